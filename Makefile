@@ -1,0 +1,51 @@
+# A machine with Python 3.11 or newer, git and make is enough: every target builds the .venv it needs, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest -n 2 -q
+PROMPT ?= The function
+
+.PHONY: demo test slow lint bench clean dev
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo  ## train a small model on the built-in text and let it write
+	$(BIN)/jaxgpt pretrain nano --out-dir runs/nano
+	$(BIN)/jaxgpt generate runs/nano "$(PROMPT)"
+	@echo
+	@echo 'Next: $(BIN)/jaxgpt generate runs/nano "a beginning of your own"    and read runs/nano/report.md'
+
+test: dev  ## everything that takes seconds
+	$(PYTEST)
+
+slow: dev  ## everything that takes minutes
+	$(PYTEST) -m slow
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: dev  ## tokens per second and utilisation of this machine
+	$(BIN)/jaxgpt bench train --preset nano --batch 8
+
+clean:  ## environments, builds and caches; never runs/ or data/
+	rm -rf $(VENV) .venv-second .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+dev: $(VENV)/.dev
+
+# pyvenv.cfg stands for the environment: bin/python is a link, and make would see the interpreter's age.
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("jaxgpt needs Python 3.11 or newer and $(PYTHON) is %d.%d; name another: make PYTHON=/path/to/python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "Installing jaxgpt into $(VENV) (minutes the first time, nothing after)"
+	@$(PIP) --editable '.[bpe,plots]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "Installing jaxgpt and its development tools into $(VENV) (minutes the first time, nothing after)"
+	@$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.demo $@

@@ -1,0 +1,41 @@
+"""jaxgpt: from text to a trained GPT-2-class language model and back to text, in JAX and Flax NNX.
+
+Array names end in their shape, one letter an axis, everywhere in this package:
+
+    B batch    T query positions    S key and value positions    D width    H heads    K head size
+    F MLP width    V vocabulary    N layers    C classes
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxgpt.config import GPTConfig, TrainConfig, load_recipe
+    from jaxgpt.errors import JaxgptError
+    from jaxgpt.language_model import LanguageModel, load
+    from jaxgpt.model.gpt import Model, define
+    from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
+
+_HOMES = {
+    "GPTConfig": "config",
+    "TrainConfig": "config",
+    "load_recipe": "config",
+    "JaxgptError": "errors",
+    "LanguageModel": "language_model",
+    "load": "language_model",
+    "Model": "model.gpt",
+    "define": "model.gpt",
+    "Tokenizer": "text.tokenizer",
+    "load_tokenizer": "text.tokenizer",
+}
+__all__ = [
+    "GPTConfig", "JaxgptError", "LanguageModel", "Model", "Tokenizer", "TrainConfig",
+    "define", "load", "load_recipe", "load_tokenizer",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used: importing jaxgpt imports no JAX."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxgpt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxgpt.{_HOMES[name]}"), name)

@@ -1,0 +1,39 @@
+"""The validation loss: mean cross-entropy in nats over a split, or the beginning of it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxgpt.parallel import P, place_rows
+from jaxgpt.text.batches import ValidationBatches
+from jaxgpt.training.loss import Loss
+
+
+def validation_loss(
+    loss: Loss, batches: ValidationBatches, mesh: Mesh, *, limit: int = 0, check: Callable[[], None] = lambda: None
+) -> Callable[[Any], float]:
+    """A function params -> mean loss in nats over the first `limit` batches (0: all), every prediction weighing alike.
+
+    `check` is called between batches and may raise, to stop early.
+    """
+
+    def sums(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        return loss(params, batch, None)[:2]
+
+    jitted = jax.jit(sums, out_shardings=NamedSharding(mesh, P()))
+    count = min(limit or len(batches), len(batches))
+
+    def evaluate(params: Any) -> float:
+        total = weight = np.float64(0)
+        for number in range(count):
+            check()
+            batch = place_rows(functools.partial(batches.rows, number), batches.sequences, mesh)
+            batch_total, batch_weight = jitted(params, batch)
+            total, weight = total + float(batch_total), weight + float(batch_weight)
+        return float(total / weight)
+
+    return evaluate

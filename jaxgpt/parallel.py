@@ -1,0 +1,133 @@
+"""The mesh, and the one table that says how each parameter lies on it. The model knows no devices; this file does.
+
+Axes of the mesh: `data` (copies), `fsdp` (shards gathered when used), `tensor` (shards of the matrix products).
+The same table places parameters, Adam's moments and what is restored from a checkpoint.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxgpt.config import MeshConfig
+from jaxgpt.errors import ConfigError
+
+P = PartitionSpec
+ROWS = P(("data", "fsdp"))  # a batch: its first axis is split over everything that holds other sequences
+
+# Path of a leaf (behind any prefix, such as an optimizer's) -> its PartitionSpec. Exactly one rule fits each leaf.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"(wte|lm_head)/embedding", P("tensor", "fsdp")),
+    (r"wpe/embedding", P(None, "fsdp")),
+    (r"h/ln_[12]/(scale|bias)", P()),
+    (r"h/attn/c_attn/kernel", P(None, "fsdp", None, "tensor")),
+    (r"h/attn/c_attn/bias", P(None, None, "tensor")),
+    (r"h/attn/c_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"h/attn/c_proj/bias", P()),
+    (r"h/mlp/c_fc/kernel", P(None, "fsdp", "tensor")),
+    (r"h/mlp/c_fc/bias", P(None, "tensor")),
+    (r"h/mlp/c_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"h/mlp/c_proj/bias", P()),
+    (r"ln_f/(scale|bias)", P()),
+    (r"step|count|key", P()),
+)
+
+
+def mesh_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh `data x fsdp x tensor` over these devices (all of them unless given).
+
+    Raises ConfigError when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    stated = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % stated == 0:
+        sizes[sizes.index(-1)] = len(devices) // stated
+    if math.prod(sizes) != len(devices):
+        raise ConfigError(
+            f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor}",
+            why=f"it does not multiply to the {len(devices)} devices here",
+            fix="choose sizes that do, or -1 on one axis",
+        )
+    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
+
+
+def path_of(key_path: Any) -> str:
+    """A leaf's place in a tree as text: `h/attn/c_attn/kernel`."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def partition_spec(path: str) -> PartitionSpec:
+    """The PartitionSpec of the leaf at this path. Raises ConfigError unless exactly one rule fits."""
+    fitting = [spec for pattern, spec in RULES if re.fullmatch(rf"(.*/)?({pattern})", path)]
+    if len(fitting) != 1:
+        raise ConfigError(
+            f"parameter {path}", why=f"{len(fitting)} sharding rules fit it", fix="give it one rule in parallel.RULES"
+        )
+    return fitting[0]
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf of a tree of arrays or shapes.
+
+    Raises ConfigError naming every leaf with an axis that the mesh does not divide.
+    """
+    problems: list[str] = []
+
+    def place(key_path: Any, leaf: Any) -> NamedSharding:
+        path = path_of(key_path)
+        spec = partition_spec(path)
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                problems.append(f"{path} {leaf.shape} along {axis}={mesh.shape[axis]}")
+        return NamedSharding(mesh, spec)
+
+    placed = jax.tree_util.tree_map_with_path(place, tree)
+    if problems:
+        raise ConfigError("mesh does not divide the model", why=", ".join(problems), fix="choose other mesh sizes")
+    return placed
+
+
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a tree, no arrays: what a checkpoint is restored into."""
+
+    def describe(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(describe, tree, shardings(tree, mesh))
+
+
+def check_batch(sequences: int, mesh: Mesh) -> None:
+    """Raises ConfigError unless the sequences of a micro-batch divide over the mesh's rows."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if sequences % rows:
+        raise ConfigError(
+            f"batch = {sequences}",
+            why=f"it does not divide over data x fsdp = {rows} devices",
+            fix="choose a multiple, or another mesh",
+        )
+
+
+def place_rows(read: Callable[[int, int], Any], sequences: int, mesh: Mesh) -> Any:
+    """The global batch as sharded arrays; `read(start, stop)` gives rows of it as a pytree of NumPy arrays.
+
+    Each process reads the rows its own devices hold, each row once.
+    """
+    sharding = NamedSharding(mesh, ROWS)
+    where = {
+        device: index[0].indices(sequences)[:2]
+        for device, index in sharding.addressable_devices_indices_map((sequences,)).items()
+        if index is not None
+    }
+    rows = {span: read(*span) for span in set(where.values())}
+
+    def assemble(*parts: np.ndarray) -> jax.Array:
+        part = dict(zip(rows, parts, strict=True))
+        arrays = [jax.device_put(part[span], device) for device, span in where.items()]
+        return jax.make_array_from_single_device_arrays((sequences, *parts[0].shape[1:]), sharding, arrays)
+
+    return jax.tree.map(assemble, *rows.values())

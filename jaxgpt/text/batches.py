@@ -1,0 +1,118 @@
+"""Sliding windows over a token stream, shuffled with Grain, as batches: a pure function of (data, seed, step).
+
+The book's input-target pairs: a window is `context` tokens and the token after them; inputs are all but the last,
+targets all but the first, and the next window starts `stride` tokens on.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from jaxgpt.errors import DataError
+from jaxgpt.text.shards import TokenStream
+
+
+class Batch(NamedTuple):
+    """Sequences to predict. Any array library's arrays; `None` where all positions and segments are plain."""
+
+    inputs_BT: Any
+    """Token ids, int32."""
+    targets_BT: Any
+    """The token that follows each input."""
+    weights_BT: Any
+    """How much each prediction counts, float32; 0 for padding."""
+    positions_BT: Any = None
+    """Position of each input, where it is not its column."""
+    segments_BT: Any = None
+    """Which packed text each input belongs to; texts do not see one another."""
+
+
+def shifted(windows_BT1: np.ndarray, weights_BT: np.ndarray | None = None) -> Batch:
+    """Windows of T + 1 tokens as inputs and targets of T: the one place where the shift by one happens."""
+    inputs_BT, targets_BT = windows_BT1[:, :-1], windows_BT1[:, 1:]
+    return Batch(inputs_BT, targets_BT, np.ones(inputs_BT.shape, np.float32) if weights_BT is None else weights_BT)
+
+
+def window_starts(tokens: int, context: int, stride: int) -> range:
+    """Where the windows of a stream start: every `stride` tokens, as long as context + 1 tokens follow."""
+    return range(0, tokens - context, stride)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All windows of a stream, by number: `windows[i]` is int32 [context + 1]. A Grain random-access source."""
+
+    stream: TokenStream
+    context: int
+    stride: int
+    vocab: int
+
+    def __len__(self) -> int:
+        return len(window_starts(len(self.stream), self.context, self.stride))
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        start = number * self.stride
+        return check_ids(self.stream.read(start, start + self.context + 1), self.vocab)
+
+
+class TrainingBatches:
+    """The endless, shuffled sequence of global batches. Every window comes once an epoch; each epoch has its own order.
+
+    Rows n * sequences to (n + 1) * sequences of the shuffled stream are batch n, whatever the number of processes:
+    the position of a run in its data is one integer.
+    """
+
+    def __init__(self, stream: TokenStream, *, context: int, stride: int, sequences: int, seed: int, vocab: int):
+        windows = Windows(stream, context, stride, vocab)
+        if len(windows) == 0:
+            raise _too_short("training", len(stream), context + 1)
+        self.windows, self.sequences = len(windows), sequences
+        self._order = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+
+    def rows(self, step: int, start: int, stop: int) -> Batch:
+        """Rows start..stop of the global batch of this step (counted from 0)."""
+        first = step * self.sequences
+        return shifted(np.stack([self._order[first + row] for row in range(start, stop)]))
+
+
+class ValidationBatches:
+    """Every token of a stream once, in order, windows side by side; the last ones are padded with weight 0."""
+
+    def __init__(self, stream: TokenStream, *, context: int, sequences: int, vocab: int):
+        if len(stream) < 2:
+            raise _too_short("validation", len(stream), 2)
+        self._stream, self._context, self.sequences, self._vocab = stream, context, sequences, vocab
+
+    def __len__(self) -> int:
+        windows = len(range(0, len(self._stream) - 1, self._context))
+        return -(-windows // self.sequences)
+
+    def rows(self, number: int, start: int, stop: int) -> Batch:
+        """Rows start..stop of batch `number`."""
+        T = self._context
+        windows_BT1 = np.zeros((stop - start, T + 1), np.int32)
+        weights_BT = np.zeros((stop - start, T), np.float32)
+        for row in range(stop - start):
+            begin = (number * self.sequences + start + row) * T
+            tokens = self._stream.read(min(begin, len(self._stream)), min(begin + T + 1, len(self._stream)))
+            windows_BT1[row, : len(tokens)] = check_ids(tokens, self._vocab)
+            weights_BT[row, : max(len(tokens) - 1, 0)] = 1
+        return shifted(windows_BT1, weights_BT)
+
+
+def check_ids(tokens: np.ndarray, vocab: int) -> np.ndarray:
+    """The same tokens. Raises DataError for an id outside the vocabulary, which JAX would turn into NaN silently."""
+    if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab):
+        wrong = int(tokens.max() if tokens.max() >= vocab else tokens.min())
+        raise DataError(f"token id {wrong}", why=f"the vocabulary has {vocab} ids", fix="prepare the data again")
+    return tokens
+
+
+def _too_short(split: str, tokens: int, needed: int) -> DataError:
+    return DataError(
+        f"{split} split of {tokens} tokens",
+        why=f"{needed} are needed for one prediction at this context",
+        fix="use more text or a smaller --model.context",
+    )

@@ -1,0 +1,126 @@
+"""manifest.json: what a prepared folder holds and from what it was made."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxgpt.errors import DataError, MissingError
+from jaxgpt.text.files import write_atomically
+
+MANIFEST_FILE = "manifest.json"
+SPLITS = ("train", "val")
+DTYPES = ("uint16", "uint32")
+FORMAT = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One token file of a split: its name in the folder, its number of tokens, the sha256 of the whole file."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split: documents in it, wholly or in part, tokens (`<|endoftext|>` counted), and its shards in order."""
+
+    documents: int
+    tokens: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One input: its name as given, the sha256 and number of its bytes, and the number of its documents."""
+
+    name: str
+    sha256: str
+    bytes: int
+    documents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a prepared folder holds and from what it was made."""
+
+    tokenizer: str
+    tokenizer_sha256: str
+    vocab: int
+    end_of_text: int
+    dtype: str
+    val_fraction: float
+    shard_tokens: int
+    splits: Mapping[str, Split]
+    sources: tuple[Source, ...]
+    format: int = FORMAT
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of all that determines the tokens: tokenizer, type, and the content of every shard in order."""
+        shards = {name: [shard.sha256 for shard in self.splits[name].shards] for name in SPLITS}
+        content = [self.format, self.tokenizer_sha256, self.vocab, self.dtype, shards]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write manifest.json into the folder, whole or not at all."""
+        content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        write_atomically(Path(folder) / MANIFEST_FILE, content.encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Manifest":
+        """Read manifest.json; MissingError if there is none, DataError naming what is wrong in it."""
+        path = Path(folder) / MANIFEST_FILE
+        try:
+            data = json.loads(path.read_bytes())
+            if isinstance(data, dict) and data.get("format") != FORMAT:
+                raise ValueError(f"its format is {data.get('format')}, this version of jaxgpt reads {FORMAT}")
+            return decode_manifest(data)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingError(
+                "no prepared data", path=folder, why=f"there is no {MANIFEST_FILE}", fix="run `jaxgpt prepare` first"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError("not a manifest", path=path, why=str(error), fix="prepare the data again") from error
+
+
+def decode_manifest(data: Any) -> Manifest:
+    """Return the manifest in parsed JSON; ValueError for a missing, unknown or wrongly typed entry."""
+    values = dict(_entries(Manifest, data))
+    values["splits"] = {name: _decode_split(split) for name, split in values["splits"].items()}
+    values["sources"] = tuple(_flat(Source, source) for source in values["sources"])
+    if set(values["splits"]) != set(SPLITS):
+        raise ValueError(f"its splits are {sorted(values['splits'])}, not {sorted(SPLITS)}")
+    if values["dtype"] not in DTYPES:
+        raise ValueError(f"dtype is {values['dtype']!r}, not one of {sorted(DTYPES)}")
+    return _flat(Manifest, values)
+
+
+def _decode_split(data: Any) -> Split:
+    shards = tuple(_flat(Shard, shard) for shard in _entries(Split, data)["shards"])
+    split = _flat(Split, {**data, "shards": shards})
+    if split.tokens != sum(shard.tokens for shard in shards):
+        raise ValueError(f"a split has {split.tokens} tokens, its shards together do not")
+    return split
+
+
+def _entries(kind: type, data: Any) -> Mapping[str, Any]:
+    names = {field.name for field in fields(kind)}
+    if not isinstance(data, Mapping) or set(data) != names:
+        found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"expected the entries {sorted(names)}, found {found}")
+    return data
+
+
+def _flat(kind: Callable[..., T], data: Any) -> T:
+    assert isinstance(kind, type)
+    for field in fields(kind):
+        value = _entries(kind, data)[field.name]
+        if field.type in (int, str, float) and type(value) is not field.type:
+            raise ValueError(f"{field.name} is {value!r}, not {field.type.__name__}")
+    return kind(**data)

@@ -1,0 +1,230 @@
+"""Texts become a folder of token files: streamed, in parallel, resumable, the same bytes for any number of workers.
+
+`<|endoftext|>` stands behind every document: the model learns to end a text, generation stops there, and all but the
+first document of a split begin after one. (llm.c puts it before each document; as one sequence the two differ only at
+its ends.) Several documents are split whole. A single one is cut, its last span is for validation; there the training
+part has no `<|endoftext|>` behind it, since the document does not end there.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from jaxgpt.errors import BusyError, ConfigError, StorageError
+from jaxgpt.text.corpus import Block, open_texts
+from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
+from jaxgpt.text.download import Progress
+from jaxgpt.text.files import write_atomically
+from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Split
+from jaxgpt.text.shards import ShardWriter, token_dtype
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+
+JOURNAL_FILE = "progress.jsonl"
+LOCK_FILE = ".lock"
+STDIN_FILE = "stdin.txt"
+BATCH = 1 << 18  # characters tokenized at a time by one worker
+JOURNAL_EVERY = 64  # batches between two points that an interrupted run goes on from
+
+
+def prepare(
+    texts: Sequence[str],
+    out: str | Path,
+    *,
+    tokenizer: str = "gpt2",
+    val_fraction: float = 0.1,
+    shard_tokens: int = 100_000_000,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Tokenize the texts (see `open_texts`) into the folder `out` and return its manifest.
+
+    `val_fraction` of the text, 0 or more and less than 1, goes to validation; each shard has `shard_tokens` tokens;
+    `workers` threads tokenize (default: one a core). Memory does not grow with the texts, only with the longest JSON
+    line and the longest run of text without whitespace.
+
+    An interrupted run goes on where it was; over a finished folder of the same texts and settings nothing is done.
+    ConfigError for impossible settings and for a folder that holds anything else; BusyError while another process
+    writes there; DataError for texts that are empty or not UTF-8; MissingError; StorageError.
+    """
+    folder, workers = Path(out), (os.cpu_count() or 1) if workers is None else workers
+    _check_settings(texts, folder, val_fraction, shard_tokens, workers)
+    coder = load_tokenizer(tokenizer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / LOCK_FILE, timeout=0):
+            _refuse_foreign(folder)
+            try:
+                plan = scan(open_texts(texts, spool=folder / STDIN_FILE, progress=progress), val_fraction, progress)
+                goal = _goal(plan, coder, val_fraction, shard_tokens)
+                return _Work(plan, folder, coder, goal, workers, progress).manifest()
+            finally:
+                (folder / STDIN_FILE).unlink(missing_ok=True)
+    except filelock.Timeout as error:
+        raise BusyError("in use", path=folder, why="another process is preparing it", fix="wait for it") from error
+    except OSError as error:
+        raise StorageError("cannot prepare", path=folder, why=str(error), fix="check space and permission") from error
+
+
+def encode_blocks(blocks: Iterable[Block], tokenizer: Tokenizer) -> np.ndarray:
+    """Return the ids of the blocks as uint32 [tokens], `<|endoftext|>` where a document ends."""
+    parts = []
+    for text, ends in blocks:
+        parts.append(tokenizer.encode_array(text))
+        if ends:
+            parts.append(np.array([tokenizer.end_of_text], np.uint32))
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All that writing a folder needs; `goal` is the manifest to be, its splits still empty."""
+
+    plan: Plan
+    folder: Path
+    tokenizer: Tokenizer
+    goal: Manifest
+    workers: int
+    progress: Progress | None
+
+    def manifest(self) -> Manifest:
+        """Return the manifest that is there, or write the splits, the tokenizer, and last a new one."""
+        if (self.folder / MANIFEST_FILE).exists():
+            made = Manifest.load(self.folder)
+            _refuse_other(self.folder, _inputs(made), _inputs(self.goal))
+        else:
+            journal = Journal(self.folder, _inputs(self.goal))
+            meter = Meter("tokenizing", self.plan.characters, self.progress)
+            val, train = (self.write(split, journal, meter) for split in ("val", "train"))
+            self.plan.check_unchanged()
+            self.tokenizer.save(self.folder / TOKENIZER_FILE)
+            made = replace(self.goal, splits={"train": train, "val": val})
+            made.save(self.folder)
+        (self.folder / JOURNAL_FILE).unlink(missing_ok=True)
+        return made
+
+    def write(self, split: str, journal: "Journal", meter: Meter) -> Split:
+        """Write one split's shards, from where the journal says that it is."""
+        count, tokens = journal.position(split)
+        batches = group_blocks(cut_blocks(self.plan.split_blocks(split), BATCH), BATCH)
+        for batch in islice(batches, count):
+            meter.add(batch)
+        size = self.goal.shard_tokens
+        with ShardWriter(self.folder, split, self.goal.dtype, shard_tokens=size, tokens=tokens) as writer:
+            for batch, ids in self.encode(batches):
+                writer.append(ids)
+                meter.add(batch)
+                count += 1
+                if count % JOURNAL_EVERY == 0:
+                    writer.flush()
+                    journal.write(split, count, writer.tokens)
+            writer.flush()
+            journal.write(split, count, writer.tokens)
+            shards = writer.finish()
+        return Split(documents=self.plan.split_documents(split), tokens=writer.tokens, shards=shards)
+
+    def encode(self, batches: Iterable[list[Block]]) -> Iterator[tuple[list[Block], np.ndarray]]:
+        """Yield each batch and its ids in order, tokenized on threads: tiktoken lets go of the interpreter's lock."""
+        pending: deque[tuple[list[Block], Future[np.ndarray]]] = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            for batch in batches:
+                pending.append((batch, pool.submit(encode_blocks, batch, self.tokenizer)))
+                if len(pending) > 2 * self.workers:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            for first, future in pending:
+                yield first, future.result()
+
+
+class Journal:
+    """How far an unfinished folder is: a line for its inputs, and lines [split, batches done, tokens written]."""
+
+    def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
+        self.path = folder / JOURNAL_FILE
+        self._positions: dict[str, tuple[int, int]] = {}
+        if not self.path.exists():
+            write_atomically(self.path, json.dumps(inputs).encode() + b"\n")
+            return
+        first, *lines = self.path.read_bytes().splitlines(keepends=True)
+        _refuse_other(folder, json.loads(first), inputs)
+        for line in lines:
+            if line.endswith(b"\n"):  # the last may be cut off
+                split, batches, tokens = json.loads(line)
+                self._positions[split] = batches, tokens
+        write_atomically(self.path, first + b"".join(_line(split, *at) for split, at in self._positions.items()))
+
+    def position(self, split: str) -> tuple[int, int]:
+        """Return how many batches of the split are done and how many tokens they made."""
+        return self._positions.get(split, (0, 0))
+
+    def write(self, split: str, batches: int, tokens: int) -> None:
+        """Record that the tokens of so many batches are on the disk."""
+        with self.path.open("ab") as file:
+            file.write(_line(split, batches, tokens))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(split: str, batches: int, tokens: int) -> bytes:
+    return json.dumps([split, batches, tokens]).encode() + b"\n"
+
+
+def _goal(plan: Plan, tokenizer: Tokenizer, val_fraction: float, shard_tokens: int) -> Manifest:
+    empty = Split(documents=0, tokens=0, shards=())
+    return Manifest(
+        tokenizer=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab=tokenizer.vocab,
+        end_of_text=tokenizer.end_of_text,
+        dtype=token_dtype(tokenizer.vocab),
+        val_fraction=float(val_fraction),
+        shard_tokens=shard_tokens,
+        splits={"train": empty, "val": empty},
+        sources=plan.sources,
+    )
+
+
+def _inputs(manifest: Manifest) -> dict[str, Any]:
+    """What must be the same for a folder to be gone on with: texts, whatever they are called, and settings."""
+    sources = [{**asdict(source), "name": None} for source in manifest.sources]
+    names = ("tokenizer", "tokenizer_sha256", "val_fraction", "shard_tokens")
+    return {"texts": sources, "batch size": BATCH} | {name: getattr(manifest, name) for name in names}
+
+
+def _check_settings(texts: Sequence[str], folder: Path, val_fraction: float, shard_tokens: int, workers: int) -> None:
+    if not texts or not 0 <= val_fraction < 1 or not 0 < shard_tokens < 1 << 31 or workers < 1:
+        raise ConfigError(
+            "impossible settings",
+            why=f"{len(texts)} texts, val_fraction {val_fraction}, shard_tokens {shard_tokens}, workers {workers}",
+            fix="expected a text, 0 <= val_fraction < 1, 1 <= shard_tokens < 2**31, 1 <= workers",
+        )
+    folders = [text for text in texts if Path(text).is_dir()]
+    if inside := [text for text in folders if folder.resolve().is_relative_to(Path(text).resolve())]:
+        raise ConfigError("bad folder", path=folder, why=f"it is inside the input {inside[0]}", fix="choose another")
+
+
+def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if differing := [name for name in wanted if found.get(name) != wanted[name]]:
+        raise ConfigError(
+            "the folder holds other data",
+            path=folder,
+            why=f"it was made with other {', '.join(differing)}",
+            fix="choose another folder or delete this one",
+        )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if (folder / MANIFEST_FILE).exists() or (folder / JOURNAL_FILE).exists():
+        return
+    ours = {LOCK_FILE, STDIN_FILE, JOURNAL_FILE + ".part"}
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+        why = f"it holds {', '.join(foreign[:5])} and is no prepared folder"
+        raise ConfigError("folder in use", path=folder, why=why, fix="choose another folder")

@@ -1,0 +1,195 @@
+"""Token files in the layout of llm.c's data: written, and read as one long sequence.
+
+A shard is 256 int32 (magic, version, number of tokens, zeros) and then the tokens, little-endian: uint16 as llm.c's
+GPT-2 files, or uint32 as its Llama 3 files if the vocabulary is larger (karpathy/llm.c, dev/data/data_common.py). A
+prepared folder holds train_000000.bin, ..., val_000000.bin, ..., the tokenizer and, written last, manifest.json.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from jaxgpt.errors import DataError, JaxgptError, MissingError
+from jaxgpt.text.files import file_sha256
+from jaxgpt.text.manifest import Manifest, Shard
+
+HEADER_BYTES = 1024
+LAYOUTS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+
+
+def token_dtype(vocab: int) -> str:
+    """Return the name of the smallest token type that holds ids below `vocab`."""
+    return "uint16" if vocab <= 1 << 16 else "uint32"
+
+
+def shard_header(dtype: str, tokens: int) -> bytes:
+    """Return the 1024 bytes before so many tokens."""
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = *LAYOUTS[dtype], tokens
+    return header.tobytes()
+
+
+class ShardWriter:
+    """Write one split's tokens into shards of `shard_tokens` tokens, the last one shorter.
+
+    A shard is `NAME.bin.part` until it is full and flushed to the disk; `with` closes the file on an error. With
+    `tokens`, so many first tokens of an earlier writer are kept and what it wrote behind them is dropped; DataError if
+    they are not all there.
+    """
+
+    def __init__(self, folder: Path, split: str, dtype: str, *, shard_tokens: int, tokens: int = 0) -> None:
+        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
+        self.tokens = tokens
+        self._file: BinaryIO | None = None
+        self._keep_first(tokens)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of an unfinished shard, whatever is in it."""
+        if self._file is not None:
+            self._file.close()
+
+    def path(self, index: int) -> Path:
+        """Return the path of the shard with this index."""
+        return self.folder / f"{self.split}_{index:06d}.bin"
+
+    def append(self, ids: np.ndarray) -> None:
+        """Add ids [tokens] of any integer type."""
+        while len(ids):
+            room = self.shard_tokens - self.tokens % self.shard_tokens
+            if self._file is None:
+                self._file = self._part(self.tokens // self.shard_tokens).open("wb")
+                self._file.write(shard_header(self.dtype, 0))
+            piece, ids = ids[:room], ids[room:]
+            self._file.write(piece.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
+            self.tokens += len(piece)
+            if self.tokens % self.shard_tokens == 0:
+                self._close()
+
+    def flush(self) -> None:
+        """Return when every token so far is on the disk."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def finish(self) -> tuple[Shard, ...]:
+        """Close the last shard and return what was written."""
+        if self._file is not None:
+            self._close()
+        count = -(-self.tokens // self.shard_tokens)
+        sizes = [min(self.shard_tokens, self.tokens - i * self.shard_tokens) for i in range(count)]
+        return tuple(
+            Shard(file=self.path(i).name, tokens=size, sha256=file_sha256(self.path(i))) for i, size in enumerate(sizes)
+        )
+
+    def _part(self, index: int) -> Path:
+        return self.path(index).with_suffix(".bin.part")
+
+    def _bytes(self, tokens: int) -> int:
+        return HEADER_BYTES + tokens * np.dtype(self.dtype).itemsize
+
+    def _close(self) -> None:
+        assert self._file is not None, "a shard is open"
+        index, extra = divmod(self.tokens - 1, self.shard_tokens)
+        self._file.seek(0)
+        self._file.write(shard_header(self.dtype, extra + 1))
+        self.flush()
+        self._file.close()
+        self._file = None
+        self._part(index).replace(self.path(index))
+
+    def _keep_first(self, tokens: int) -> None:
+        full, extra = divmod(tokens, self.shard_tokens)
+        for path in sorted(self.folder.glob(f"{self.split}_*.bin*")):
+            if path.name > self.path(full).name + ".part" or (path.name >= self.path(full).name and not extra):
+                path.unlink()
+        if extra and self.path(full).exists():
+            self.path(full).replace(self._part(full))
+        kept = {self.path(i): self._bytes(self.shard_tokens) for i in range(full)}
+        lost = [path.name for path, size in kept.items() if not path.is_file() or path.stat().st_size != size]
+        if extra:
+            part = self._part(full)
+            if not part.is_file() or part.stat().st_size < self._bytes(extra):
+                lost.append(part.name)
+            else:
+                self._file = part.open("r+b")
+                self._file.truncate(self._bytes(extra))
+                self._file.seek(0, os.SEEK_END)
+        if lost:
+            why = f"{', '.join(lost)} changed"
+            raise DataError("cannot resume", path=self.folder, why=why, fix="delete the folder and start again")
+
+
+class TokenStream:
+    """All tokens of a list of shards as one sequence, memory-mapped.
+
+    `paths` are files of the layout above, of one token type or both; llm.c's own will do. DataError or MissingError
+    lists every problem of every file. `expected`, if given, is what the manifest says of each.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], *, expected: Sequence[Shard] | None = None) -> None:
+        problems: list[JaxgptError] = []
+        self._parts: list[np.ndarray] = []
+        for i, path in enumerate(paths):
+            try:
+                self._parts.append(_map_shard(Path(path), expected[i].tokens if expected else None))
+            except JaxgptError as error:
+                problems.append(error)
+        if problems:
+            kind = MissingError if all(isinstance(problem, MissingError) for problem in problems) else DataError
+            raise kind(
+                f"{len(problems)} of {len(paths)} token files",
+                why="; ".join(str(problem) for problem in problems),
+                fix="prepare or copy the data again",
+            )
+        self._starts = [0, *np.cumsum([len(part) for part in self._parts]).tolist()]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return tokens start to stop - 1 as int32 [stop - start], across shards; IndexError outside the stream."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start} to {stop} of a stream of {len(self)}")
+        tokens = np.empty(stop - start, np.int32)
+        at = start
+        while at < stop:
+            index = bisect_right(self._starts, at) - 1
+            end = min(stop, self._starts[index + 1])
+            tokens[at - start : end - start] = self._parts[index][at - self._starts[index] : end - self._starts[index]]
+            at = end
+        return tokens
+
+
+def open_split(folder: str | Path, split: str) -> TokenStream:
+    """Return the split `train` or `val` of a prepared folder.
+
+    Headers, sizes and counts are checked against the manifest; MissingError without a manifest or with shards missing,
+    DataError for shards that are not as the manifest says.
+    """
+    shards = Manifest.load(folder).splits[split].shards
+    return TokenStream([Path(folder) / shard.file for shard in shards], expected=shards)
+
+
+def _map_shard(path: Path, expected: int | None) -> np.ndarray:
+    if not path.is_file():
+        raise MissingError("no token file", path=path, why="it does not exist", fix="prepare it")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = np.frombuffer(file.read(HEADER_BYTES), "<i4").tolist() if size >= HEADER_BYTES else []
+    name = next((name for name, start in LAYOUTS.items() if tuple(header[:2]) == start), None)
+    if name is None:
+        raise DataError("no token file", path=path, why=f"it begins {header[:2]}", fix="expected a header of llm.c")
+    count, dtype = header[2], np.dtype(name).newbyteorder("<")
+    if count < 0 or size != HEADER_BYTES + count * dtype.itemsize:
+        why = f"it has {size} bytes, its header says {count} {name}"
+        raise DataError("wrong size", path=path, why=why, fix="copy it again")
+    if expected is not None and count != expected:
+        raise DataError("wrong count", path=path, why=f"{count} tokens, not {expected}", fix="copy it again")
+    return np.memmap(path, dtype, "r", HEADER_BYTES, (count,)) if count else np.empty(0, dtype)

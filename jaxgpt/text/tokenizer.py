@@ -1,0 +1,206 @@
+"""Text to token ids and back: GPT-2's byte-pair encoding, bytes, or a vocabulary of one's own.
+
+All three are one class over `tiktoken.Encoding`: a table of ranks (token bytes -> id, lower merges first), GPT-2's
+split pattern, and one special token, `<|endoftext|>`, whose id follows the ranks. The special token is added by code
+only: in text, the characters `<|endoftext|>` are ordinary characters. Nothing here uses the network.
+"""
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.text.files import write_atomically
+from jaxgpt.text.tokenizer_json import END_OF_TEXT, format_json, parse_json
+
+TOKENIZER_FILE = "tokenizer.tiktoken"
+JSON_FILE = "tokenizer.json"
+
+# GPT-2's split pattern in the equivalent, faster form that tiktoken ships (tiktoken_ext/openai_public.py,
+# r50k_pat_str). A piece is either whitespace only, or at most one space and then no whitespace.
+SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+# Of the packaged ranks; the hash tiktoken_ext/openai_public.py expects of r50k_base.tiktoken, the same file.
+GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+_GPT2_FILE = Path(__file__).with_name("gpt2.tiktoken")
+
+# The characters that `\s` matches in tiktoken (Unicode's White_Space; Python's own `\s` has four more).
+WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# tiktoken's pattern overflows its stack on a long run of whitespace with text behind it.
+_LONG_SPACE = re.compile(f"[{WHITESPACE}]{{1000,}}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer:
+    """Encode and decode with the given ranks; `name`, `vocab`, `end_of_text` and `sha256` describe them.
+
+    `ranks` maps each token's bytes to its id, 0 to n - 1 without gaps, all 256 single bytes among them; otherwise
+    DataError. `end_of_text` is n, `vocab` n + 1. `sha256` is that of the file `save` writes.
+    """
+
+    def __init__(self, ranks: Mapping[bytes, int], *, source: str | Path = "ranks") -> None:
+        if problems := _rank_problems(ranks):
+            raise DataError("no vocabulary", path=source, why="; ".join(problems), fix="use a file of tiktoken ranks")
+        self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
+        self.end_of_text = len(ranks)
+        self.vocab = len(ranks) + 1
+        self.sha256 = hashlib.sha256(self._rank_lines()).hexdigest()
+        self.name = _name(self.ranks, self.sha256)
+        self.encoding = tiktoken.Encoding(
+            self.name,
+            pat_str=SPLIT_PATTERN,
+            mergeable_ranks=self.ranks,
+            special_tokens={END_OF_TEXT: self.end_of_text},
+        )
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name}, vocab={self.vocab})"
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of any Unicode text; DataError for a lone surrogate, which no text can hold."""
+        _refuse_surrogates(text)
+        return [token for part in _parts(text) for token in self.encoding.encode_ordinary(part)]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Return what `encode` does as a uint32 array [tokens], without a Python integer for each."""
+        _refuse_surrogates(text)
+        parts = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in _parts(text)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint32), *parts])
+
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """Return `encode` of each text, on so many threads (default: one a core)."""
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of the ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """Return the bytes of the ids; DataError names the first id outside 0 to vocab - 1."""
+        ids = [int(token) for token in ids]
+        wrong = next((token for token in ids if not 0 <= token < self.vocab), None)
+        if wrong is not None:
+            raise DataError(
+                f"token id {wrong}",
+                why=f"the vocabulary {self.name} has ids 0 to {self.vocab - 1}",
+                fix="decode with the tokenizer that made the ids",
+            )
+        return self.encoding.decode_bytes(ids)
+
+    def save(self, path: str | Path) -> None:
+        """Write the ranks in tiktoken's format, a line `base64(token) rank` each, whole or not at all."""
+        write_atomically(Path(path), self._rank_lines())
+
+    def save_json(self, path: str | Path) -> None:
+        """Write Hugging Face's tokenizer.json, which encodes to the same ids; DataError for ranks that are no BPE."""
+        write_atomically(Path(path), format_json(self.ranks))
+
+    def _rank_lines(self) -> bytes:
+        return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in self.ranks.items())
+
+
+def load_tokenizer(spec: str | Path) -> Tokenizer:
+    """Return the tokenizer `gpt2`, `bytes`, or that of a file or folder.
+
+    A file is tiktoken ranks (`.tiktoken`) or a Hugging Face `tokenizer.json` with GPT-2's kind of byte-level BPE; a
+    folder holds `tokenizer.tiktoken` or `tokenizer.json`. MissingError if there is none, DataError for other content.
+    """
+    if spec == "gpt2":
+        return _load_gpt2()
+    if spec == "bytes":
+        return Tokenizer({bytes([byte]): byte for byte in range(256)})
+    path = Path(spec)
+    if path.is_dir():
+        path = next((path / name for name in (TOKENIZER_FILE, JSON_FILE) if (path / name).is_file()), path)
+    if path.is_dir() or not path.exists():
+        raise MissingError(
+            "no tokenizer",
+            path=spec,
+            why=f"it is neither gpt2, bytes, a file, nor a folder with {TOKENIZER_FILE} or {JSON_FILE}",
+            fix="name one of these",
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError("cannot read the tokenizer", path=path, why=str(error), fix="check the file") from error
+    parse = parse_json if path.suffix == ".json" else parse_ranks
+    return Tokenizer(parse(content, path), source=path)
+
+
+def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
+    """Return the ranks in a file of tiktoken's format; DataError names the first bad line."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            token, rank = line.split(b" ")
+            key, value = base64.b64decode(token, validate=True), int(rank)
+        except ValueError as error:
+            raise DataError(
+                "not tiktoken ranks", path=path, why=f"line {number}: {error}", fix="expected `base64 rank` a line"
+            ) from error
+        if key in ranks:
+            raise DataError("not tiktoken ranks", path=path, why=f"line {number} repeats a token", fix="remove one")
+        ranks[key] = value
+    return ranks
+
+
+def _load_gpt2() -> Tokenizer:
+    content = _GPT2_FILE.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != GPT2_SHA256:
+        raise DataError(
+            "the packaged vocabulary is damaged",
+            path=_GPT2_FILE,
+            why=f"sha256 is {found}, not {GPT2_SHA256}",
+            fix="install jaxgpt again",
+        )
+    return Tokenizer(parse_ranks(content, _GPT2_FILE), source=_GPT2_FILE)
+
+
+def _name(ranks: Mapping[bytes, int], sha256: str) -> str:
+    if sha256 == GPT2_SHA256:
+        return "gpt2"
+    if len(ranks) == 256 and all(token[0] == rank for token, rank in ranks.items()):
+        return "bytes"
+    return f"bpe-{sha256[:12]}"
+
+
+def _rank_problems(ranks: Mapping[bytes, int]) -> list[str]:
+    problems = []
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        problems.append(f"its {len(ranks)} ids are not 0 to {len(ranks) - 1}, each once")
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        problems.append(f"{len(missing)} single bytes have no token, the first is 0x{missing[0]:02x}")
+    if b"" in ranks:
+        problems.append("a token is empty")
+    return problems
+
+
+def _refuse_surrogates(text: str) -> None:
+    if not text.isascii() and (found := _SURROGATE.search(text)):
+        raise DataError(
+            "not Unicode text",
+            why=f"character {found.start()} is the lone surrogate U+{ord(found.group()):04X}",
+            fix="decode the text with the encoding it was written in",
+        )
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Cut long runs of whitespace out of the text, at borders of pieces, so that the parts encode to the same ids.
+
+    GPT-2's pattern makes a run with text behind it one piece without its last character, which goes to what follows.
+    """
+    start = 0
+    for run in _LONG_SPACE.finditer(text):
+        border = run.end() if run.end() == len(text) else run.end() - 1
+        yield text[start : run.start()]
+        yield text[run.start() : border]
+        start = border
+    yield text[start:]

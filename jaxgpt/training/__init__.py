@@ -1,0 +1,1 @@
+"""Predictions become better: the loss, the optimizer, the step, the loop."""

@@ -1,0 +1,107 @@
+"""How much arithmetic training takes, and what share of the hardware's arithmetic it gets.
+
+The convention is that of PaLM (Chowdhery et al. 2022, appendix B): a token costs 6 FLOPs for every parameter it is
+multiplied with (2 forward, 4 backward) and 12 x layers x width x context for attention's two products with the whole
+context. It counts the model's arithmetic, not the machine's: causal masking is not discounted, recomputation not added.
+"""
+
+import statistics
+import time
+
+from jaxgpt.config import GPTConfig
+
+PEAK_FLOPS = {
+    # Google Cloud's page of each TPU version, "peak compute per chip (bf16)". One jax device is one chip, but half a
+    # chip on TPU7x. Both spellings of a name occur (jax/_src/pallas/mosaic/tpu_info.py).
+    "TPU v4": 275e12,  # Cloud TPU v4
+    "TPU v5 lite": 197e12,  # Cloud TPU v5e
+    "TPU v5e": 197e12,  # the same
+    "TPU v5": 459e12,  # Cloud TPU v5p
+    "TPU v5p": 459e12,  # the same
+    "TPU v6 lite": 918e12,  # Cloud TPU v6e
+    "TPU v6e": 918e12,  # the same
+    "TPU7x": 2307e12 / 2,  # Cloud TPU7x, two devices a chip
+    # Where a figure is halved, NVIDIA's data sheet gives it with 2:4 sparsity. The T4 has no bfloat16, so no figure.
+    "NVIDIA A100-SXM4-40GB": 312e12,  # A100 Tensor Core GPU data sheet
+    "NVIDIA A100-SXM4-80GB": 312e12,  # the same
+    "NVIDIA A100-PCIE-40GB": 312e12,  # the same
+    "NVIDIA A100 80GB PCIe": 312e12,  # the same
+    "NVIDIA H100 80GB HBM3": 1979e12 / 2,  # H100 Tensor Core GPU data sheet, SXM
+    "NVIDIA H100 PCIe": 1513e12 / 2,  # H100 Tensor Core GPU data sheet, first edition, PCIe
+    "NVIDIA H100 NVL": 1671e12 / 2,  # H100 Tensor Core GPU data sheet, NVL
+    "NVIDIA H200": 1979e12 / 2,  # H200 Tensor Core GPU data sheet, SXM
+    "NVIDIA L4": 242e12 / 2,  # L4 Tensor Core GPU data sheet
+    "NVIDIA L40S": 733e12 / 2,  # L40S data sheet
+    "NVIDIA GeForce RTX 3090": 71e12,  # GA102 architecture white paper, float32 accumulation
+    "NVIDIA GeForce RTX 4090": 165.2e12,  # Ada GPU architecture white paper, float32 accumulation
+}
+"""Dense bfloat16 FLOP/s of one device, by jax's `device_kind`."""
+
+
+def count_parameters(config: GPTConfig) -> int:
+    """Parameters of the model as published: without the rows that pad the embedding."""
+    head = 0 if config.tied_head else config.vocab * config.width
+    positions = config.context * config.width if config.position == "learned" else 0
+    return config.vocab * config.width + positions + head + _parameters_of_blocks(config)
+
+
+def train_flops_per_token(config: GPTConfig, context: int | None = None) -> float:
+    """FLOPs to train on one token of a sequence of `context` tokens (None: the model's own context).
+
+    6 x parameters + 12 x layers x width x context (PaLM, appendix B). Counted are all parameters but the two look-ups:
+    the blocks and the last LayerNorm with their biases, and the output head's vocab x width matrix, tied or not,
+    without padding rows. Not discounted: the masked half of the attention scores. Not added: softmax, GELU, what
+    is computed again in the backward pass.
+    """
+    parameters = _parameters_of_blocks(config) + config.vocab * config.width
+    return 6.0 * parameters + 12.0 * config.layers * config.width * (context or config.context)
+
+
+def _parameters_of_blocks(config: GPTConfig) -> int:
+    """The blocks and the LayerNorm after them."""
+    width, mlp = config.width, config.mlp_size
+    matrices = 4 * width * width + 2 * width * mlp  # c_attn (3), attn.c_proj (1); c_fc, mlp.c_proj
+    biases = (3 + 1) * width + mlp + width if config.bias else 0
+    layer_norm = 2 * width if config.bias else width
+    return config.layers * (matrices + biases + 2 * layer_norm) + layer_norm
+
+
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """FLOP/s that the maker states for one device, for dense matrix products in `dtype`; None when unknown.
+
+    Only bfloat16 is known: what a float32 product runs at depends on the precision XLA picks for it.
+    """
+    return PEAK_FLOPS.get(device_kind) if dtype == "bfloat16" else None
+
+
+def measured_matmul_flops(dtype: str = "bfloat16", *, size: int | None = None, seconds: float = 1.0) -> float:
+    """FLOP/s that one device reaches on a square matrix product of `size`, by the median time over about `seconds`.
+
+    A ceiling to compare with where no data sheet has one. `size` None is 1024 on CPU and 8192 elsewhere, large enough
+    that starting the product costs nothing beside it. At least three products are timed.
+    """
+    import jax
+
+    if size is None:
+        size = 1024 if jax.default_backend() == "cpu" else 8192
+    left, right = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(0)))
+    product = jax.jit(lambda a, b: a @ b)
+    product(left, right).block_until_ready()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        product(left, right).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / statistics.median(times)
+
+
+def utilisation(
+    tokens_per_second: float, config: GPTConfig, peak: float | None, devices: int, context: int | None = None
+) -> float | None:
+    """Model FLOPs utilisation (MFU): FLOP/s that training takes over those of all devices; None when `peak` is.
+
+    `tokens_per_second` over all devices, `peak` FLOP/s of one device, `context` as in `train_flops_per_token`.
+    """
+    if peak is None:
+        return None
+    return tokens_per_second * train_flops_per_token(config, context) / (peak * devices)

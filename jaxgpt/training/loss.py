@@ -1,0 +1,66 @@
+"""The loss of a language model: cross-entropy of the next token, in nats.
+
+A loss is a function `loss(params, batch, key) -> (sum, weight, metrics)`: the weighted sum over the batch's
+predictions, the sum of their weights, and further weighted sums by name. Sums, not means, so that micro-batches add
+up exactly; whoever wants the mean divides once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgpt.model.gpt import Model, Params
+from jaxgpt.text.batches import Batch
+
+Loss = Callable[[Params, Any, Array | None], tuple[Array, Array, dict[str, Array]]]
+
+
+def cross_entropy(logits_V: Array, targets: Array) -> Array:
+    """-log softmax(logits)[target] in nats: float32 logits [..., V] and ids [...] give [...]."""
+    chosen = jnp.take_along_axis(logits_V, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_V, axis=-1) - chosen
+
+
+def next_token_loss(model: Model, *, chunk: int = 0) -> Loss:
+    """The training loss of a language model.
+
+    With `chunk`, logits exist for that many positions of each sequence at a time, in the forward and in the backward
+    pass (they are computed again), instead of for all: [B, chunk, V] floats rather than [B, T, V].
+    """
+
+    def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array, dict[str, Array]]:
+        x_BTD, _ = model.hidden(
+            params, batch.inputs_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT, key=key
+        )
+
+        def summed(x_BTD: Array, targets_BT: Array, weights_BT: Array) -> Array:
+            return jnp.sum(cross_entropy(model.unembed(params, x_BTD), targets_BT) * weights_BT)
+
+        with jax.named_scope("loss"):
+            total = _by_chunks(summed, chunk, x_BTD, batch.targets_BT, batch.weights_BT)
+        return total, jnp.sum(batch.weights_BT), {}
+
+    return loss
+
+
+def _by_chunks(summed: Callable[..., Array], chunk: int, *arrays_BT: Array) -> Array:
+    """`summed` over pieces of the second axis, added up; the last piece may be shorter."""
+    T = arrays_BT[0].shape[1]
+    if chunk == 0 or chunk >= T:
+        return summed(*arrays_BT)
+    whole = T // chunk * chunk
+
+    def pieces(x_BT: Array) -> Array:
+        x_BNC = x_BT[:, :whole].reshape(x_BT.shape[0], whole // chunk, chunk, *x_BT.shape[2:])
+        return jnp.moveaxis(x_BNC, 1, 0)
+
+    again = jax.checkpoint(summed)
+    total, _ = jax.lax.scan(
+        lambda total, piece: (total + again(*piece), None),
+        jnp.zeros((), jnp.float32),
+        tuple(pieces(x_BT) for x_BT in arrays_BT),
+    )
+    return total + again(*(x_BT[:, whole:] for x_BT in arrays_BT)) if whole < T else total

@@ -1,0 +1,149 @@
+"""Where measurements go: metrics.jsonl always, TensorBoard besides when asked for.
+
+A row is one JSON object on one line: `step`, and whatever was measured at that step. Floats are printed so that they
+read back exactly.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxgpt.errors import ConfigError, DataError, StorageError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Sink(Protocol):
+    """A place for measurements. A measurement is a finite number or a text."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record what was measured at `step`."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, in order; none when there is no file.
+
+    What follows the last newline is a write that was cut short and is left out. Raises DataError when another line is
+    not a row.
+    """
+    rows = []
+    complete = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(complete, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            why = f"line {number} is not a JSON object with a whole number `step`"
+            raise DataError("metrics are damaged", path=path, why=why, fix="remove the line") from None
+        rows.append(row)
+    return rows
+
+
+class MetricsLog:
+    """The metrics file of a run: rows are appended, each is on disk when `write` returns.
+
+    Opening it drops the end of a write that was cut short, and nothing else. Raises DataError when a line is not a row,
+    StorageError when the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._measured = {(row["step"], key) for row in read_rows(path) for key in row}
+        try:
+            with path.open("ab") as file:
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append a row. A number may be a numpy or jax scalar. Raises ValueError for one that is not finite."""
+        assert "step" not in metrics, "the step is an argument of its own"
+        row = {"step": step, **{key: _plain(key, value) for key, value in metrics.items()}}
+        try:
+            with self._path.open("ab") as file:
+                file.write(json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._measured.update((step, key) for key in row)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, in the order they were written."""
+        return read_rows(self._path)
+
+    def has(self, step: int, key: str) -> bool:
+        """Whether `key` was measured at `step`."""
+        return (step, key) in self._measured
+
+    def cut_back(self, step: int) -> None:
+        """Drop the rows of later steps, all at once: a run resumed at `step` writes them anew."""
+        rows = self.rows()
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) == len(rows):
+            return
+        shorter = self._path.with_name(self._path.name + ".tmp")
+        try:
+            with shorter.open("wb") as file:
+                file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
+                file.flush()
+                os.fsync(file.fileno())
+            shorter.replace(self._path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._measured = {(row["step"], key) for row in kept for key in row}
+
+    def close(self) -> None:
+        """Nothing is left to do: every row is on disk."""
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return StorageError(
+            "metrics were not written",
+            path=self._path,
+            why=str(error.strerror),
+            fix="make room or name another directory",
+        )
+
+
+class TensorBoardSink:
+    """TensorBoard event files in `folder`; needs the extra `tensorboard`, and raises ConfigError without it.
+
+    `resumed_at` hides what an earlier process recorded after that step.
+    """
+
+    def __init__(self, folder: Path, *, resumed_at: int | None = None) -> None:
+        try:
+            import tensorboardX
+        except ImportError:
+            raise ConfigError(
+                "tensorboard = true",
+                why="tensorboardX is not installed",
+                fix="pip install 'jaxgpt[tensorboard]', or turn it off",
+            ) from None
+        purge_step = None if resumed_at is None else resumed_at + 1
+        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Numbers become scalars, texts become texts."""
+        for key, value in metrics.items():
+            if isinstance(value, str):
+                self._writer.add_text(key, value, step)
+            else:
+                self._writer.add_scalar(key, _plain(key, value), step)
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        self._writer.close()
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A Python number or text, of a numpy or jax scalar too."""
+    plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise ValueError(f"{key} = {plain} is not finite: training stops before it records one")
+    return plain

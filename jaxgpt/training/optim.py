@@ -1,0 +1,84 @@
+"""AdamW, its learning rate schedules, and a moving average of the weights."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxgpt.config import OptimConfig
+from jaxgpt.parallel import path_of
+
+DECAYED = ("kernel", "embedding")  # by name: a stacked bias has rank 2, so rank says nothing
+
+
+def learning_rate(config: OptimConfig, steps: int) -> Callable[[Array], Array]:
+    """The schedule: step (from 0) -> learning rate, reaching `final_fraction` of the peak at the last of `steps`.
+
+    Linear warm-up, then cosine (Loshchilov & Hutter 2017, SGDR, equation 5), linear, constant, or warm-up, stable,
+    decay (Hu et al. 2024, MiniCPM, section 4.2, here with a linear decay).
+    """
+    last = steps - 1
+    decay_start = {"wsd": last - round(config.decay_fraction * steps)}.get(config.schedule, config.warmup_steps)
+    decay_start = max(decay_start, config.warmup_steps)
+
+    def rate(step: Array) -> Array:
+        done = jnp.clip((step - decay_start) / max(last - decay_start, 1), 0, 1)
+        if config.schedule == "constant":
+            shape: Array | float = 1.0
+        elif config.schedule == "cosine":
+            shape = 0.5 * (1 + jnp.cos(jnp.pi * done))
+        else:
+            shape = 1 - done
+        decayed = config.final_fraction + (1 - config.final_fraction) * shape
+        return config.learning_rate * jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1) * decayed
+
+    return rate
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the leaves that weight decay applies to: matrices and embeddings, not biases or LayerNorms."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_of(path).rpartition("/")[2] in DECAYED, params)
+
+
+def adamw(config: OptimConfig, schedule: Callable[[Array], Array]) -> optax.GradientTransformation:
+    """Clip to a global norm, AdamW (Loshchilov & Hutter 2019) with decay by name, then the average if asked for."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.adamw(
+            schedule, b1=config.beta1, b2=config.beta2, eps=config.epsilon,
+            weight_decay=config.weight_decay, mask=decay_mask,
+        ),
+        track_average(config.ema_decay) if config.ema_decay else optax.identity(),
+    )  # fmt: skip
+
+
+class AverageState(NamedTuple):
+    """An exponential moving average of the parameters, a tree like theirs."""
+
+    average: Any
+
+
+def track_average(decay: float) -> optax.GradientTransformation:
+    """Keeps average = decay * average + (1 - decay) * new parameters, from the initial ones; updates pass unchanged.
+
+    Must stand last in a chain: what it receives is taken to be the step that is made.
+    """
+
+    def update(updates: Any, state: AverageState, params: Any = None) -> tuple[Any, AverageState]:
+        new = optax.apply_updates(params, updates)
+        return updates, AverageState(optax.incremental_update(new, state.average, 1 - decay))
+
+    return optax.GradientTransformation(lambda params: AverageState(jax.tree.map(jnp.copy, params)), update)
+
+
+def averaged(opt_state: Any) -> Any | None:
+    """The moving average of the weights that an optimizer state keeps, or None."""
+    found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_average) if _is_average(leaf)]
+    return found[0].average if found else None
+
+
+def _is_average(node: Any) -> bool:
+    return isinstance(node, AverageState)

@@ -1,0 +1,1 @@
+"""One file a verb: its arguments as a dataclass, and `run`, which composes the library and prints."""

@@ -1,0 +1,52 @@
+"""Eight simulated CPU devices, strict JAX, and the small model most tests share."""
+
+import os
+
+# The tests compile hundreds of tiny programs and run each once or twice: light optimisation halves their time.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt.config import GPTConfig
+from jaxgpt.model.gpt import Params, define
+
+hypothesis.settings.register_profile("jaxgpt", deadline=None)  # a busy machine is not a failure
+hypothesis.settings.load_profile("jaxgpt")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def config() -> GPTConfig:
+    """Three layers, sizes that differ from one another so that a swapped axis fails."""
+    return GPTConfig(vocab=61, context=32, layers=3, heads=4, width=24, mlp_width=40, vocab_multiple=8)
+
+
+@pytest.fixture(scope="session")
+def params(config: GPTConfig) -> Params:
+    """Its parameters, every one of them away from 0 and 1 so that each matters."""
+    return shaken(jax.jit(define(config).init)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="session")
+def tokens_BT(config: GPTConfig) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, config.vocab, (4, config.context), np.int32)
+
+
+@jax.jit
+def shaken(params: Params) -> Params:
+    """Random numbers added to every parameter, except to the embedding's padding rows."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) * (leaf != 0).any(-1, keepdims=True).astype(leaf.dtype)
+             if leaf.ndim == 2 and leaf.shape[0] == 64 else leaf + 0.1 * jax.random.normal(k, leaf.shape)
+             for leaf, k in zip(leaves, keys, strict=True)]  # fmt: skip
+    return jax.tree.unflatten(tree, moved)

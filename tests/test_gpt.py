@@ -1,0 +1,172 @@
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import shaken
+
+from jaxgpt.config import GPTConfig, load_recipe, preset_names
+from jaxgpt.model.cache import empty_cache
+from jaxgpt.model.gpt import Params, define, stack_blocks, unstack_blocks
+from jaxgpt.training.flops import count_parameters
+from jaxgpt.training.loss import cross_entropy
+
+POSITIONS = ["learned", "sinusoidal", "rotary", "alibi"]
+PUBLISHED = {
+    (12, 12, 768): 124_439_808,
+    (24, 16, 1024): 354_823_168,
+    (36, 20, 1280): 774_030_080,
+    (48, 25, 1600): 1_557_611_200,
+}
+
+
+def stored_parameters(config: GPTConfig) -> int:
+    """What `init` makes, without the rows that pad the vocabulary."""
+    shapes = jax.eval_shape(define(config).init, jax.random.key(0))
+    padding = (config.padded_vocab - config.vocab) * config.width * (1 if config.tied_head else 2)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding
+
+
+@pytest.mark.parametrize(("sizes", "published"), PUBLISHED.items())
+def test_parameter_counts_are_the_published_ones(sizes: tuple[int, int, int], published: int) -> None:
+    layers, heads, width = sizes
+    config = GPTConfig(layers=layers, heads=heads, width=width)
+    assert stored_parameters(config) == count_parameters(config) == published
+
+
+@pytest.mark.parametrize("changes", [{"tied_head": False}, {"bias": False}, {"position": "alibi"}, {"mlp_width": 7}])
+def test_the_counting_formula_counts_what_is_made(config: GPTConfig, changes: dict[str, Any]) -> None:
+    changed = dataclasses.replace(config, **changes)
+    assert stored_parameters(changed) == count_parameters(changed)
+
+
+def test_future_tokens_cannot_change_the_past(config: GPTConfig, params: Params, tokens_BT: np.ndarray) -> None:
+    """The gradient of one position's loss with respect to embeddings of other positions: zero after it, not before."""
+    model = define(dataclasses.replace(config, vocab=config.context, position="learned", vocab_multiple=8))
+    params = params | {"wte": {"embedding": params["wte"]["embedding"][: config.context]}}
+    tokens_1T = jnp.arange(config.context)[None]  # every token once: its row of the table is its position's embedding
+
+    def loss_at(table_VD: jax.Array, position: int) -> jax.Array:
+        x_BTD, _ = model.hidden(params | {"wte": {"embedding": table_VD}}, tokens_1T)
+        return jnp.sum(x_BTD[0, position] * jnp.arange(config.width))
+
+    gradient = jax.jit(jax.grad(loss_at))
+    for position in (0, 7, config.context - 1):
+        grad_TD = gradient(params["wte"]["embedding"], position)
+        moved_T = np.abs(grad_TD).max(axis=1) > 0
+        np.testing.assert_array_equal(moved_T, np.arange(config.context) <= position)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_scanned_unrolled_and_recomputed_blocks_give_the_same_loss_and_gradients(
+    config: GPTConfig, tokens_BT: np.ndarray, position: str
+) -> None:
+    config = dataclasses.replace(config, position=position)
+    params = shaken(jax.jit(define(config).init)(jax.random.key(0)))
+
+    @functools.partial(jax.jit, static_argnames="remat")
+    @jax.value_and_grad
+    def loss(params: Params, remat: bool) -> jax.Array:
+        logits_BTV = define(config, remat=remat).apply(params, tokens_BT[:, :-1])
+        return cross_entropy(logits_BTV, jnp.asarray(tokens_BT[:, 1:])).mean()
+
+    expected, grads = loss(params, remat=False)
+    unrolled, tuple_grads = loss(unstack_blocks(params), remat=False)
+    recomputed, remat_grads = loss(params, remat=True)
+    np.testing.assert_allclose([unrolled, recomputed], expected, rtol=1e-6)
+    for other in (stack_blocks(tuple_grads), remat_grads):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), other, grads)
+
+
+def test_recomputing_really_recomputes(config: GPTConfig, params: Params, tokens_BT: np.ndarray) -> None:
+    def products(remat: bool) -> int:
+        model = define(config, remat=remat)
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p: model.hidden(p, tokens_BT)[0].sum()))(params)
+        return str(jaxpr).count("dot_general")
+
+    assert products(True) > products(False)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_cached_decoding_equals_the_full_forward_pass(config: GPTConfig, tokens_BT: np.ndarray, position: str) -> None:
+    config = dataclasses.replace(config, position=position)
+    model = define(config)
+    params, hidden = shaken(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.hidden)
+    for given in (params, unstack_blocks(params)):
+        expected, _ = hidden(given, tokens_BT)
+        cache, parts = empty_cache(config, len(tokens_BT), config.context), []
+        for piece in (slice(0, 5), slice(5, 6), slice(6, 9), slice(9, 32)):
+            x_BTD, cache = hidden(given, tokens_BT[:, piece], cache=cache)
+            parts.append(x_BTD)
+        np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_packed_texts_are_texts_alone(config: GPTConfig, tokens_BT: np.ndarray, position: str) -> None:
+    config = dataclasses.replace(config, position=position)
+    model = define(config)
+    params, apply = shaken(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.apply)
+    segments_BT = jnp.where(jnp.arange(32) < 11, 0, 1)[None].repeat(4, axis=0)
+    positions_BT = jnp.concatenate([jnp.arange(11), jnp.arange(21)])[None].repeat(4, axis=0)
+    packed = apply(params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)
+    for part in (slice(0, 11), slice(11, 32)):
+        np.testing.assert_allclose(packed[:, part], apply(params, tokens_BT[:, part]), rtol=2e-5, atol=2e-5)
+
+
+def test_padding_rows_are_never_predicted_and_never_trained(
+    config: GPTConfig, params: Params, tokens_BT: np.ndarray
+) -> None:
+    model = define(config)
+    assert jax.eval_shape(model.apply, params, tokens_BT).shape == (4, 32, config.vocab)
+    x_BTD, _ = jax.jit(model.hidden)(params, tokens_BT)
+    assert (model.unembed(params, x_BTD)[..., config.vocab :] == -jnp.inf).all()
+    rows_VD = jax.jit(model.init)(jax.random.key(0))["wte"]["embedding"]
+    assert rows_VD.shape[0] == config.padded_vocab > config.vocab and not rows_VD[config.vocab :].any()
+    grads = jax.jit(jax.grad(lambda p: cross_entropy(model.unembed(p, x_BTD), jnp.asarray(tokens_BT)).sum()))(params)
+    assert not grads["wte"]["embedding"][config.vocab :].any() and grads["wte"]["embedding"][: config.vocab].any()
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_logits(
+    config: GPTConfig, params: Params, tokens_BT: np.ndarray
+) -> None:
+    exact = jax.jit(define(config).apply)(params, tokens_BT)
+    half = define(dataclasses.replace(config, compute_dtype="bfloat16"))
+    x_BTD, _ = jax.eval_shape(half.hidden, params, tokens_BT)
+    logits = jax.jit(half.apply)(params, tokens_BT)
+    assert x_BTD.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    assert 1e-4 < np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_dropout_needs_a_key_and_follows_it(config: GPTConfig, params: Params, tokens_BT: np.ndarray) -> None:
+    apply = jax.jit(define(dataclasses.replace(config, dropout=0.5)).apply)
+    without = apply(params, tokens_BT)
+    np.testing.assert_array_equal(without, jax.jit(define(config).apply)(params, tokens_BT))
+    one, again, two = (apply(params, tokens_BT, key=jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, two) and not np.allclose(one, without)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name in ("nano", "shakespeare-char")])
+def test_initial_loss_is_log_vocabulary_plus_half_logit_variance(name: str) -> None:
+    check_initial_loss(load_recipe(name).model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in ("nano", "shakespeare-char")])
+def test_initial_loss_of_the_large_presets(name: str) -> None:
+    check_initial_loss(load_recipe(name).model)
+
+
+def check_initial_loss(config: GPTConfig) -> None:
+    """Unit-variance activations times rows of std 0.02: logits of variance 0.02^2 D, of which the loss has half."""
+    model = define(dataclasses.replace(config, compute_dtype="float32"))
+    tokens_BT = jax.random.randint(jax.random.key(1), (4, min(config.context, 128) + 1), 0, config.vocab)
+
+    @jax.jit
+    def loss(key: jax.Array) -> jax.Array:
+        return cross_entropy(model.apply(model.init(key), tokens_BT[:, :-1]), tokens_BT[:, 1:]).mean()
+
+    assert abs(loss(jax.random.key(0)) - (np.log(config.vocab) + 0.0002 * config.width)) < 0.03
