@@ -19,10 +19,9 @@ from jaxgpt.model.gpt import Params, define
 from jaxgpt.parallel import abstract, mesh_of
 from jaxgpt.text.batches import check_ids
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.training.run_directory import CHECKPOINTS
 from jaxgpt.weights.checkpoint import latest_step, restore
 from jaxgpt.weights.convert import read_huggingface
-
-CHECKPOINTS = "checkpoints"  # folder of a run
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def load(model: str | Path) -> LanguageModel:
     tokenizer = load_tokenizer(folder if (folder / "tokenizer.json").is_file() else "gpt2")
     if tokenizer.vocab > config.vocab:
         raise DataError(
-            "no tokenizer", path=folder, why=f"GPT-2's has {tokenizer.vocab} ids, the model {config.vocab}",
-            fix="put the model's tokenizer.json beside it",
+            "no tokenizer", path=folder, fix="put the model's own tokenizer.json there",
+            why=f"the tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {config.vocab}",
         )  # fmt: skip
     return LanguageModel(config, jax.tree.map(jnp.asarray, params), tokenizer)
 

@@ -1,5 +1,6 @@
 """Choosing the next token from logits."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -22,7 +23,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for holds, name, rule in (
-            (self.temperature >= 0, "temperature", "0 or more"),
+            (0 <= self.temperature < math.inf, "temperature", "finite, 0 or more"),
             (self.top_k >= 0, "top_k", "0 or more"),
             (0 < self.top_p <= 1, "top_p", "greater than 0 and at most 1"),
         ):

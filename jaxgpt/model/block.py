@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,24 @@ def normal(std: float) -> nnx.Initializer:
     return nnx.initializers.normal(stddev=std)
 
 
-def linear(config: GPTConfig, inputs: int, outputs: int | tuple[int, ...], rngs: nnx.Rngs, *, std: float = INIT_STD):
-    """A linear layer in the model's compute dtype with float32 parameters."""
-    return nnx.LinearGeneral(
-        inputs, outputs, use_bias=config.bias, dtype=config.compute_dtype, param_dtype=jnp.float32,
-        kernel_init=normal(std), rngs=rngs,
-    )  # fmt: skip
+class Linear(nnx.LinearGeneral):
+    """A linear layer over the last axis, in the compute dtype with float32 parameters.
+
+    All leading axes are flattened into one: XLA on CPU is slow on the gradient of a product whose left operand has two
+    (unrolled blocks, gradient, before and after: nano 254 and 192 ms, GPT-2 width at 2 x 1024 tokens 1.68 and 1.50 s).
+    """
+
+    def __init__(
+        self, config: GPTConfig, inputs: int, outputs: int | tuple[int, ...], rngs: nnx.Rngs, *, std: float = INIT_STD
+    ) -> None:
+        super().__init__(
+            inputs, outputs, use_bias=config.bias, dtype=config.compute_dtype, param_dtype=jnp.float32,
+            kernel_init=normal(std), rngs=rngs,
+        )  # fmt: skip
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        y = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return y.reshape(*inputs.shape[:-1], *y.shape[1:])
 
 
 def layer_norm(config: GPTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -55,8 +68,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.c_attn = linear(config, config.width, (3, config.width), rngs)
-        self.c_proj = linear(config, config.width, config.width, rngs, std=residual_std(config))
+        self.c_attn = Linear(config, config.width, (3, config.width), rngs)
+        self.c_proj = Linear(config, config.width, config.width, rngs, std=residual_std(config))
 
     def __call__(self, x_BTD, layer, positions_BT, segments_BT, cached, key):
         config = self.config
@@ -81,8 +94,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
         self.activation = ACTIVATIONS[config.activation]
-        self.c_fc = linear(config, config.width, config.mlp_size, rngs)
-        self.c_proj = linear(config, config.mlp_size, config.width, rngs, std=residual_std(config))
+        self.c_fc = Linear(config, config.width, config.mlp_size, rngs)
+        self.c_proj = Linear(config, config.mlp_size, config.width, rngs, std=residual_std(config))
 
     def __call__(self, x_BTD: Array) -> Array:
         return self.c_proj(self.activation(self.c_fc(x_BTD)))

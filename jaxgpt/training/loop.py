@@ -90,7 +90,8 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
             _write(loop, number, row | clock.rate())
             clock.restart()
 
-    stopped = _run_events(loop, state, start, [event for event in loop.events if not measured(start, event.name)])
+    due = [event for event in loop.events if event.due(start, loop.steps) and not measured(start, event.name)]
+    stopped = _run_events(loop, state, start, due)
     for number in range(start + 1, loop.steps + 1):
         if stopped:
             break
@@ -108,7 +109,7 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
                 loop.save(state, number)
             clock.restart()
         start = number
-    if stopped and start < loop.steps:
+    if stopped:
         name = loop.stop.signal.name if loop.stop.signal else "a signal"
         raise StoppedError(f"stopped at step {start}", why=f"{name} came", fix="run the same command again to go on")
     return state

@@ -111,3 +111,8 @@ def compile_step(step: Any, state: TrainState, mesh: Mesh) -> Any:
     return jax.jit(
         step, in_shardings=(placed, None), out_shardings=(placed, NamedSharding(mesh, P())), donate_argnums=0
     )
+
+
+def runs_unrolled(blocks: str) -> bool:
+    """Whether blocks run one after another; `auto` takes what measured best on this backend."""
+    return blocks == "unrolled" or (blocks == "auto" and jax.default_backend() == "cpu")

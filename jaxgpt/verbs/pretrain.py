@@ -3,23 +3,21 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
 
-from jaxgpt.config import TrainConfig, read_config, save_config
-from jaxgpt.errors import BusyError, ConfigError, StorageError
+from jaxgpt.config import TrainConfig, save_config
+from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.ngram import ngram_losses
 from jaxgpt.evaluation.report import write_report
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.sampling import Sampling
-from jaxgpt.language_model import CHECKPOINTS, LanguageModel, load
+from jaxgpt.language_model import LanguageModel, load
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import check_batch, mesh_of, place_rows, shardings
 from jaxgpt.text.batches import TrainingBatches, ValidationBatches
@@ -32,10 +30,19 @@ from jaxgpt.training.loop import Event, Loop, train
 from jaxgpt.training.loss import next_token_loss
 from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink
 from jaxgpt.training.optim import adamw, averaged, learning_rate
-from jaxgpt.training.state import TrainState, abstract_state, compile_step, create_state, train_step
+from jaxgpt.training.run_directory import (
+    CHECKPOINTS,
+    Position,
+    data_position,
+    locked,
+    restore_state,
+    resumable_step,
+    save_state,
+)  # fmt: skip
+from jaxgpt.training.state import TrainState, abstract_state, compile_step, create_state, runs_unrolled, train_step
 from jaxgpt.training.stop import Stop, stop_on_signal
 from jaxgpt.verbs.display import TrainingDisplay, duration, note, progress_bar, waiting
-from jaxgpt.weights.checkpoint import Checkpoints, latest_step, read_meta, restore
+from jaxgpt.weights.checkpoint import Checkpoints
 
 BASELINE_TOKENS = 20_000_000  # n-gram baselines are computed up to this much training text: seconds, not minutes
 SAMPLE = Sampling(temperature=0.8, top_k=50)
@@ -49,17 +56,20 @@ def run(config: TrainConfig) -> None:
     folder = Path(config.out_dir)
     mesh = mesh_of(config.mesh)
     check_batch(config.batch, mesh)
-    with _locked(folder):
+    with locked(folder):
         config, tokenizer = _with_tokenizer(config)
         note(plan(config, mesh))
         data = _prepared(config, folder)
-        position = _position(config, Manifest.load(data))
-        start = _resumable_step(config, folder, position)
-        _write_run_files(config, folder, tokenizer)
-        _train(config, folder, mesh, data, tokenizer, position, start)
-    if jax.process_index() == 0:
-        report = write_report(folder)
-        note(f"{report}: loss curve, samples, speed\nnext: jaxgpt generate {folder} {config.sample_prompt!r}")
+        position = data_position(config, Manifest.load(data))
+        start = resumable_step(config, folder, position)
+        log = _open_files(config, folder, tokenizer, start)
+        if start == config.steps and (log.has(start, "val_loss") or not config.eval_every):
+            note(f"{folder} has done its {start} steps; ask for more with --steps")
+        else:
+            _train(config, folder, mesh, data, tokenizer, position, start, log)
+        if jax.process_index() == 0:
+            note(f"{write_report(folder)}: loss curve, samples, speed")
+            note(f"next: jaxgpt generate {folder} {config.sample_prompt!r}")
 
 
 def plan(config: TrainConfig, mesh: Mesh) -> str:
@@ -77,47 +87,6 @@ def plan(config: TrainConfig, mesh: Mesh) -> str:
         f"{config.steps:,} steps of {config.batch} x {config.accumulate} sequences = {tokens:,} tokens; "
         f"roughly {duration(seconds)} at {EXPECTED_UTILISATION:.0%} of the device's peak"
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """What decides the order of the data; a run goes on only where all of it is as it was."""
-
-    fingerprint: str
-    seed: int
-    sequences: int
-    context: int
-    stride: int
-
-
-def _position(config: TrainConfig, manifest: Manifest) -> Position:
-    return Position(
-        fingerprint=manifest.fingerprint,
-        seed=config.seed,
-        sequences=config.sequences,
-        context=config.model.context,
-        stride=config.data.stride or config.model.context,
-    )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The run directory, for this run alone (one process of it holds the lock)."""
-    if jax.process_index() > 0:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise BusyError(
-            "run directory is in use", path=folder, why="another process trains in it", fix="wait or use another"
-        ) from None
-    except (FileExistsError, PermissionError) as error:
-        raise StorageError(
-            "no run directory", path=folder, why=str(error.strerror), fix="name another --out-dir"
-        ) from None
 
 
 def _with_tokenizer(config: TrainConfig) -> tuple[TrainConfig, Tokenizer]:
@@ -143,49 +112,29 @@ def _prepared(config: TrainConfig, folder: Path) -> Path:
                 [config.data.path], own, tokenizer=config.data.tokenizer, val_fraction=config.data.val_fraction,
                 progress=progress,
             )  # fmt: skip
-    _barrier("prepared")
+    sync_global_devices("prepared")
     return own
 
 
-def _resumable_step(config: TrainConfig, folder: Path, position: Position) -> int:
-    """The step to go on from; 0 for a new run. Raises ConfigError when what is there is another run."""
-    step = latest_step(folder / CHECKPOINTS) if (folder / CHECKPOINTS).is_dir() else None
-    if step is None:
-        return 0
-    before, model = read_meta(folder / CHECKPOINTS, step)["position"], read_config(folder).model
-    now = dataclasses.asdict(position)
-    changed = [f"{name}: {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
-    runs_alike = dataclasses.replace(config.model, dropout=model.dropout, compute_dtype=model.compute_dtype)
-    for field in dataclasses.fields(model):
-        was, wanted = getattr(model, field.name), getattr(runs_alike, field.name)
-        if was != wanted:
-            changed.append(f"model.{field.name}: {was} then, {wanted} now")
-    if changed:
-        raise ConfigError(
-            "another run is here",
-            path=folder,
-            why=", ".join(changed),
-            fix="name another --out-dir or the settings of then",
-        )
-    if step > config.steps:
-        raise ConfigError(
-            f"steps = {config.steps}",
-            path=folder,
-            why=f"the run has done {step}",
-            fix="ask for more or name another --out-dir",
-        )
-    note(f"going on from step {step} of {folder}")
-    return step
-
-
-def _write_run_files(config: TrainConfig, folder: Path, tokenizer: Tokenizer) -> None:
+def _open_files(config: TrainConfig, folder: Path, tokenizer: Tokenizer, start: int) -> MetricsLog:
+    """The run's settings and tokenizer, written; its log, cut back to the step to go on from."""
     if jax.process_index() == 0:
         save_config(config, folder)
         tokenizer.save(folder / TOKENIZER_FILE)
+        MetricsLog(folder / METRICS_FILE).cut_back(start if start else -1)
+    sync_global_devices("files")
+    return MetricsLog(folder / METRICS_FILE)
 
 
 def _train(
-    config: TrainConfig, folder: Path, mesh: Mesh, data: Path, tokenizer: Tokenizer, position: Position, start: int
+    config: TrainConfig,
+    folder: Path,
+    mesh: Mesh,
+    data: Path,
+    tokenizer: Tokenizer,
+    position: Position,
+    start: int,
+    log: MetricsLog,
 ) -> None:
     model = define(config.model, remat=config.remat)
     schedule = learning_rate(config.optim, config.steps)
@@ -201,19 +150,19 @@ def _train(
         stop = stack.enter_context(stop_on_signal())
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=config.keep_checkpoints))
         if start:
+            note(f"going on from step {start} of {folder}")
             with waiting(f"reading checkpoint {start}"):
-                state = _restored(folder, start, abstract_state(model, optimizer, mesh), config)
+                state = restore_state(folder, start, abstract_state(model, optimizer, mesh))
         else:
             state = _initial(config, create_state(model, optimizer, config.seed, mesh), mesh)
         step = functools.partial(
             train_step, loss=loss, optimizer=optimizer, schedule=schedule, accumulate=config.accumulate,
-            unrolled=_unrolled(config),
+            unrolled=runs_unrolled(config.blocks),
         )  # fmt: skip
         with waiting("compiling the training step"):
             compiled = compile_step(step, state, mesh).lower(state, batch_at(start)).compile()
-        log = _open_log(folder, start)
         val = open_split(data, "val") if config.eval_every else None
-        if val and not log.has(0, "unigram_loss") and start == 0:
+        if val and start == 0:
             _log_facts(log, mesh, open_split(data, "train"), val, config)
         sinks: list[Sink] = [log] if jax.process_index() == 0 else []
         if jax.process_index() == 0:
@@ -226,34 +175,11 @@ def _train(
             step=compiled, batch_at=batch_at, steps=config.steps, tokens_per_step=config.tokens_per_step,
             log_every=config.log_every, sinks=sinks, stop=stop, save_every=config.checkpoint_every,
             events=_events(config, loss, val, tokenizer, mesh, stop),
-            save=functools.partial(_save, checkpoints, position),
+            save=functools.partial(save_state, checkpoints, position),
         )  # fmt: skip
         train(state, loop, start=start, measured=log.has)
         with waiting("saving"):
             checkpoints.wait()
-
-
-def _unrolled(config: TrainConfig) -> bool:
-    """Whether blocks run one after another; `auto` is what measured best on this backend."""
-    return config.blocks == "unrolled" or (config.blocks == "auto" and jax.default_backend() == "cpu")
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """A state as the items of a checkpoint: what inference needs by itself, the rest besides."""
-    rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
-    average = averaged(state.opt_state)
-    return {"params": state.params, "rest": rest} | ({} if average is None else {"average": average})
-
-
-def _save(checkpoints: Checkpoints, position: Position, state: TrainState, step: int) -> None:
-    checkpoints.save(step, _items(state), {"position": dataclasses.asdict(position)})
-
-
-def _restored(folder: Path, step: int, target: TrainState, config: TrainConfig) -> TrainState:
-    items = _items(target)
-    params = restore(folder / CHECKPOINTS, step, "params", items["params"])
-    rest = restore(folder / CHECKPOINTS, step, "rest", items["rest"])
-    return TrainState(params=params, **rest)
 
 
 def _initial(config: TrainConfig, state: TrainState, mesh: Mesh) -> TrainState:
@@ -267,12 +193,6 @@ def _initial(config: TrainConfig, state: TrainState, mesh: Mesh) -> TrainState:
         )
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), given.params)
     return dataclasses.replace(state, params=jax.device_put(params, shardings(params, mesh)))
-
-
-def _open_log(folder: Path, start: int) -> MetricsLog:
-    log = MetricsLog(folder / METRICS_FILE)
-    log.cut_back(start if start else -1)
-    return log
 
 
 def _log_facts(log: MetricsLog, mesh: Mesh, train_tokens: TokenStream, val: TokenStream, config: TrainConfig) -> None:
@@ -316,10 +236,3 @@ def _events(
     if config.sample_tokens and jax.process_count() == 1:  # decoding is a loop on one host
         events.append(Event("sample", config.eval_every, write_sample))
     return events
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import sync_global_devices
-
-        sync_global_devices(name)

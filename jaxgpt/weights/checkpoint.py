@@ -4,6 +4,7 @@ A checkpoint is a directory named for its step. It holds named items (pytrees) a
 caller's entries and a digest of every leaf: Orbax itself restores a flipped bit without a word.
 """
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder.absolute()
+        if jax.process_index() == 0:
+            _set_aside_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -29,7 +32,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        """Wait for the last save. Raises StorageError when it is not on disk."""
+        try:
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
 
     def latest(self) -> int | None:
         """The newest finished step on disk, or None."""
@@ -60,21 +67,37 @@ class Checkpoints:
 
 def latest_step(folder: Path) -> int | None:
     """The newest finished step in a directory of checkpoints, or None; directories without one do not count."""
+    finished, unfinished = _named_for_steps(folder)
+    for path in unfinished:
+        print(f"jaxgpt: {path} is not a finished checkpoint; passed over", file=sys.stderr)
+    return max((int(path.name) for path in finished), default=None)
+
+
+def _named_for_steps(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The directories named for a step: the finished checkpoints, and the others."""
     named = [path for path in folder.glob("*") if path.is_dir() and path.name.isdecimal()]
-    finished = [int(path.name) for path in named if (path / "_CHECKPOINT_METADATA").is_file()]
-    for path in named:
-        if int(path.name) not in finished:
-            print(f"jaxgpt: {path} is not a finished checkpoint; passed over", file=sys.stderr)
-    return max(finished, default=None)
+    finished = [path for path in named if (path / "_CHECKPOINT_METADATA").is_file()]
+    return finished, [path for path in named if path not in finished]
+
+
+def _set_aside_unfinished(folder: Path) -> None:
+    """Orbax counts any directory named for a step as a checkpoint: it would not save there, and evict real ones for it."""
+    for path in _named_for_steps(folder)[1]:
+        names = (path.with_name(f"{path.name}.unfinished-{n}") for n in itertools.count(1))
+        path.rename(next(name for name in names if not name.exists()))
 
 
 def read_meta(folder: Path, step: int) -> dict[str, Any]:
     """The JSON table saved with a checkpoint. Raises DataError when it cannot be read."""
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            return reader.restore(folder.absolute() / str(step) / "meta")
+            meta = reader.restore(folder.absolute() / str(step) / "meta")
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder / str(step), f"meta: {error}") from error
+    tables = meta.get("digests") if isinstance(meta, dict) else None
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise _damaged(folder / str(step), "meta: it holds no table of digests")
+    return meta
 
 
 def restore(folder: Path, step: int, name: str, target: Any) -> Any:
@@ -86,7 +109,10 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
     path = folder.absolute() / str(step) / name
     if not path.is_dir():
         raise MissingError("no checkpoint", path=path, why="there is no such directory", fix="name a trained run")
-    expected = read_meta(folder, step)["digests"][name]
+    expected = read_meta(folder, step)["digests"].get(name)
+    if expected is None:
+        raise _damaged(path, f"meta: it holds no digests of {name}")
+    _refuse_other(path, expected, target)
     try:
         with ocp.StandardCheckpointer() as reader:
             tree = reader.restore(path, _storable_target(target))
@@ -101,6 +127,30 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
     return tree
 
 
+def _refuse_other(path: Path, expected: dict[str, Any], target: Any) -> None:
+    """Raises DataError naming every leaf that is saved but not wanted, wanted but not saved, or of another kind.
+
+    (Orbax would cast a leaf of another dtype without a word.)
+    """
+    wanted = {
+        path_of(place): _kind(leaf) for place, leaf in jax.tree_util.tree_leaves_with_path(_storable_target(target))
+    }
+    saved = {leaf: str(digest).partition(":")[0] for leaf, digest in expected.items()}
+    problems = [
+        f"{leaf} is {saved.get(leaf, 'not there')}, not {kind}"
+        for leaf, kind in wanted.items()
+        if saved.get(leaf) != kind
+    ]
+    problems += [f"{leaf} is not wanted" for leaf in saved.keys() - wanted.keys()]
+    if problems:
+        raise DataError(
+            "checkpoint holds other arrays",
+            path=path,
+            why=", ".join(sorted(problems)),
+            fix="use the settings of its run",
+        )
+
+
 def digests(tree: Any) -> dict[str, str]:
     """A fingerprint of every leaf: shape, dtype and 64 bits that any changed element changes.
 
@@ -109,9 +159,13 @@ def digests(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(_storable(tree))[0]
     sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
     return {
-        path_of(path): f"{leaf.dtype}{list(leaf.shape)}:{int(low):08x}{int(high):08x}"
+        path_of(path): f"{_kind(leaf)}:{int(low):08x}{int(high):08x}"
         for (path, leaf), (low, high) in zip(leaves, sums, strict=True)
     }
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 @jax.jit

@@ -1,0 +1,251 @@
+"""The main job through the command line: text to a trained model and back to text, stopped, resumed, sharded."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxgpt
+from jaxgpt.cli import main
+
+TEXT = "\n".join(f"{a} times {b} is {a * b}, and {b} times {a} is {a * b}." for a in range(40) for b in range(40))
+MODEL = ["--model.context", "16", "--model.layers", "2", "--model.heads", "2", "--model.width", "16"]
+SHORT = [*MODEL, "--batch", "8", "--log-every", "1", "--eval-every", "4", "--eval-batches", "2", "--sample-tokens", "5",
+         "--optim.warmup-steps", "2", "--optim.learning-rate", "0.02"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared tokens of a small text."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "tables.txt").write_text(TEXT)
+    verb("prepare", folder / "tables.txt", "--out", folder / "data", "--tokenizer", "bytes")
+    return folder / "data"
+
+
+def verb(*args: object, code: int = 0) -> None:
+    """One command line, in this process."""
+    with pytest.raises(SystemExit) as done:
+        main([str(arg) for arg in args])
+    assert done.value.code == code
+
+
+def pretrain(out: Path, data: Path, *more: object, code: int = 0) -> None:
+    mesh = () if any("--mesh" in str(arg) for arg in more) else ("--mesh.data", "8")
+    verb("pretrain", "nano", "--out-dir", out, "--data.path", data, *SHORT, *mesh, *more, code=code)
+
+
+def measured(run: Path, *keys: str) -> list[tuple[Any, ...]]:
+    """What the log holds of these keys, with its steps; speed, which differs from run to run, is never asked for."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], key, row[key]) for row in rows for key in keys if key in row]
+
+
+LOSSES = ("loss", "grad_norm", "learning_rate", "val_loss", "sample")
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of twelve steps."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(out, data, "--steps", "12")
+    return out
+
+
+def test_a_run_directory_holds_what_it_should_and_the_loss_falls(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "tokenizer.tiktoken", "report.md"} <= names
+    losses = [value for _, _, value in measured(whole, "val_loss")]
+    assert [step for step, _, _ in measured(whole, "val_loss")] == [0, 4, 8, 12]
+    assert losses[-1] < losses[0] - 0.5
+    assert [step for step, _, _ in measured(whole, "loss")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("first", [1, 4, 7])
+def test_resume_is_bit_identical(data: Path, whole: Path, tmp_path: Path, first: int, monkeypatch: Any) -> None:
+    """A run stopped by SIGTERM after any step, and started again, logs what the uninterrupted one does."""
+    from jaxgpt.training.metrics import MetricsLog
+
+    write, out = MetricsLog.write, tmp_path / "run"
+
+    def write_and_stop(self: MetricsLog, step: int, metrics: dict) -> None:
+        write(self, step, metrics)
+        if step == first and "loss" in metrics:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", write_and_stop)
+        pretrain(out, data, "--steps", "12", code=75)
+    steps = [step for step, _, _ in measured(out, "loss")]
+    assert steps[-1] in (first, first + 1)  # the step that was under way when the row was written is finished first
+    pretrain(out, data, "--steps", "12")
+    assert measured(out, *LOSSES) == measured(whole, *LOSSES)
+    ours, theirs = jaxgpt.load(out), jaxgpt.load(whole)
+    np.testing.assert_array_equal(ours.params["wte"]["embedding"], theirs.params["wte"]["embedding"])
+
+
+def test_rows_after_the_checkpoint_are_written_anew_after_a_kill(data: Path, whole: Path, tmp_path: Path) -> None:
+    """As after SIGKILL: the log is ahead of the newest checkpoint and ends in half a line."""
+    out = tmp_path / "run"
+    pretrain(out, data, "--steps", "12", "--checkpoint-every", "5")
+    for step in (12,):
+        subprocess.run(["rm", "-r", out / "checkpoints" / str(step)], check=True)
+    with (out / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 13, "lo')
+    pretrain(out, data, "--steps", "12")
+    assert measured(out, *LOSSES) == measured(whole, *LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [(("--seed", "1"), "seed: 0 then, 1 now"), (("--batch", "16"), "sequences"), (("--data.stride", "3"), "stride"),
+     (("--model.width", "32"), "model.width: 16 then, 32 now"), (("--steps", "3"), "it has done 12, 3 are")],
+)  # fmt: skip
+def test_a_resume_as_another_run_is_refused(
+    data: Path, whole: Path, more: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture
+) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    pretrain(whole, data, "--steps", "12", *more, code=2)
+    assert reason in capsys.readouterr().err
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_resume_with_other_data_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "other.txt").write_text(TEXT[::-1])
+    verb("prepare", tmp_path / "other.txt", "--out", tmp_path / "data", "--tokenizer", "bytes")
+    pretrain(whole, tmp_path / "data", "--steps", "12", code=2)
+    assert "fingerprint" in capsys.readouterr().err
+
+
+def test_a_finished_run_has_nothing_to_do_and_may_be_lengthened(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    schedule = ("--optim.schedule", "constant")
+    pretrain(out, data, "--steps", "4", *schedule)
+    log = (out / "metrics.jsonl").read_bytes()
+    pretrain(out, data, "--steps", "4", *schedule)
+    assert (out / "metrics.jsonl").read_bytes() == log
+    pretrain(out, data, "--steps", "6", *schedule)
+    assert [step for step, _, _ in measured(out, "loss")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("mesh", [("--mesh.fsdp", "4"), ("--mesh.fsdp", "2", "--mesh.tensor", "2")])
+def test_other_meshes_train_the_same(data: Path, whole: Path, tmp_path: Path, mesh: tuple[str, ...]) -> None:
+    pretrain(tmp_path / "run", data, "--steps", "12", *mesh, "--model.vocab-multiple", "128")
+    ours, theirs = (np.array([value for *_, value in measured(run, "loss")]) for run in (tmp_path / "run", whole))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_accumulation_sees_the_same_sequences(data: Path, whole: Path, tmp_path: Path) -> None:
+    pretrain(tmp_path / "run", data, "--steps", "4", "--accumulate", "2", "--batch", "4", "--mesh.data", "4",
+             "--mesh.tensor", "2")  # fmt: skip
+    ours = [value for *_, value in measured(tmp_path / "run", "loss")]
+    theirs = [value for *_, value in measured(whole, "loss")][: len(ours)]
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+
+
+def test_generate_writes_text_to_stdout_only_and_repeats_with_its_seed(
+    whole: Path, capsys: pytest.CaptureFixture
+) -> None:
+    texts = []
+    for more in (("--seed", "1"), ("--seed", "1"), ("--seed", "2"), ("--temperature", "0")):
+        verb("generate", whole, "3 times", "--max-new-tokens", "40", *more)  # past the context of 16: the window slides
+        out, err = capsys.readouterr()
+        assert out.startswith("3 times") and err == ""
+        texts.append(out)
+    assert texts[0] == texts[1] != texts[2]
+    lm = jaxgpt.load(whole)
+    assert texts[3].strip("\n") == ("3 times" + lm.generate(["3 times"], max_new_tokens=40, temperature=0)[0]).strip(
+        "\n"
+    )
+
+
+def test_a_new_run_starts_from_given_weights(data: Path, whole: Path, tmp_path: Path) -> None:
+    pretrain(tmp_path / "run", data, "--steps", "1", "--from", whole)
+    (_, _, began), (_, _, ended) = measured(tmp_path / "run", "val_loss")[0], measured(whole, "val_loss")[-1]
+    assert began == pytest.approx(ended, rel=1e-6)
+    assert jaxgpt.load(tmp_path / "run").config.width == 16
+
+
+def test_averaged_weights_are_evaluated_kept_and_loaded(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    pretrain(out, data, "--steps", "8", "--optim.ema-decay", "0.5")
+    average = [value for *_, value in measured(out, "average_val_loss")]
+    plain = [value for *_, value in measured(out, "val_loss")]
+    assert average[0] == plain[0] and plain[-1] < average[-1] < plain[0]
+
+
+def test_divergence_ends_with_76_and_keeps_what_was_saved(data: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run"
+    pretrain(out, data, "--steps", "4")
+    pretrain(out, data, "--steps", "12", "--optim.learning-rate", "1e30", "--optim.clip-norm", "0", code=76)
+    assert "diverged at step" in capsys.readouterr().err
+    assert (out / "checkpoints" / "4").is_dir() and jaxgpt.load(out).config.layers == 2
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_run_that_resumes(data: Path, tmp_path: Path) -> None:
+    """SIGKILL at an arbitrary moment, in a process of its own, twice; then the run ends as the uninterrupted one."""
+    args = ["pretrain", "nano", *SHORT, "--data.path", str(data), "--steps", "60", "--checkpoint-every", "7"]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "jaxgpt", *args]
+
+    def rows(out: Path) -> int:
+        log = out / "metrics.jsonl"
+        return log.read_bytes().count(b'"loss"') if log.exists() else 0
+
+    subprocess.run([*command, "--out-dir", str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
+    for stop_at in (10, 35):
+        with subprocess.Popen([*command, "--out-dir", str(tmp_path / "run")], env=environment, stderr=-1) as process:
+            end = time.monotonic() + 120
+            while rows(tmp_path / "run") < stop_at and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.01)
+            process.kill()
+    subprocess.run([*command, "--out-dir", str(tmp_path / "run")], check=True, env=environment, capture_output=True)
+    assert measured(tmp_path / "run", *LOSSES) == measured(tmp_path / "whole", *LOSSES)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+    """Two processes of four devices each, one mesh: every process reads its rows, and the log is one process's."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys, jax; from jaxgpt.cli import main; "
+        f"jax.distributed.initialize('127.0.0.1:{port}', num_processes=2, process_id=int(sys.argv.pop(1)), "
+        "heartbeat_timeout_seconds=10); main()"
+    )
+    args = [
+        "pretrain",
+        "nano",
+        *SHORT,
+        "--data.path",
+        data,
+        "--steps",
+        "12",
+        "--mesh.fsdp",
+        "2",
+        "--sample-tokens",
+        "0",
+    ]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    out = tmp_path / "two"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(number), *map(str, args), "--out-dir", str(out)],
+                         env=environment, stderr=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    pretrain(tmp_path / "one", data, "--steps", "12", "--mesh.fsdp", "2")
+    ours, theirs = (np.array([v for *_, v in measured(run, "loss")]) for run in (out, tmp_path / "one"))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
