@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from jaxgpt.config import TrainConfig, load_recipe, preset_names
-from jaxgpt.errors import JaxgptError
+from jaxgpt.errors import ConfigError, JaxgptError
 
 INTERNAL_ERROR = 70
 
@@ -85,7 +85,13 @@ def _parse_recipe(name: str, args: list[str]) -> TrainConfig:
         config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG", help=f"{presets}, or a TOML file")]
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default
 
-    return tyro.cli(Pretrain, prog=f"jaxgpt {name}", args=args).settings
+    parsed = tyro.cli(Pretrain, prog=f"jaxgpt {name}", args=args)
+    if parsed.config != recipe:  # its settings were not read: the defaults of the flags would pass for them
+        raise ConfigError(
+            f"CONFIG {parsed.config!r}", why="it stands behind a flag",
+            fix=f"write it first: jaxgpt {name} {parsed.config} --...",
+        )  # fmt: skip
+    return parsed.settings
 
 
 def _overview() -> str:

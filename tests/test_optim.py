@@ -46,7 +46,9 @@ def test_schedules_by_hand(settings: dict[str, Any], after_warm_up: list[float])
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
 @pytest.mark.parametrize("warmup", [0, 5])
 @pytest.mark.parametrize("final", [0.0, 0.1])
-def test_the_last_step_reaches_the_final_fraction_and_none_falls_below(schedule: str, warmup: int, final: float) -> None:
+def test_the_last_step_reaches_the_final_fraction_and_none_falls_below(
+    schedule: str, warmup: int, final: float
+) -> None:
     found = rates(100, schedule=schedule, warmup_steps=warmup, final_fraction=final)
     assert found[-1] == pytest.approx(final, abs=1e-7)
     assert found[warmup:].max() == 1 and (np.diff(found[warmup:]) <= 0).all()

@@ -46,13 +46,12 @@ class GPT(nnx.Module):
         return drop(x_BTD.astype(self.config.compute_dtype), self.config.dropout, key)
 
     def unembed(self, x_BTD: Array) -> Array:
-        head_VD = (self.wte if self.config.tied_head else self.lm_head).embedding[...]
-        logits_BTV = jnp.einsum(
-            "...d,vd->...v", x_BTD, head_VD.astype(x_BTD.dtype),
-            preferred_element_type=jnp.float32,
-        )  # fmt: skip
+        head_VD = (self.wte if self.config.tied_head else self.lm_head).embedding[...].astype(x_BTD.dtype)
+        flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see block.Linear
+        logits_LV = jnp.einsum("ld,vd->lv", flat_LD, head_VD, preferred_element_type=jnp.float32)
         real_V = jnp.arange(self.config.padded_vocab) < self.config.vocab
-        return jnp.where(jnp.broadcast_to(real_V, logits_BTV.shape), logits_BTV, -jnp.inf)
+        logits_LV = jnp.where(jnp.broadcast_to(real_V, logits_LV.shape), logits_LV, -jnp.inf)
+        return logits_LV.reshape(*x_BTD.shape[:-1], self.config.padded_vocab)
 
 
 class Model(NamedTuple):

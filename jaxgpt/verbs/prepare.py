@@ -1,8 +1,5 @@
 """`jaxgpt prepare`: texts become a folder of token files."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +29,7 @@ def run(args: PrepareArgs) -> None:
     """Prepare the folder and say on stderr what is in it and what to type next."""
     from jaxgpt.text.manifest import MANIFEST_FILE
     from jaxgpt.text.prepare import prepare
+    from jaxgpt.verbs.display import note, progress_bar
 
     existed = (args.out / MANIFEST_FILE).exists()
     with progress_bar() as progress:
@@ -46,26 +44,7 @@ def run(args: PrepareArgs) -> None:
         )
     train, val = manifest.splits["train"], manifest.splits["val"]
     done = "unchanged, already prepared" if existed else "prepared"
-    print(
+    note(
         f"{args.out}: {done}: {train.tokens:,} training and {val.tokens:,} validation tokens of {manifest.tokenizer} "
-        f"(vocabulary {manifest.vocab:,}); next: jaxgpt pretrain nano --data.path {args.out}",
-        file=sys.stderr,
+        f"(vocabulary {manifest.vocab:,}); next: jaxgpt pretrain nano --data.path {args.out}"
     )
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Yield a function that shows on stderr what is being done, how much of it is done, and of how much."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-
-        def show(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield show

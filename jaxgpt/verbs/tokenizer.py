@@ -29,7 +29,7 @@ def run(args: TokenizerArgs) -> None:
     from jaxgpt.text.bpe import train
     from jaxgpt.text.corpus import open_texts
     from jaxgpt.text.documents import Meter, cut_blocks
-    from jaxgpt.verbs.prepare import progress_bar
+    from jaxgpt.verbs.display import progress_bar
 
     if not args.texts or args.out.suffix not in (".tiktoken", ".json") or args.out.exists():
         why = f"{len(args.texts)} texts; a file ending in .tiktoken or .json that does not exist yet is wanted"

@@ -81,7 +81,7 @@ def _named_for_steps(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _set_aside_unfinished(folder: Path) -> None:
-    """Orbax counts any directory named for a step as a checkpoint: it would not save there, and evict real ones for it."""
+    """Orbax counts any directory named for a step as a checkpoint: it would not save there, and evict real ones."""
     for path in _named_for_steps(folder)[1]:
         names = (path.with_name(f"{path.name}.unfinished-{n}") for n in itertools.count(1))
         path.rename(next(name for name in names if not name.exists()))

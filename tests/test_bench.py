@@ -1,0 +1,39 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxgpt.cli import main
+from jaxgpt.config import GPTConfig
+from jaxgpt.training.flops import train_flops_per_token
+
+TINY = ["--layers", "1", "--heads", "2", "--width", "8", "--context", "16", "--vocab", "50", "--batch", "8", "--steps", "3"]
+
+
+def bench(*args: str, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "train", *args])
+    assert done.value.code == code
+
+
+def test_figures_agree_with_one_another(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bench(*TINY, "--json", str(tmp_path / "bench.json"))
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    assert GPTConfig(**figures["model"]) == GPTConfig(layers=1, heads=2, width=8, context=16, vocab=50)
+    assert figures["tokens_per_second"] == pytest.approx(8 * 16 / figures["step_seconds"])
+    assert 0 < figures["step_seconds_min"] <= figures["step_seconds"] <= figures["step_seconds_max"]
+    assert figures["first_step_seconds"] > figures["step_seconds"]
+    flops = figures["tokens_per_second"] * train_flops_per_token(GPTConfig(**figures["model"]))
+    assert figures["utilisation_of_matmul"] == pytest.approx(flops / (8 * figures["matmul_flops"]))
+    assert figures["utilisation_of_peak"] is None  # no data sheet for this CPU
+    assert "tokens_per_second" in capsys.readouterr().out
+
+
+def test_a_preset_gives_the_model_and_sizes_change_it(tmp_path: Path) -> None:
+    bench("--preset", "nano", *TINY[:-4], "--batch", "8", "--steps", "1", "--json", str(tmp_path / "bench.json"))
+    assert json.loads((tmp_path / "bench.json").read_text())["model"]["vocab"] == 50
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(capsys: pytest.CaptureFixture) -> None:
+    bench(*TINY, "--batch", "7", code=2)
+    assert "does not divide" in capsys.readouterr().err

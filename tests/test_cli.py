@@ -1,0 +1,226 @@
+"""The command line: one line of error, the exit code of the table, no traceback; help without JAX."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+
+from jaxgpt.cli import VERBS, main
+from jaxgpt.config import TrainConfig, save_config
+from jaxgpt.errors import BusyError, DivergedError, JaxgptError, StoppedError
+from jaxgpt.text.tokenizer import load_tokenizer
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no flag is broken over two lines."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def code_of(*argv: Any) -> Any:
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in argv])
+    return caught.value.code
+
+
+def error_of(capsys: pytest.CaptureFixture[str], code: int, *argv: Any) -> str:
+    """The one line on stderr that a command fails with."""
+    assert code_of(*argv) == code
+    output, error = capsys.readouterr()
+    lines = [line for line in error.splitlines() if line.startswith("jaxgpt: error:")]
+    assert len(lines) == 1 and error.endswith(lines[0] + "\n") and "Traceback" not in error and not output
+    return lines[0]
+
+
+def test_a_key_that_does_not_exist_is_named_with_the_nearest(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.toml").write_text("step = 3\nseed = 'a'\n[optim]\nlearning_rat = 0.1\n")
+    error = error_of(capsys, 2, "pretrain", tmp_path / "a.toml")
+    for part in ("unknown key step (did you mean 'steps'?)", "optim.learning_rat (did you mean 'learning_rate'?)",
+                 "seed = 'a' is not int", str(tmp_path / "a.toml")):  # fmt: skip
+        assert part in error
+
+
+@pytest.mark.parametrize("flag", ["--optim.learning-rat", "--stepz"])
+def test_a_flag_that_does_not_exist_is_named_with_the_nearest(flag: str, capsys: Any) -> None:
+    assert code_of("pretrain", "nano", flag, "3") == 2
+    error = capsys.readouterr().err
+    assert flag in error and {"--optim.learning-rat": "--optim.learning-rate", "--stepz": "--steps"}[flag] in error
+
+
+def test_a_verb_that_does_not_exist_is_answered_with_all_there_are(capsys: Any) -> None:
+    error = error_of(capsys, 2, "pretrian")
+    assert all(verb in error for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["prepare"], ["pretrain"], ["generate"], ["pretrain", "nano", "--steps", "many"], ["info", "more"]]
+)
+def test_bad_usage_is_2(argv: list[str], capsys: Any) -> None:
+    assert code_of(*argv) == 2
+    output, error = capsys.readouterr()
+    assert "Traceback" not in output + error
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["--steps", "0"], "steps = 0"),
+        (["--model.heads", "5"], "width = 128: it must be a multiple of heads (5)"),
+        (["--mesh.data", "3"], "mesh data=3"),
+    ],
+)
+def test_an_impossible_setting_is_2(argv: list[str], problem: str, tmp_path: Path, capsys: Any) -> None:
+    assert problem in error_of(capsys, 2, "pretrain", "nano", "--out-dir", tmp_path, *argv)
+
+
+def test_a_recipe_behind_a_flag_is_not_passed_over(tmp_path: Path, capsys: Any) -> None:
+    error = error_of(capsys, 2, "pretrain", "--out-dir", tmp_path / "run", "nano")
+    assert "write it first: jaxgpt pretrain nano" in error and not (tmp_path / "run").exists()
+
+
+def test_flags_change_the_recipe_they_stand_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", seen.append)
+    (tmp_path / "a.toml").write_text("steps = 7\nseed = 3\n[optim]\nbeta1 = 0.5\n")
+    assert code_of("pretrain", tmp_path / "a.toml", "--optim.beta2", "0.6", "--seed", "4", "--from", "runs/x") == 0
+    optim = TrainConfig().optim
+    changed = type(optim)(**vars(optim) | {"beta1": 0.5, "beta2": 0.6})
+    assert seen == [TrainConfig(steps=7, seed=4, optim=changed, init_from="runs/x")]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pretrain", "nanoo"],
+        ["prepare", "{}/nothing.txt", "--out", "{}/out"],
+        ["generate", "{}/nothing", "Hello"],
+        ["tokenizer", "{}/nothing.txt", "--vocab", "300", "--out", "{}/a.json"],
+    ],
+)
+def test_an_input_that_is_not_there_is_66(argv: list[str], tmp_path: Path, capsys: Any) -> None:
+    error = error_of(capsys, 66, *(arg.format(tmp_path) for arg in argv))
+    assert "nothing" in error or "did you mean 'nano'?" in error
+
+
+def test_a_damaged_model_is_65(tmp_path: Path, capsys: Any) -> None:
+    folder = shutil.copytree(GOLDEN / "plain", tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert str(folder) in error_of(capsys, 65, "generate", folder, "Hello")
+    shutil.copy(GOLDEN / "plain" / "model.safetensors", weights)
+    assert "tokenizer" in error_of(capsys, 65, "generate", folder, "Hello")
+
+
+def test_damaged_settings_of_a_run_are_65(tmp_path: Path, capsys: Any) -> None:
+    save_config(TrainConfig(), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"stepz": 1}))
+    assert "unknown key stepz" in error_of(capsys, 65, "generate", tmp_path, "Hello")
+
+
+def test_text_that_is_not_utf8_is_65(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    assert "a.txt" in error_of(capsys, 65, "prepare", tmp_path / "a.txt", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "prepare"])
+def test_a_folder_in_use_is_69(verb: str, tmp_path: Path, capsys: Any) -> None:
+    argv = {"pretrain": ["nano", "--out-dir", tmp_path], "prepare": ["builtin", "--out", tmp_path]}[verb]
+    with filelock.FileLock(tmp_path / ".lock"):
+        assert str(tmp_path) in error_of(capsys, 69, verb, *argv)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "prepare"])
+@pytest.mark.parametrize("inside", ["", "run"])
+def test_an_output_folder_that_cannot_be_made_is_74(verb: str, inside: str, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "file" / inside
+    (tmp_path / "file").write_text("no folder")
+    argv = {"pretrain": ["nano", "--out-dir", out], "prepare": ["builtin", "--out", out]}[verb]
+    assert str(tmp_path / "file") in error_of(capsys, 74, verb, *argv)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ZeroDivisionError("division by zero"), 70, "internal error: ZeroDivisionError('division by zero'); run with"),
+        (JaxgptError("fault", why="ours", fix="report it"), 70, "fault: ours; report it"),
+        (OSError(28, "No space left on device"), 74, "No space left on device"),
+        (StoppedError("stopped", why="SIGTERM came", fix="run again"), 75, "stopped: SIGTERM came; run again"),
+        (KeyboardInterrupt(), 75, "stopped by Ctrl-C"),
+        (DivergedError("diverged", why="loss is nan", fix="lower it"), 76, "diverged: loss is nan; lower it"),
+        (BusyError("in use", path="/a", why="b", fix="c"), 69, "jaxgpt: error: in use (/a): b; c"),
+    ],
+)
+def test_each_kind_of_failure_has_its_code_and_a_traceback_only_for_debug(
+    error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("jaxgpt.verbs.info.run", fail)
+    assert says in error_of(capsys, code, "info")
+    assert code_of("info", "--debug") == code
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and type(error).__name__ in shown and says in shown
+
+
+def test_success_is_0(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.txt").write_text("some text to learn from\n" * 10)
+    assert code_of("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--tokenizer", "bytes") == 0
+    output, error = capsys.readouterr()
+    assert not output and "220 training and 21 validation tokens of bytes" in error
+    assert load_tokenizer(tmp_path / "out").name == "bytes"
+
+
+FLAGS = {  # DESIGN section 6
+    "info": [],
+    "prepare": ["--out", "--tokenizer", "--val-fraction", "TEXT"],
+    "tokenizer": ["--vocab", "--out", "TEXT"],
+    "pretrain": ["--from", "--out-dir", "--data.path", "--steps", "--seed", "--log-every", "--eval-every",
+                 "--checkpoint-every", "--optim.learning-rate", "--mesh.fsdp", "CONFIG"],
+    "generate": ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "MODEL", "PROMPT"],
+    "bench": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_mentions_what_others_script_against(verb: str, capsys: Any) -> None:
+    assert code_of(verb, "--help") == 0
+    shown = capsys.readouterr().out
+    assert [flag for flag in FLAGS[verb] if flag not in shown] == []
+
+
+def test_help_of_every_verb_imports_no_jax() -> None:
+    program = (
+        "import sys\nfrom jaxgpt.cli import VERBS, main\n"
+        "for argv in [['--help'], *([verb, '--help'] for verb in VERBS), ['pretrain', 'nano', '--help']]:\n"
+        "    try:\n        main(argv)\n"
+        "    except SystemExit as end:\n        assert end.code == 0, (argv, end.code)\n"
+        "    slow = {'jax', 'flax', 'orbax', 'grain', 'numpy', 'tiktoken'} & set(sys.modules)\n"
+        "    assert not slow, (argv, slow)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_overview_lists_every_verb(capsys: Any) -> None:
+    assert code_of("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name}" in shown and verb.summary in shown for name, verb in VERBS.items())
+
+
+def test_help_of_a_recipe_shows_its_settings_as_the_defaults(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.toml").write_text("steps = 4321\n[optim]\nlearning_rate = 0.0123\n")
+    assert code_of("pretrain", tmp_path / "a.toml", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: 4321)" in shown and "(default: 0.0123)" in shown
+    assert code_of("pretrain", "nano", "--help") == 0
+    assert "(default: 600)" in capsys.readouterr().out

@@ -1,0 +1,143 @@
+"""`load`: golden folders give the logits transformers gave; what is no model is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgpt
+from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig, save_config
+from jaxgpt.errors import ConfigError, DataError, MissingError
+from jaxgpt.language_model import CHECKPOINTS, LanguageModel
+from jaxgpt.model.gpt import define
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.weights.checkpoint import Checkpoints
+
+GOLDEN = Path(__file__).parent / "golden"
+BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A copy of the golden folder, of 61 ids, without a tokenizer."""
+    return Path(shutil.copytree(GOLDEN / "plain", tmp_path / "plain"))
+
+
+@pytest.fixture
+def with_tokenizer(tmp_path: Path) -> Path:
+    """A Hugging Face folder of 257 ids with a tokenizer of bytes: the golden weights with more rows of embedding."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = Path(shutil.copytree(GOLDEN / "plain", tmp_path / "bytes"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.wte.weight"] = np.resize(tensors["transformer.wte.weight"], (257, 20))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text()) | {"vocab_size": 257}
+    (folder / "config.json").write_text(json.dumps(settings))
+    BYTES.save_json(folder / "tokenizer.json")
+    return folder
+
+
+def test_a_folder_without_its_tokenizer_says_what_is_missing(plain: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"tokenizer gpt2 has 50257 ids, the model 61; put the model's own tokenizer\.json"
+    ):
+        jaxgpt.load(plain)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_by_its_name(plain: Path) -> None:
+    BYTES.save_json(plain / "tokenizer.json")
+    with pytest.raises(DataError, match="tokenizer bytes has 257 ids, the model 61"):
+        jaxgpt.load(plain)
+
+
+def test_a_loaded_folder_gives_the_logits_transformers_gives(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxgpt.language_model.load_tokenizer", lambda spec: SixtyOne())
+    lm, expected = jaxgpt.load(plain), np.load(plain / "expected.npz")
+    logits_BTV = lm.logits(expected["tokens"])
+    assert logits_BTV.shape == (*expected["tokens"].shape, 61) and logits_BTV.dtype == jnp.float32
+    np.testing.assert_allclose(logits_BTV, expected["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(lm.logits(expected["tokens"].astype(np.int64)), logits_BTV)
+
+
+class SixtyOne:
+    """A tokenizer's size, all that `load` asks of one."""
+
+    vocab = 61
+
+
+def test_generated_text_is_decoded_token_by_token(with_tokenizer: Path) -> None:
+    lm = jaxgpt.load(str(with_tokenizer))
+    assert lm.tokenizer.name == "bytes" and lm.config.vocab == 257
+    tokens = lm.tokenizer.encode("ab")
+    for _ in range(5):
+        tokens.append(int(lm.logits(np.array([tokens]))[0, -1].argmax()))
+    expected = lm.tokenizer.decode(tokens[2:])
+    assert lm.generate(["ab"], max_new_tokens=5, temperature=0) == [expected]
+    assert (
+        lm.generate(["ab", "", "ab"], max_new_tokens=5, seed=3)[::2]
+        == lm.generate(["ab"], max_new_tokens=5, seed=3) * 2
+    )
+    assert lm.generate(["ab"], max_new_tokens=0) == [""]
+
+
+def test_an_empty_prompt_starts_after_the_end_of_a_text(with_tokenizer: Path) -> None:
+    lm = jaxgpt.load(with_tokenizer)
+    first = int(lm.logits(np.array([[256]]))[0, -1].argmax())
+    assert lm.generate([""], max_new_tokens=1, temperature=0) == [lm.tokenizer.decode([first])]
+
+
+@pytest.fixture(scope="module")
+def small() -> LanguageModel:
+    config = GPTConfig(vocab=257, context=8, layers=1, heads=1, width=4)
+    return LanguageModel(config, jax.jit(define(config).init)(jax.random.key(0)), BYTES)
+
+
+@pytest.mark.parametrize("wrong", [-1, 257, 300])  # 300 is a row of the padded embedding
+def test_ids_outside_the_vocabulary_are_refused(small: LanguageModel, wrong: int) -> None:
+    with pytest.raises(DataError, match=f"token id {wrong}: the vocabulary has 257 ids"):
+        small.logits(np.array([[0, wrong]]))
+
+
+def test_more_tokens_than_the_context_are_refused(small: LanguageModel) -> None:
+    assert small.logits(np.zeros((2, 8), int)).shape == (2, 8, 257)
+    with pytest.raises(ConfigError, match="9 tokens: the context is 8"):
+        small.logits(np.zeros((2, 9), int))
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "file"])
+def test_what_is_no_model_is_a_missing_input(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(MissingError, match=f"no model '.*{name}': it is neither a run directory"):
+        jaxgpt.load(tmp_path / name)
+
+
+def test_a_run_without_a_checkpoint_is_a_missing_input(tmp_path: Path, small: LanguageModel) -> None:
+    save_config(TrainConfig(model=small.config), tmp_path)
+    (tmp_path / CHECKPOINTS).mkdir()
+    with pytest.raises(MissingError, match=r"no checkpoint .*the run saved none yet"):
+        jaxgpt.load(tmp_path)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_run_is_loaded_from_its_latest_checkpoint_averaged_if_it_keeps_an_average(
+    tmp_path: Path, small: LanguageModel, ema_decay: float
+) -> None:
+    """In float32 and without dropout, however it was trained."""
+    train = TrainConfig(model=jaxgpt.GPTConfig(**vars(small.config) | {"dropout": 0.5, "compute_dtype": "bfloat16"}))
+    train = TrainConfig(**vars(train) | {"optim": type(train.optim)(ema_decay=ema_decay), "mesh": MeshConfig(data=1)})
+    save_config(train, tmp_path)
+    BYTES.save(tmp_path / TOKENIZER_FILE)
+    average = jax.tree.map(lambda leaf: leaf + 1, small.params)
+    with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
+        checkpoints.save(9, {"params": average, "average": small.params}, {})
+        checkpoints.save(10, {"params": small.params, "average": average}, {})
+    lm = jaxgpt.load(tmp_path)
+    expected = average if ema_decay else small.params
+    jax.tree.map(np.testing.assert_array_equal, lm.params, expected)
+    assert lm.config == small.config and lm.tokenizer.sha256 == load_tokenizer("bytes").sha256

@@ -1,0 +1,286 @@
+"""The loop with a step that only counts: what is logged, measured and saved when, and how it ends."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxgpt.errors import DivergedError, StoppedError
+from jaxgpt.training.loop import Event, Loop, train
+from jaxgpt.training.metrics import MetricsLog
+from jaxgpt.training.stop import Stop, StopRequested, stop_on_signal
+
+Row = dict[str, Any]
+
+
+class Recorder:
+    """A fake run whose state is the number of steps done; `calls` is everything that happened, in order."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.rows: list[Row] = []
+        self.losses: dict[int, float] = {}
+        self.settings = {"steps": 10, "log_every": 4, "save_every": 100, "events": [], "stop": Stop()} | settings
+
+    def loop(self, **changes: Any) -> Loop:
+        given = {"tokens_per_step": 8, "sinks": [self], "batch_at": self.batch_at, "step": self.step, "save": self.save}
+        return Loop(**given | self.settings | changes)
+
+    def train(self, start: int = 0, measured: Callable[[int, str], bool] = lambda step, name: False) -> Any:
+        return train(start, self.loop(), start=start, measured=measured)  # type: ignore[arg-type]
+
+    def batch_at(self, step: int) -> str:
+        return f"batch {step}"
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        assert batch == f"batch {state}"
+        self.calls.append(("step", state + 1))
+        return state + 1, {"loss": Metric(self, state + 1)}
+
+    def save(self, state: Any, number: int) -> None:
+        assert state == number
+        self.calls.append(("save", number))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self.rows.append({"step": step, **metrics})
+
+    def close(self) -> None:
+        pass
+
+    def event(self, name: str, every: int, act: Callable[[int], None] = lambda number: None) -> Event:
+        """An event that measures the state under its name, after `act`."""
+
+        def run(state: Any) -> Row:
+            self.calls.append((name, state))
+            act(state)
+            return {name: state}
+
+        return Event(name, every, run)
+
+    def steps_of(self, name: str) -> list[int]:
+        """The steps at which something happened."""
+        return [step for call, step in self.calls if call == name]
+
+    def logged(self, name: str) -> list[int]:
+        return [row["step"] for row in self.rows if name in row]
+
+
+@dataclasses.dataclass
+class Metric:
+    """A number on the device; to read it is to wait for it."""
+
+    recorder: Recorder
+    step: int
+
+    def __float__(self) -> float:
+        self.recorder.calls.append(("read", self.step))
+        return self.recorder.losses.get(self.step, 1 / self.step)
+
+
+def signal_at(step: int, number: signal.Signals = signal.SIGTERM) -> Callable[[int], None]:
+    def act(state: int) -> None:
+        if state == step:
+            os.kill(os.getpid(), number)
+
+    return act
+
+
+def test_rows_are_written_first_every_so_many_steps_and_last() -> None:
+    run = Recorder()
+    assert run.train() == 10
+    assert run.logged("loss") == [1, 4, 8, 10]
+    assert all(row["loss"] == 1 / row["step"] for row in run.rows)
+
+
+def test_metrics_are_read_only_after_the_next_step_was_launched() -> None:
+    run = Recorder(steps=3)
+    run.train()
+    assert run.calls == [
+        ("step", 1), ("step", 2), ("read", 1), ("step", 3), ("read", 2), ("read", 3), ("save", 3)
+    ]  # fmt: skip
+
+
+def test_events_run_before_the_first_step_every_so_many_and_after_the_last() -> None:
+    run = Recorder()
+    run.settings["events"] = [run.event("a", 4), run.event("b", 5)]
+    run.train()
+    assert run.steps_of("a") == run.logged("a") == [0, 4, 8, 10]
+    assert run.steps_of("b") == run.logged("b") == [0, 5, 10]
+    assert [row["step"] for row in run.rows] == sorted(row["step"] for row in run.rows)
+
+
+def test_a_save_comes_every_so_many_steps_and_at_the_last_after_what_was_measured_there() -> None:
+    run = Recorder(save_every=3)
+    run.settings["events"] = [run.event("a", 3)]
+    run.train()
+    assert run.steps_of("save") == [3, 6, 9, 10]
+    for number in (3, 6, 9, 10):
+        at = run.calls.index(("save", number))
+        assert run.calls.index(("read", number)) < run.calls.index(("a", number)) < at
+
+
+def test_resuming_begins_where_it_was_and_measures_again_only_what_is_missing() -> None:
+    run = Recorder()
+    run.settings["events"] = [run.event("a", 4), run.event("b", 4)]
+    run.train(start=4, measured=lambda step, name: (step, name) == (4, "a"))
+    assert run.steps_of("step") == list(range(5, 11))
+    assert run.steps_of("a") == [8, 10] and run.steps_of("b") == [4, 8, 10]
+    assert run.logged("loss") == [8, 10]
+
+
+def test_a_finished_run_does_nothing_but_measure_what_is_missing() -> None:
+    run = Recorder()
+    run.settings["events"] = [run.event("a", 4)]
+    assert run.train(start=10) == 10
+    assert run.calls == [("a", 10)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("step", [1, 5, 6, 10])
+def test_a_loss_that_is_not_finite_ends_the_run_before_that_step_is_saved(value: float, step: int) -> None:
+    run = Recorder(save_every=3)
+    run.losses[step] = value
+    with pytest.raises(DivergedError, match=f"diverged at step {step}: loss is {value}"):
+        run.train()
+    assert run.steps_of("save") == [number for number in (3, 6, 9) if number < step]
+    assert all(row["step"] < step for row in run.rows)
+
+
+def test_tokens_per_second_leave_out_compilation_events_and_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 2 seconds of a clock that the first step, an event and a save move on by 1000."""
+    clock, run = [0.0], Recorder(save_every=5)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def step(state: Any, batch: Any) -> Any:
+        clock[0] += 1000 if state == 0 else 2
+        return Recorder.step(run, state, batch)
+
+    def pause(*_: Any) -> None:
+        clock[0] += 1000
+
+    run.settings |= {"step": step, "save": pause, "events": [run.event("a", 5, pause)]}
+    run.train()
+    rates = {row["step"]: row.get("tokens_per_second") for row in run.rows if "loss" in row}
+    assert rates[8] == pytest.approx(4.0, rel=0.5) and rates[4] == pytest.approx(4.0, rel=0.5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_that_is_done_and_stops(number: signal.Signals) -> None:
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    run = Recorder()
+    with (
+        pytest.raises(StoppedError, match=rf"stopped at step 6: {number.name} came; run the same command") as caught,
+        stop_on_signal() as run.settings["stop"],
+    ):
+
+        def step(state: Any, batch: Any) -> Any:
+            signal_at(5, number)(state)
+            return Recorder.step(run, state, batch)
+
+        run.settings["step"] = step
+        run.train()
+    assert caught.value.exit_code == 75
+    assert run.steps_of("save") == [6] and run.calls.index(("read", 6)) < run.calls.index(("save", 6))
+    assert {each: signal.getsignal(each) for each in handlers} == handlers
+
+
+def test_handlers_are_restored_whatever_happens() -> None:
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.raises(KeyError), stop_on_signal() as stop:
+        assert {each: signal.getsignal(each) for each in handlers} != handlers and stop.signal is None
+        raise KeyError
+    assert {each: signal.getsignal(each) for each in handlers} == handlers
+
+
+PROGRAM = """
+import os, signal, sys, time
+from jaxgpt.training.stop import stop_on_signal
+with stop_on_signal() as stop:
+    for name in sys.argv[1:]:
+        print(stop.signal and stop.signal.name, flush=True)
+        os.kill(os.getpid(), signal.Signals[name])
+        time.sleep(0.1)
+    print(stop.signal.name, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "output"),
+    [
+        (["SIGTERM"], 0, ["None", "SIGTERM"]),
+        (["SIGTERM", "SIGTERM"], -signal.SIGTERM, ["None", "SIGTERM"]),
+        (["SIGINT", "SIGTERM"], -signal.SIGTERM, ["None", "SIGINT"]),
+    ],
+)
+def test_a_second_signal_of_either_kind_ends_the_process(signals: list[str], code: int, output: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *signals], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.split() == output
+
+
+def cut_short(stop: Stop, step: int) -> Callable[[int], None]:
+    """An event that gets a signal at a step and, polling, ends its work there."""
+
+    def act(state: int) -> None:
+        signal_at(step)(state)
+        stop.check()
+
+    return act
+
+
+def comparable(rows: list[Row]) -> list[Row]:
+    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+
+
+@pytest.mark.parametrize("step", [0, 3, 5, 8, 10])
+@pytest.mark.parametrize("where", ["first event", "second event", "step"])
+def test_an_interrupted_run_leaves_the_rows_of_an_uninterrupted_one(tmp_path: Path, step: int, where: str) -> None:
+    """Events at 0, 4, 8 and 10, so that a signal comes at a step with and one without them."""
+
+    def attempt(folder: Path, start: int, interrupt: bool) -> tuple[Recorder, MetricsLog]:
+        folder.mkdir(exist_ok=True)
+        log = MetricsLog(folder / "metrics.jsonl")
+        log.cut_back(start if start else -1)
+        run = Recorder()
+        with stop_on_signal() as stop:
+            acts = {place: cut_short(stop, step if interrupt and where == place else -1) for place in
+                    ("first event", "second event")}  # fmt: skip
+
+            def one(state: Any, batch: Any) -> Any:
+                signal_at(step - 1 if interrupt and where == "step" else -1)(state)
+                return Recorder.step(run, state, batch)
+
+            events = [run.event("a", 4, acts["first event"]), run.event("b", 4, acts["second event"])]
+            run.settings |= {"stop": stop, "sinks": [log], "events": events, "step": one}
+            try:
+                run.train(start, log.has)
+            except StoppedError:
+                run.calls.append(("stopped", -1))
+        return run, log
+
+    _, expected = attempt(tmp_path / "whole", 0, interrupt=False)
+    run, log = attempt(tmp_path / "cut", 0, interrupt=True)
+    interrupted = step in (0, 4, 8, 10) if where != "step" else step > 0
+    assert bool(run.steps_of("stopped")) == interrupted
+    if interrupted:
+        missing = {"first event": {"a", "b"}, "second event": {"b"}, "step": {"a", "b"}}[where]
+        assert not any(name in row for row in log.rows() for name in missing if row["step"] == step)
+        again, log = attempt(tmp_path / "cut", max(run.steps_of("save"), default=0), interrupt=False)
+        assert again.steps_of("step") == list(range(step + 1, 11)) and not again.steps_of("stopped")
+    assert comparable(log.rows()) == comparable(expected.rows())
+
+
+def test_a_check_is_silent_until_a_signal_comes() -> None:
+    with stop_on_signal() as stop:
+        stop.check()
+        assert not stop.agreed(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed(1)
+        with pytest.raises(StopRequested):
+            stop.check()

@@ -1,0 +1,44 @@
+"""Streamed text: joined it is the decoded text, and no piece holds half a character."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxgpt.inference.text_stream import text_pieces
+from jaxgpt.text.tokenizer import load_tokenizer
+
+GPT2, BYTES = load_tokenizer("gpt2"), load_tokenizer("bytes")
+
+
+@given(st.lists(st.integers(0, BYTES.end_of_text)))
+def test_pieces_joined_are_the_decoded_text_for_any_bytes(ids: list[int]) -> None:
+    assert "".join(text_pieces(BYTES, ids)) == BYTES.decode(ids)
+
+
+@given(st.lists(st.integers(0, GPT2.end_of_text)))
+def test_pieces_joined_are_the_decoded_text_for_any_ids(ids: list[int]) -> None:
+    assert "".join(text_pieces(GPT2, ids)) == GPT2.decode(ids)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
+def test_no_piece_of_a_text_holds_half_a_character(text: str) -> None:
+    for tokenizer in (BYTES, GPT2):
+        pieces = list(text_pieces(tokenizer, tokenizer.encode(text)))
+        assert "".join(pieces) == text and all(pieces) and "\ufffd" not in "".join(pieces)
+    assert list(text_pieces(BYTES, BYTES.encode(text))) == list(text)
+
+
+def test_a_piece_comes_as_soon_as_its_character_is_whole() -> None:
+    seen = []
+
+    def ids():
+        for token in "aé".encode():
+            seen.append(token)
+            yield token
+
+    pieces = text_pieces(BYTES, ids())
+    assert next(pieces) == "a" and seen == [0x61]
+    assert next(pieces) == "é" and seen == [0x61, 0xC3, 0xA9]
+
+
+def test_a_text_that_ends_inside_a_character_shows_it() -> None:
+    assert list(text_pieces(BYTES, [0x61, 0xF0, 0x9F])) == ["a", "\ufffd"]
