@@ -25,7 +25,13 @@ class Checkpoints:
         self.folder = folder.absolute()
         if jax.process_index() == 0:
             _set_aside_unfinished(self.folder)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            # Made in the background, a directory that cannot be made keeps Orbax's threads, and so the process that
+            # reported the error, waiting for 20 minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
