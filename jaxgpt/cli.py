@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    if not debug:  # Orbax logs whole tracebacks of what we report in a line
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         sys.exit(_run(args))
     except JaxgptError as error:
