@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest -n 2 -q
+PYTEST := $(BIN)/python -m pytest -q
 PROMPT ?= The function
 
 .PHONY: demo test slow lint bench clean dev
@@ -16,9 +16,9 @@ demo: $(VENV)/.demo  ## train a small model on the built-in text and let it writ
 	@echo 'Next: $(BIN)/jaxgpt generate runs/nano "a beginning of your own"    and read runs/nano/report.md'
 
 test: dev  ## everything that takes seconds
-	$(PYTEST)
+	$(PYTEST) -n 2
 
-slow: dev  ## everything that takes minutes
+slow: dev  ## everything that takes minutes, one after another: initialising GPT-2 XL takes 18 GB
 	$(PYTEST) -m slow
 
 lint: dev
