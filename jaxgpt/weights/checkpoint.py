@@ -44,10 +44,6 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
 
-    def latest(self) -> int | None:
-        """The newest finished step on disk, or None."""
-        return latest_step(self.folder)
-
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start saving; the arrays may be donated right after. Raises StorageError, also for the save before."""
         meta = meta | {"digests": {name: digests(tree) for name, tree in items.items()}}
