@@ -5,6 +5,7 @@ import importlib
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -31,6 +32,7 @@ VERBS = {
     "tokenizer": Verb("train a BPE vocabulary of your own", "tokenizer", "TokenizerArgs"),
     "pretrain": Verb("train a model; run again to resume", "pretrain", None),
     "generate": Verb("continue a text with a trained model", "generate", "GenerateArgs"),
+    "convert": Verb("weights from one format to another, proved", "convert", "ConvertArgs"),
     "bench": Verb("measure training speed", "bench", "BenchArgs"),
 }
 
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = [arg for arg in args if arg != "--debug"]
     if not debug:  # Orbax logs whole tracebacks of what we report in a line
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+    warnings.formatwarning = lambda message, *_: f"jaxgpt: warning: {message}\n"
     try:
         sys.exit(_run(args))
     except JaxgptError as error:

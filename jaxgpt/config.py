@@ -95,6 +95,12 @@ class GPTConfig:
         """Rows the embedding is stored with."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
+    def differences(self, other: "GPTConfig") -> dict[str, tuple[Any, Any]]:
+        """The fields in which two models differ, beside how they are trained, computed and stored."""
+        mine, others = (dataclasses.asdict(config) | {"mlp_width": config.mlp_size} for config in (self, other))
+        passed_over = {"dropout", "compute_dtype", "vocab_multiple"}
+        return {n: (mine[n], others[n]) for n in mine if n not in passed_over and mine[n] != others[n]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -198,7 +204,7 @@ class TrainConfig:
     out_dir: str = "runs/gpt"
     """Run directory; a run found there is resumed."""
     init_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """MODEL whose weights a new run starts from: a run directory or a Hugging Face folder."""
+    """MODEL whose weights a new run starts from: a run directory, weights in any format, or a public name."""
     blocks: Literal["scan", "unrolled", "auto"] = "auto"
     """How the blocks run: one compiled block scanned over the layers, or each written out; auto knows the backend."""
     remat: bool = False

@@ -1,7 +1,7 @@
 """A trained model for people: `load(MODEL)` gives config, parameters and tokenizer in one object."""
 
-import dataclasses
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
-from jaxgpt.config import CONFIG_FILE, GPTConfig, MeshConfig, read_config
-from jaxgpt.errors import ConfigError, DataError, MissingError
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference.engine import generate_ids
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.model.gpt import Params, define
-from jaxgpt.parallel import abstract, mesh_of
 from jaxgpt.text.batches import check_ids
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
-from jaxgpt.training.run_directory import CHECKPOINTS
-from jaxgpt.weights.checkpoint import latest_step, restore
-from jaxgpt.weights.convert import read_huggingface
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.weights.convert import open_model, tokenizer_of, write_model
+from jaxgpt.weights.params import read_params, stored_params
+from jaxgpt.weights.run import is_run, one_device, read_run
+from jaxgpt.weights.tensors import StoredModel
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,18 @@ class LanguageModel:
 
     config: GPTConfig
     params: Params
-    tokenizer: Tokenizer
+    given_tokenizer: Tokenizer | None
+    """None where the model came without one; `tokenizer` then says so."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer. Raises DataError when the model came without one."""
+        if self.given_tokenizer is None:
+            raise DataError(
+                "no tokenizer", fix="put its tokenizer.json beside its weights",
+                why=f"the model came without one, and its {self.config.vocab} ids are not GPT-2's",
+            )  # fmt: skip
+        return self.given_tokenizer
 
     def logits(self, tokens_BT: np.ndarray) -> Array:
         """float32 logits [B, T, V] for ids [B, T].
@@ -73,42 +85,31 @@ class LanguageModel:
             for p in prompts
         ]
 
+    def save(self, path: str | Path, format: str = "huggingface") -> None:
+        """Write the model: `huggingface`, `jaxgpt`, `llmc` or `nanogpt` (`weights.convert`).
 
-def load(model: str | Path) -> LanguageModel:
-    """Load MODEL: a run directory (its latest checkpoint, averaged weights where kept) or a Hugging Face folder.
+        Raises ConfigError when something is at `path` already or the format cannot say what this model is.
+        """
+        stored = stored_params(self.config, self.params)
+        write_model(StoredModel(self.config, stored.tensors, self.given_tokenizer), Path(path), format)
 
-    Raises MissingError when it is neither, DataError when its files are damaged.
+
+def load(model: str | Path, *, mesh: Mesh | None = None, layer_norm_epsilon: float | None = None) -> LanguageModel:
+    """Load MODEL: a run directory, a folder or file of weights in any format, or a public name such as `gpt2`.
+
+    Parameters keep their stored dtype and go straight to their place on `mesh` (default: this process's first device).
+    Of a run, the newest checkpoint is taken, averaged where it keeps an average. `layer_norm_epsilon` is for OpenAI's
+    files, which do not state it. Raises MissingError when there is no such model, DataError when it is damaged.
     """
+    mesh = mesh or one_device()
     folder = Path(model)
-    if (folder / CHECKPOINTS).is_dir():
-        return _load_run(folder)
-    if not (folder / CONFIG_FILE).is_file():
-        raise MissingError(
-            f"no model {str(model)!r}",
-            why="it is neither a run directory with a checkpoint nor a Hugging Face folder",
-            fix="train one with `jaxgpt pretrain nano --out-dir runs/nano`",
-        )
-    config, params = read_huggingface(folder)
-    tokenizer = load_tokenizer(folder if (folder / "tokenizer.json").is_file() else "gpt2")
-    if tokenizer.vocab > config.vocab:
-        raise DataError(
-            "no tokenizer", path=folder, fix="put the model's own tokenizer.json there",
-            why=f"the tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {config.vocab}",
-        )  # fmt: skip
-    return LanguageModel(config, jax.tree.map(jnp.asarray, params), tokenizer)
-
-
-def _load_run(folder: Path) -> LanguageModel:
-    train = read_config(folder)
-    step = latest_step(folder / CHECKPOINTS)
-    if step is None:
-        raise MissingError("no checkpoint", path=folder, why="the run saved none yet", fix="train it further")
-    config = dataclasses.replace(train.model, dropout=0.0, compute_dtype="float32")
-    shapes = jax.eval_shape(define(config).init, jax.random.key(0))
-    target = abstract(shapes, mesh_of(MeshConfig(data=1), jax.local_devices()[:1]))
-    item = "average" if train.optim.ema_decay else "params"
-    params = restore(folder / CHECKPOINTS, step, item, target)
-    return LanguageModel(config, params, load_tokenizer(folder / TOKENIZER_FILE))
+    if is_run(folder):
+        config, params = read_run(folder, mesh)
+        return LanguageModel(config, params, tokenizer_of(folder, config.vocab))
+    stored = open_model(model, layer_norm_epsilon=layer_norm_epsilon)
+    for note in stored.notes:
+        warnings.warn(note, stacklevel=2)
+    return LanguageModel(stored.config, read_params(stored, mesh), stored.tokenizer)
 
 
 @jax.jit(static_argnames="config")

@@ -189,6 +189,7 @@ FLAGS = {  # DESIGN section 6
     "pretrain": ["--from", "--out-dir", "--data.path", "--steps", "--seed", "--log-every", "--eval-every",
                  "--checkpoint-every", "--optim.learning-rate", "--mesh.fsdp", "CONFIG"],
     "generate": ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "MODEL", "PROMPT"],
+    "convert": ["--to", "--check", "--dtype", "--vocab", "--layer-norm-epsilon", "SRC", "DST"],
     "bench": [],
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
-"""Models saved by Hugging Face transformers give, loaded by us, the logits that PyTorch computed in float64."""
+"""Weights of every format give the logits their makers computed, and come back byte for byte from every format."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,58 +9,247 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.errors import DataError, MissingError
-from jaxgpt.model.gpt import define
-from jaxgpt.weights.convert import read_huggingface
+import jaxgpt
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import ConfigError, DataError, MissingError
+from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.weights.convert import FORMATS, open_model, with_dtype, with_vocab, write_model
+from jaxgpt.weights.names import places
+from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
-FOLDERS = ["plain", "sharded", "headless", "odd", "scaled", "untied", "bfloat16"]
+# (folder, epsilon to be stated) -> logits computed in float64 by the library that made it
+MADE_ELSEWHERE = [
+    "plain", "sharded", "headless", "odd", "scaled", "untied", "bfloat16", "bin", "nanogpt", "nanogpt_compiled",
+    "openai_tf/plain", "openai_tf/odd",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_logits_equal_pytorchs(name: str) -> None:
-    config, params = read_huggingface(GOLDEN / name)
+def open_golden(name: str) -> StoredModel:
+    return open_model(GOLDEN / name, layer_norm_epsilon=1e-3 if name == "openai_tf/odd" else None)
+
+
+def bits(tensor: Tensor) -> tuple:
+    return tensor.shape, str(tensor.dtype), tensor.read().tobytes()
+
+
+@pytest.mark.parametrize("name", MADE_ELSEWHERE)
+@pytest.mark.filterwarnings("ignore:hparams.json has no layer_norm_epsilon")
+def test_logits_equal_the_makers(name: str) -> None:
+    lm = jaxgpt.load(GOLDEN / name, layer_norm_epsilon=1e-3 if name == "openai_tf/odd" else None)
     expected = np.load(GOLDEN / name / "expected.npz")
-    logits = jax.jit(define(config).apply)(params, expected["tokens"])
-    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(lm.logits(expected["tokens"]), expected["logits"], rtol=0, atol=2e-5)
 
 
-def test_stored_dtypes_are_kept() -> None:
-    _, params = read_huggingface(GOLDEN / "bfloat16")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("name", MADE_ELSEWHERE)
+def test_every_format_gives_back_what_it_was_given(tmp_path: Path, name: str, to: str) -> None:
+    model = open_golden(name)
+    try:
+        written = write_model(model, tmp_path / "out", to)
+    except ConfigError as error:
+        assert name in ("odd", "scaled", "untied", "openai_tf/odd") and to in ("llmc", "nanogpt"), error
+        assert not list(tmp_path.iterdir())
+        return
+    back = open_model(tmp_path / "out")
+    given, meant, found = ({n: bits(t) for n, t in m.tensors.items()} for m in (model, written, back))
+    assert found == meant and given.items() <= found.items()
+    exact = dataclasses.replace(written.config, activation="gelu_tanh") if to == "llmc" else written.config
+    assert dataclasses.replace(back.config, mlp_width=exact.mlp_width, dropout=exact.dropout) == exact
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def copy_with_config(tmp_path: Path, **changes: object) -> Path:
-    folder = tmp_path / "model"
-    shutil.copytree(GOLDEN / "plain", folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    return folder
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ({"layers": 1, "heads": 1, "context": 7}, "float32"),
+        ({"layers": 11, "vocab": 50304}, "bfloat16"),  # h.10 sorts before h.2
+        ({"layers": 2, "context": 1, "vocab": 1}, "float16"),
+        ({"layers": 1, "heads": 1, "mlp_width": 5, "layer_norm_epsilon": 1e-3}, "float16"),
+    ],
+)
+def test_odd_shapes_come_back(tmp_path: Path, shape: dict, dtype: str, to: str) -> None:
+    config = GPTConfig(**{"vocab": 61, "context": 16, "heads": 2, "width": 4} | shape)
+    rng = np.random.default_rng(0)
+    tensors = {place.name: Tensor.of(rng.normal(size=place.shape).astype(DTYPES[dtype])) for place in places(config)}
+    model = StoredModel(config, tensors)
+    if (to in ("nanogpt", "llmc") and config.mlp_width) or (to, dtype) == ("llmc", "float16"):
+        with pytest.raises(ConfigError, match=f"{to} cannot say"):
+            write_model(model, tmp_path / "out", to)
+        return
+    write_model(model, tmp_path / "out", to)
+    back = open_model(tmp_path / "out")
+    assert back.config.differences(config) == {}
+    assert {name: bits(tensor) for name, tensor in back.tensors.items()} == {n: bits(t) for n, t in tensors.items()}
 
 
-def test_all_misfits_are_listed_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        read_huggingface(copy_with_config(tmp_path, n_layer=3, n_positions=9))
-    assert "no tensor h.2.ln_1.weight" in str(caught.value) and "wpe.weight is (16, 20), not (9, 20)" in str(
-        caught.value
+@pytest.mark.parametrize(("name", "to"), [("model.pt", "nanogpt"), ("model.bin", "llmc")])
+def test_a_format_of_one_file_may_be_that_file(tmp_path: Path, name: str, to: str) -> None:
+    write_model(open_golden("plain"), tmp_path / name, to)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert bits(open_model(tmp_path / name).tensors["h.1.mlp.c_fc.weight"]) == bits(
+        open_golden("plain").tensors["h.1.mlp.c_fc.weight"]
     )
 
 
+def test_biases_a_format_must_have_are_zeros_and_said_to_be(tmp_path: Path) -> None:
+    model = open_golden("nanogpt_compiled")
+    written = write_model(model, tmp_path / "out", "huggingface")
+    added = written.tensors.keys() - model.tensors.keys()
+    assert len(added) == 6 * model.config.layers + 1 and not any(written.tensors[name].read().any() for name in added)
+    assert written.notes == (f"{len(added)} biases of zeros added: huggingface has no model without",)
+    assert jaxgpt.load(tmp_path / "out").config.bias
+
+
 @pytest.mark.parametrize(
-    "changes", [{"activation_function": "quick_gelu"}, {"add_cross_attention": True}, {"model_type": "bert"}]
+    ("name", "to", "said"),
+    [
+        ("odd", "llmc", r"layer_norm_epsilon = 0\.001, not 1e-05, mlp_size = 28, not 80"),
+        ("untied", "nanogpt", "tied_head = False, not True"),
+        ("scaled", "llmc", "activation = 'relu', not 'gelu_tanh', scale_by_inverse_layer = True, not False"),
+    ],
 )
-def test_what_would_change_the_computation_is_refused_by_name(tmp_path: Path, changes: dict) -> None:
-    with pytest.raises(DataError, match=next(iter(changes))):
-        read_huggingface(copy_with_config(tmp_path, **changes))
+def test_what_a_format_cannot_say_is_refused_by_name(tmp_path: Path, name: str, to: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"{to} cannot say what this model is: {said}"):
+        write_model(open_golden(name), tmp_path / "out", to)
 
 
-def test_missing_and_damaged_files(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"config\.json"):
-        read_huggingface(tmp_path)
-    folder = copy_with_config(tmp_path)
-    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(DataError, match="not a safetensors file"):
-        read_huggingface(folder)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(MissingError, match=r"model\.safetensors not found"):
-        read_huggingface(folder)
+def test_llmc_has_no_float16(tmp_path: Path) -> None:
+    half = with_dtype(open_golden("plain"), "float16")
+    with pytest.raises(ConfigError, match="dtype = float16, not float32 or bfloat16"):
+        write_model(half, tmp_path / "out", "llmc")
+    write_model(half, tmp_path / "out", "nanogpt")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(jaxgpt.load(tmp_path / "out").params)} == {"float16"}
+
+
+def test_stored_dtypes_are_kept_and_a_cast_rounds_to_the_nearest(tmp_path: Path) -> None:
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(jaxgpt.load(GOLDEN / "bfloat16").params)} == {"bfloat16"}
+    model = open_golden("plain")
+    cast = with_dtype(model, "bfloat16")
+    exact, rounded = (m.tensors["wpe.weight"].read().astype(np.float64) for m in (model, cast))
+    assert np.abs(exact - rounded).max() > 0 and np.all(np.abs(exact - rounded) <= 2**-8 * np.abs(exact))
+    assert cast.notes == ("cast from float32 to bfloat16",) and cast.dtype == "bfloat16"
+    assert with_dtype(cast, "bfloat16").notes == cast.notes
+
+
+def test_a_number_too_large_for_the_cast_is_refused_by_name() -> None:
+    model = open_golden("plain")
+    huge = Tensor.of(np.full(model.tensors["wpe.weight"].shape, 1e5, np.float32))
+    model = with_dtype(dataclasses.replace(model, tensors={**model.tensors, "wpe.weight": huge}), "float16")
+    with pytest.raises(DataError, match=r"wpe\.weight as float16: a number is too large"):
+        model.tensors["wpe.weight"].read()
+
+
+@pytest.mark.parametrize("name", ["plain", "untied"])
+def test_padding_the_vocabulary_adds_zeros_and_cutting_gives_it_back(name: str) -> None:
+    model = open_golden(name)
+    longer = with_vocab(model, 64)
+    heads = ["wte.weight"] + ["lm_head.weight"] * (name == "untied")
+    for head in heads:
+        array = longer.tensors[head].read()
+        assert array.shape == (64, 20) and not array[61:].any()
+        assert bits(with_vocab(longer, 61).tensors[head]) == bits(model.tensors[head])
+    assert longer.config.vocab == 64 and longer.notes == ("vocabulary: 3 rows of zeros added",)
+    assert with_vocab(longer, 61).notes[1] == "vocabulary: the last 3 rows left out"
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused() -> None:
+    model = dataclasses.replace(with_vocab(open_golden("plain"), 300), tokenizer=load_tokenizer("bytes"))
+    with pytest.raises(ConfigError, match="vocab = 256: the tokenizer has 257 ids"):
+        with_vocab(model, 256)
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_nothing_that_is_there_is_overwritten(tmp_path: Path, there: str) -> None:
+    place = tmp_path / "out"
+    if there == "folder":
+        place.mkdir()
+    kept = place / "kept" if there == "folder" else place
+    kept.write_text("mine")
+    with pytest.raises(ConfigError, match="something is there already"):
+        write_model(open_golden("plain"), place, "huggingface")
+    assert kept.read_text() == "mine"
+
+
+def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = open_golden("plain")
+
+    def fail() -> np.ndarray:
+        raise DataError("a tensor", why="it is damaged", fix="fetch it again")
+
+    broken = dataclasses.replace(model.tensors["ln_f.bias"], read=fail)
+    for to in FORMATS:
+        with pytest.raises(DataError, match="it is damaged"):
+            write_model(dataclasses.replace(model, tensors={**model.tensors, "ln_f.bias": broken}), tmp_path / "o", to)
+        assert not list(tmp_path.iterdir())
+
+
+def test_several_dtypes_are_refused_until_they_are_cast(tmp_path: Path) -> None:
+    model = open_golden("plain")
+    half = with_dtype(model, "float16").tensors["ln_f.bias"]
+    mixed = dataclasses.replace(model, tensors={**model.tensors, "ln_f.bias": half})
+    with pytest.raises(DataError, match="they are float16, float32; cast them"):
+        write_model(mixed, tmp_path / "out", "huggingface")
+    assert write_model(with_dtype(mixed, "float32"), tmp_path / "out", "huggingface").dtype == "float32"
+
+
+def test_a_tokenizer_of_ones_own_travels_with_the_weights(tmp_path: Path) -> None:
+    own = load_tokenizer("bytes")
+    model = dataclasses.replace(with_vocab(open_golden("plain"), 257), tokenizer=own)
+    for to in FORMATS:
+        write_model(model, tmp_path / to, to)
+        found = open_model(tmp_path / to).tokenizer
+        assert found is not None and found.sha256 == own.sha256
+
+
+def test_gpt2s_tokenizer_is_taken_where_there_is_none_and_room_for_it() -> None:
+    assert open_golden("plain").tokenizer is None
+    with pytest.raises(DataError, match=r"no tokenizer: the model came without one, and its 61 ids"):
+        jaxgpt.load(GOLDEN / "plain").tokenizer  # noqa: B018
+
+
+def test_an_epsilon_is_taken_only_where_the_files_state_none() -> None:
+    with pytest.raises(ConfigError, match="the model's own files state it"):
+        open_model(GOLDEN / "plain", layer_norm_epsilon=1e-3)
+
+
+def test_an_assumed_epsilon_is_named() -> None:
+    with pytest.warns(UserWarning, match=r"hparams\.json has no layer_norm_epsilon: 1e-05 assumed"):
+        jaxgpt.load(GOLDEN / "openai_tf" / "plain")
+
+
+def test_a_saved_language_model_is_the_same_one(tmp_path: Path) -> None:
+    lm = jaxgpt.load(GOLDEN / "bfloat16")
+    for to in ("huggingface", "jaxgpt"):
+        lm.save(tmp_path / to, format=to)
+        back = jaxgpt.load(tmp_path / to)
+        jax.tree.map(np.testing.assert_array_equal, back.params, lm.params)
+        assert jax.tree.leaves(back.params)[0].dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04.", b"PK\x03\x04", (20240326).to_bytes(4, "little")])
+@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.safetensors"])
+def test_a_file_of_something_else_is_no_model(tmp_path: Path, name: str, content: bytes) -> None:
+    shutil.copy(GOLDEN / "plain" / "config.json", tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        open_model(tmp_path / name)
+
+
+def test_a_name_that_is_nothing_is_a_missing_input(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="neither a file or folder here nor one of "):
+        open_model(tmp_path / "nothing")
+    with pytest.raises(MissingError, match=r"it is no run directory and has neither config\.json"):
+        open_model(tmp_path)
+
+
+def test_converted_weights_are_a_start_and_no_run(tmp_path: Path) -> None:
+    from jaxgpt.config import TrainConfig
+    from jaxgpt.training.run_directory import Position, resumable_step
+
+    write_model(open_golden("plain"), tmp_path / "out", "jaxgpt")
+    position = Position(fingerprint="", seed=0, sequences=1, context=1, stride=1)
+    with pytest.raises(ConfigError, match=r"they were converted, not trained here; start from them elsewhere: --from"):
+        resumable_step(TrainConfig(), tmp_path / "out", position)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model"]["vocab"] == 61

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -171,6 +172,18 @@ def test_a_new_run_starts_from_given_weights(data: Path, whole: Path, tmp_path: 
     (_, _, began), (_, _, ended) = measured(tmp_path / "run", "val_loss")[0], measured(whole, "val_loss")[-1]
     assert began == pytest.approx(ended, rel=1e-6)
     assert jaxgpt.load(tmp_path / "run").config.width == 16
+
+
+def test_weights_of_another_model_are_no_start(data: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
+    pretrain(tmp_path / "run", data, "--steps", "1", "--from", whole, "--model.activation", "relu", code=2)
+    assert "activation is 'gelu_tanh' there, 'relu' here; give the run that model" in capsys.readouterr().err
+
+
+def test_16_bit_weights_are_widened_and_said_to_be(data: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
+    verb("convert", whole, tmp_path / "half", "--to", "jaxgpt", "--dtype", "bfloat16")
+    pretrain(tmp_path / "run", data, "--steps", "1", "--from", tmp_path / "half")
+    assert "half: widened from bfloat16 to float32" in capsys.readouterr().err
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(jaxgpt.load(tmp_path / "run").params)} == {"float32"}
 
 
 def test_averaged_weights_are_evaluated_kept_and_loaded(data: Path, tmp_path: Path) -> None:

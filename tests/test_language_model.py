@@ -12,10 +12,11 @@ import pytest
 import jaxgpt
 from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig, save_config
 from jaxgpt.errors import ConfigError, DataError, MissingError
-from jaxgpt.language_model import CHECKPOINTS, LanguageModel
+from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
+from jaxgpt.parallel import mesh_of, shardings
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
-from jaxgpt.weights.checkpoint import Checkpoints
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
 
 GOLDEN = Path(__file__).parent / "golden"
 BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
@@ -42,11 +43,11 @@ def with_tokenizer(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_without_its_tokenizer_says_what_is_missing(plain: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"tokenizer gpt2 has 50257 ids, the model 61; put the model's own tokenizer\.json"
-    ):
-        jaxgpt.load(plain)
+def test_a_model_without_a_tokenizer_computes_and_says_what_text_would_need(plain: Path) -> None:
+    lm = jaxgpt.load(plain)
+    assert lm.logits(np.zeros((1, 3), int)).shape == (1, 3, 61)
+    with pytest.raises(DataError, match=r"its 61 ids are not GPT-2's; put its tokenizer\.json"):
+        lm.generate(["a"])
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused_by_its_name(plain: Path) -> None:
@@ -55,19 +56,12 @@ def test_a_tokenizer_larger_than_the_model_is_refused_by_its_name(plain: Path) -
         jaxgpt.load(plain)
 
 
-def test_a_loaded_folder_gives_the_logits_transformers_gives(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxgpt.language_model.load_tokenizer", lambda spec: SixtyOne())
+def test_a_loaded_folder_gives_the_logits_transformers_gives(plain: Path) -> None:
     lm, expected = jaxgpt.load(plain), np.load(plain / "expected.npz")
     logits_BTV = lm.logits(expected["tokens"])
     assert logits_BTV.shape == (*expected["tokens"].shape, 61) and logits_BTV.dtype == jnp.float32
     np.testing.assert_allclose(logits_BTV, expected["logits"], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(lm.logits(expected["tokens"].astype(np.int64)), logits_BTV)
-
-
-class SixtyOne:
-    """A tokenizer's size, all that `load` asks of one."""
-
-    vocab = 61
 
 
 def test_generated_text_is_decoded_token_by_token(with_tokenizer: Path) -> None:
@@ -109,12 +103,21 @@ def test_more_tokens_than_the_context_are_refused(small: LanguageModel) -> None:
         small.logits(np.zeros((2, 9), int))
 
 
-@pytest.mark.parametrize("name", ["nothing", "empty", "file"])
-def test_what_is_no_model_is_a_missing_input(tmp_path: Path, name: str) -> None:
+def test_what_is_no_model_is_a_missing_input(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("text")
-    with pytest.raises(MissingError, match=f"no model '.*{name}': it is neither a run directory"):
-        jaxgpt.load(tmp_path / name)
+    with pytest.raises(MissingError, match=r"no model '.*nothing': it is neither a file or folder here nor one of"):
+        jaxgpt.load(tmp_path / "nothing")
+    with pytest.raises(MissingError, match=r"no model .*empty\): it is no run directory and has neither"):
+        jaxgpt.load(tmp_path / "empty")
+
+
+def test_parameters_go_straight_to_their_place_on_a_mesh(plain: Path) -> None:
+    mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
+    on_mesh, alone = jaxgpt.load(plain, mesh=mesh), jaxgpt.load(plain)
+    assert len(on_mesh.params["h"]["mlp"]["c_fc"]["kernel"].addressable_shards[0].data.ravel()) * 4 == 2 * 20 * 80
+    jax.tree.map(np.testing.assert_array_equal, on_mesh.params, alone.params)
+    jax.tree.map(lambda leaf, place: leaf.sharding == place or pytest.fail(str(leaf)), on_mesh.params,
+                 shardings(alone.params, mesh))  # fmt: skip
 
 
 def test_a_run_without_a_checkpoint_is_a_missing_input(tmp_path: Path, small: LanguageModel) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import jaxgpt
 from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import mesh_of, place_rows, shardings
@@ -18,7 +19,6 @@ from jaxgpt.text.batches import Batch, shifted
 from jaxgpt.training.loss import next_token_loss
 from jaxgpt.training.optim import adamw, learning_rate
 from jaxgpt.training.state import TrainState, compile_step, create_state, train_step
-from jaxgpt.weights.convert import read_huggingface
 
 TRAINING = Path(__file__).parent / "golden" / "training"
 
@@ -32,7 +32,8 @@ def random_batch(config: GPTConfig, rows: int, seed: int = 0) -> Batch:
 
 
 def check_against_pytorch(folder: Path) -> None:
-    config, params = read_huggingface(folder)
+    start = jaxgpt.load(folder)
+    config, params = start.config, start.params
     expected = np.load(folder / "expected.npz")
     rates = jnp.asarray(expected["learning_rate"], jnp.float32)
     optim = OptimConfig(beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0)
@@ -42,26 +43,14 @@ def check_against_pytorch(folder: Path) -> None:
             train_step, loss=next_token_loss(define(config)), optimizer=optimizer, schedule=lambda count: rates[count]
         )
     )
-    params = jax.tree.map(jnp.asarray, params)
     state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(0), params, optimizer.init(params))
     for k, tokens in enumerate(expected["tokens"]):
         state, metrics = step(state, shifted(tokens))
         np.testing.assert_allclose(metrics["loss"], expected["loss"][k], rtol=1e-5)
         np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"][k], rtol=1e-5)
         np.testing.assert_allclose(metrics["learning_rate"], rates[k])
-    final = read_final(folder, config)
+    final = jaxgpt.load(folder / "final.safetensors").params
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5), state.params, final)
-
-
-def read_final(folder: Path, config: GPTConfig) -> Any:
-    """final.safetensors through the same reader, under the name it looks for."""
-    import shutil
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as name:
-        shutil.copy(folder / "config.json", name)
-        shutil.copy(folder / "final.safetensors", Path(name) / "model.safetensors")
-        return read_huggingface(Path(name))[1]
 
 
 def test_ten_steps_equal_pytorchs() -> None:

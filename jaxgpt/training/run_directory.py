@@ -19,9 +19,8 @@ from jaxgpt.errors import BusyError, ConfigError, StorageError
 from jaxgpt.text.manifest import Manifest
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.state import TrainState
-from jaxgpt.weights.checkpoint import Checkpoints, latest_step, read_meta, restore
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, read_meta, restore
 
-CHECKPOINTS = "checkpoints"
 HOW_IT_IS_COMPUTED = ("dropout", "compute_dtype")  # fields of the model that a resumed run may change
 
 
@@ -77,7 +76,12 @@ def resumable_step(config: TrainConfig, folder: Path, position: Position) -> int
     step = latest_step(folder / CHECKPOINTS) if (folder / CHECKPOINTS).is_dir() else None
     if step is None:
         return 0
-    before = read_meta(folder / CHECKPOINTS, step)["position"]
+    before = read_meta(folder / CHECKPOINTS, step).get("position")
+    if before is None:
+        raise ConfigError(
+            "weights without a training state are here", path=folder, why="they were converted, not trained here",
+            fix=f"start from them elsewhere: --from {folder} --out-dir ANOTHER",
+        )  # fmt: skip
     changed = _differences(before, dataclasses.asdict(position))
     changed += _differences(_architecture(read_config(folder).model), _architecture(config.model), "model.")
     if step > config.steps:

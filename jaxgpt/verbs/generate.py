@@ -16,7 +16,7 @@ class GenerateArgs:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory or a Hugging Face folder."""
+    """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT...")] = field(default=("",))
     """Texts to continue; an empty one starts a new text."""
     max_new_tokens: int = 100
@@ -42,10 +42,11 @@ def run(args: GenerateArgs) -> None:
         raise ConfigError(f"max_new_tokens = {args.max_new_tokens}", why="it must be 0 or more", fix="change it")
     sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     lm = load(args.model)
+    tokenizer = lm.tokenizer  # a model without one is refused before anything is written
     for prompt in args.prompts:
         sys.stdout.write(prompt)
         ids = lm.stream(prompt, max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)
-        for piece in text_pieces(lm.tokenizer, ids):
+        for piece in text_pieces(tokenizer, ids):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
 
@@ -19,7 +18,7 @@ from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.language_model import LanguageModel, load
 from jaxgpt.model.gpt import define
-from jaxgpt.parallel import check_batch, mesh_of, place_rows, shardings
+from jaxgpt.parallel import check_batch, mesh_of, place_rows
 from jaxgpt.text.batches import TrainingBatches, ValidationBatches
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
 from jaxgpt.text.prepare import prepare
@@ -31,7 +30,6 @@ from jaxgpt.training.loss import next_token_loss
 from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink
 from jaxgpt.training.optim import adamw, averaged, learning_rate
 from jaxgpt.training.run_directory import (
-    CHECKPOINTS,
     Position,
     data_position,
     locked,
@@ -42,7 +40,7 @@ from jaxgpt.training.run_directory import (
 from jaxgpt.training.state import TrainState, abstract_state, compile_step, create_state, runs_unrolled, train_step
 from jaxgpt.training.stop import Stop, stop_on_signal
 from jaxgpt.verbs.display import TrainingDisplay, duration, note, progress_bar, waiting
-from jaxgpt.weights.checkpoint import Checkpoints
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
 
 BASELINE_TOKENS = 20_000_000  # n-gram baselines are computed up to this much training text: seconds, not minutes
 SAMPLE = Sampling(temperature=0.8, top_k=50)
@@ -186,13 +184,19 @@ def _initial(config: TrainConfig, state: TrainState, mesh: Mesh) -> TrainState:
     """A new run's state: fresh, or with the weights of `--from`."""
     if config.init_from is None:
         return state
-    given = load(config.init_from)
-    if jax.tree.map(np.shape, given.params) != jax.tree.map(np.shape, state.params):
-        raise ConfigError(
-            f"--from {config.init_from}", why=f"its model is {given.config}", fix="give --model the same shape"
-        )
-    params = jax.tree.map(lambda leaf: leaf.astype(np.float32), given.params)
-    return dataclasses.replace(state, params=jax.device_put(params, shardings(params, mesh)))
+    given, model = load(config.init_from, mesh=mesh), config.model
+    different = given.config.differences(model)
+    if given.config.padded_vocab != model.padded_vocab:
+        different |= {"vocab_multiple": (given.config.vocab_multiple, model.vocab_multiple)}
+    if different:
+        told = ", ".join(f"{name} is {there!r} there, {here!r} here" for name, (there, here) in different.items())
+        raise ConfigError(f"--from {config.init_from}", why=told, fix="give the run that model, as --model.NAME VALUE")
+    if narrow := {str(leaf.dtype) for leaf in jax.tree.leaves(given.params)} - {"float32"}:
+        note(f"{config.init_from}: widened from {', '.join(sorted(narrow))} to float32")
+    params = jax.tree.map(
+        lambda leaf, old: jax.device_put(leaf.astype(old.dtype), old.sharding), given.params, state.params
+    )
+    return dataclasses.replace(state, params=params)
 
 
 def _log_facts(log: MetricsLog, mesh: Mesh, train_tokens: TokenStream, val: TokenStream, config: TrainConfig) -> None:

@@ -1,0 +1,151 @@
+"""Hugging Face's folders and files of GPT-2 weights: safetensors or torch files beside a config.json."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.config import CONFIG_FILE
+from jaxgpt.errors import DataError, MissingError
+from jaxgpt.text.files import write_atomically
+from jaxgpt.text.tokenizer import JSON_FILE, Tokenizer
+from jaxgpt.text.tokenizer_json import END_OF_TEXT
+from jaxgpt.weights.huggingface_config import config_json, read_config_json
+from jaxgpt.weights.names import fitted
+from jaxgpt.weights.safetensors_file import open_safetensors, write_safetensors
+from jaxgpt.weights.tensors import StoredModel, Tensor, bytes_of
+from jaxgpt.weights.torch_zip import open_torch
+
+SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
+PREFIX = "transformer."
+BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks that older files store
+HEAD, EMBEDDING = "lm_head.weight", "wte.weight"
+
+
+def open_huggingface(path: Path) -> StoredModel:
+    """The model of a folder with config.json, or of one weights file with config.json beside it.
+
+    Weights are safetensors or torch files, single or sharded with an index. Raises MissingError or DataError, with
+    every problem of the config and every problem of the tensors listed at once.
+    """
+    folder = path if path.is_dir() else path.parent
+    config = read_config_json(folder / CONFIG_FILE)
+    found: dict[str, Tensor] = {}
+    for file in _weight_files(folder) if path.is_dir() else [path]:
+        tensors = open_torch(file) if _is_torch(file) else open_safetensors(file)
+        found |= _state_dict(tensors, file, found)
+    if config.tied_head and HEAD in found:
+        head = found.pop(HEAD)
+        if EMBEDDING in found:
+            found[EMBEDDING] = same(found[EMBEDDING], head, folder)
+    return StoredModel(config, fitted(config, found, folder))
+
+
+def _is_torch(path: Path) -> bool:
+    return path.suffix != ".safetensors"
+
+
+def _state_dict(tree: Any, file: Path, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without prefix to tensors, without the mask buffers."""
+    if not isinstance(tree, dict) or not all(isinstance(leaf, Tensor) for leaf in tree.values()):
+        raise DataError("not a state dict", path=file, why="it is no table of tensors", fix="name a file of weights")
+    found: dict[str, Tensor] = {}
+    for stored, tensor in tree.items():
+        name = str(stored).removeprefix(PREFIX)
+        if name in found or name in before:
+            raise DataError(f"tensor {name[:80]} twice", path=file, why="one would be ignored", fix="fetch it again")
+        if not BUFFERS.fullmatch(name):
+            found[name] = tensor
+    return found
+
+
+def same(embedding: Tensor, head: Tensor, path: Path) -> Tensor:
+    """The token embedding of a model whose tied head is stored too. Reading it raises DataError where they differ."""
+
+    def read() -> np.ndarray:
+        array = embedding.read()
+        if bytes_of(array) != head.raw():
+            raise DataError(
+                "two output heads", path=path, why=f"the head is tied, and {HEAD} is not {EMBEDDING}",
+                fix="in config.json, tie_word_embeddings = false keeps both",
+            )  # fmt: skip
+        return array
+
+    tied = embedding.source is not None and embedding.source == head.source
+    return embedding if tied else dataclasses.replace(embedding, read=read)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files the weights of a folder are in. Raises MissingError when one is not there."""
+    for single in (SAFETENSORS, TORCH):
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            return [folder / single]
+        if index.is_file():
+            files = _indexed(index)
+            if missing := [file.name for file in files if not file.is_file()]:
+                raise MissingError(
+                    "no weights", path=folder, why=f"{', '.join(missing)} not found", fix="fetch the folder again"
+                )
+            return files
+    raise MissingError(
+        "no weights", path=folder, why=f"neither {SAFETENSORS} nor {TORCH} nor an index of them is there",
+        fix="name a folder with weights",
+    )  # fmt: skip
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("its weight_map names no files of this folder")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError("not an index of weights", path=index, why=str(error)[:200], fix="fetch it again") from error
+    return [index.parent / name for name in names]
+
+
+def write_huggingface(model: StoredModel, folder: Path) -> None:
+    """Write a folder that transformers opens. The caller has checked the config with `formats.refuse`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {name if name == HEAD else PREFIX + name: tensor for name, tensor in model.tensors.items()}
+    write_safetensors(folder / SAFETENSORS, named, {"format": "pt"})  # transformers refuses files without it
+    # A text both begins and ends with GPT-2's one special token.
+    end = model.tokenizer.end_of_text if model.tokenizer else None
+    ends = {"bos_token_id": end, "eos_token_id": end}
+    _write_json(folder / CONFIG_FILE, config_json(model.config) | ends | {"torch_dtype": str(model.dtype)})
+    _write_json(folder / "generation_config.json", ends)
+    if model.tokenizer:
+        write_tokenizer(model.tokenizer, model.config.context, folder)
+    write_atomically(folder / "README.md", _card(model).encode())
+
+
+def write_tokenizer(tokenizer: Tokenizer, context: int, folder: Path) -> None:
+    """Write tokenizer.json, and the files that older readers want instead."""
+    tokenizer.save_json(folder / JSON_FILE)
+    model = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))["model"]
+    _write_json(folder / "vocab.json", model["vocab"])
+    write_atomically(folder / "merges.txt", ("#version: 0.2\n" + "".join(f"{m}\n" for m in model["merges"])).encode())
+    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": context}
+    _write_json(folder / "tokenizer_config.json", special | settings)
+
+
+def _write_json(path: Path, table: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _card(model: StoredModel) -> str:
+    c = model.config
+    notes = "".join(f"- {note}\n" for note in model.notes)
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- gpt2\n- jaxgpt\n---\n\n"
+        f"# A GPT-2-class language model\n\n"
+        f"{c.layers} layers, {c.heads} heads, width {c.width}, MLP width {c.mlp_size}, context {c.context}, "
+        f"vocabulary {c.vocab}; stored as {model.dtype}. Written by `jaxgpt convert`.\n\n"
+        "What it was trained on, its licence, and what it is good for are not known to the converter: state them here "
+        f"before publishing.\n\n{notes and '## Conversion notes' + chr(10) * 2 + notes}"
+    )

@@ -1,0 +1,126 @@
+"""Hugging Face's config.json for GPT-2: to our GPTConfig and back.
+
+Every key is understood, known to change nothing, or refused by name. The meaning of the keys is that of transformers'
+GPT2Config and GPT2LMHeadModel.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import DataError, MissingError
+from jaxgpt.weights.names import foreign_config
+
+logger = logging.getLogger(__name__)
+
+# config.json key -> our field
+FIELDS = {
+    "vocab_size": "vocab",
+    "n_positions": "context",
+    "n_layer": "layers",
+    "n_head": "heads",
+    "n_embd": "width",
+    "n_inner": "mlp_width",
+    "layer_norm_epsilon": "layer_norm_epsilon",
+    "activation_function": "activation",
+    "scale_attn_weights": "scale_attention",
+    "scale_attn_by_inverse_layer_idx": "scale_by_inverse_layer",
+    "tie_word_embeddings": "tied_head",
+}
+# The first name of each of ours is the one we write.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+# Other keys that change the computation, with the values that leave it as ours.
+REQUIRED: dict[str, tuple[object, ...]] = {
+    "model_type": ("gpt2",),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
+# Keys about training, generation, classification heads or the file itself: the next-token logits are the same.
+# (reorder_and_upcast_attn is the same product in another order.)
+WITHOUT_EFFECT = frozenset({
+    "architectures", "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "initializer_range", "bos_token_id",
+    "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id", "unk_token_id",
+    "use_cache", "dtype", "torch_dtype", "transformers_version", "gradient_checkpointing", "output_attentions",
+    "output_hidden_states", "output_past", "return_dict", "task_specific_params", "_name_or_path", "name_or_path",
+    "problem_type", "id2label", "label2id", "num_labels", "_num_labels", "finetuning_task", "tokenizer_class",
+    "prefix", "predict_special_tokens", "reorder_and_upcast_attn", "torchscript", "tf_legacy_loss", "use_bfloat16",
+    "chunk_size_feed_forward", "tie_encoder_decoder", "is_decoder", "cross_attention_hidden_size", "max_length",
+    "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
+    "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "forced_bos_token_id",
+    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+    "begin_suppress_tokens", "output_scores", "return_dict_in_generate", "model_max_length",
+})  # fmt: skip
+
+
+def read_config_json(path: Path) -> GPTConfig:
+    """The architecture in a config.json. Raises MissingError, or DataError naming every key that does not fit."""
+    if not path.is_file():
+        raise MissingError("no architecture", path=path, why="there is no such file", fix="name a model folder")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("it is no table")
+    except (ValueError, RecursionError) as error:
+        raise DataError("not a config.json", path=path, why=str(error)[:200], fix="fetch it again") from None
+    wrong = [
+        f"{key} = {str(stored[key])[:80]}"
+        for key, fine in REQUIRED.items()
+        if key in stored and stored[key] not in fine
+    ]
+    activation = stored.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        wrong.append(f"activation_function = {str(activation)[:80]}")
+    if stored.get("n_ctx", stored.get("n_positions", 1024)) != stored.get("n_positions", 1024):
+        wrong.append("n_ctx is not n_positions")
+    known = FIELDS.keys() | REQUIRED.keys() | WITHOUT_EFFECT | {"n_ctx"}
+    wrong += [f"unknown key {key[:80]}" for key in stored if key not in known]
+    fields = {ours: stored[theirs] for theirs, ours in FIELDS.items() if theirs in stored}
+    wrong += [f"{key} = {str(stored[key])[:80]}" for key, ours in FIELDS.items() if not _fits(fields.get(ours), ours)]
+    if wrong:
+        raise DataError(
+            "not a GPT-2 we compute", path=path, why=", ".join(wrong[:50]),
+            fix="use a GPT-2 model; a key that changes nothing may be removed",
+        )  # fmt: skip
+    ignored = {key: stored[key] for key in stored if key in WITHOUT_EFFECT}
+    logger.debug("%s: without effect on the logits: %s", path, ignored)
+    return foreign_config(path, **fields | {"activation": ACTIVATIONS[activation]})
+
+
+def _fits(value: object, field: str) -> bool:
+    """The value is of the field's type; None passes where it means the default."""
+    if field in ("scale_attention", "scale_by_inverse_layer", "tied_head"):
+        return value is None or isinstance(value, bool)
+    if field == "layer_norm_epsilon":
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or field == "activation" or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def config_json(config: GPTConfig) -> dict[str, Any]:
+    """What config.json says of this architecture."""
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **fields,
+        "activation_function": names[config.activation],
+        "attn_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "initializer_range": 0.02,
+        "use_cache": True,
+    }

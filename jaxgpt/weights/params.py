@@ -1,0 +1,76 @@
+"""A stored model becomes our parameters, and the other way, tensor by tensor."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxgpt.config import GPTConfig
+from jaxgpt.model.gpt import Params
+from jaxgpt.parallel import shardings
+from jaxgpt.weights.names import Place, leaf_at, leaf_shapes, leaves, places, tree_of
+from jaxgpt.weights.tensors import StoredModel, Tensor
+
+
+def read_params(model: StoredModel, mesh: Mesh) -> Params:
+    """The parameters, in their stored dtype, each shard read straight to the device it belongs on.
+
+    No more than one leaf is ever held on the host, and of that only what this process's devices hold. Raises
+    ConfigError when the mesh does not divide the model.
+    """
+    shapes = leaf_shapes(model.config)
+    abstract = tree_of({path: jax.ShapeDtypeStruct(shape, model.dtype) for path, shape in shapes.items()})
+    placed = shardings(abstract, mesh)
+    read = {
+        path: _read_leaf(shapes[path], leaf_at(placed, path), parts, model.tensors)
+        for path, parts in leaves(model.config).items()
+    }
+    return tree_of(read)
+
+
+def _read_leaf(
+    shape: tuple[int, ...], sharding: NamedSharding, parts: list[Place], tensors: Mapping[str, Tensor]
+) -> jax.Array:
+    """One leaf from its tensors, each read once."""
+    where = {
+        device: tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+        if index is not None
+    }
+    dtype = tensors[parts[0].name].dtype
+    shards = {spans: _zeros([stop - start for start, stop in spans], dtype) for spans in set(where.values())}
+    for place in parts:
+        array = tensors[place.name].read()
+        for spans, shard in shards.items():
+            index = tuple(slice(*span) for span in spans)
+            if place.layer is None:
+                rows = array[index]  # fewer than the shard has where it holds padding rows of the vocabulary
+                shard[: len(rows)] = rows
+            else:  # no rule splits the layers
+                shard[place.layer] = array.reshape(shape[1:])[index[1:]]
+    pieces = [jax.device_put(shards[spans], device) for device, spans in where.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+
+def _zeros(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """Zeros at an address that JAX's CPU devices take as it is: 64 bytes aligned, there is no copy."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.zeros(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def stored_params(config: GPTConfig, params: Params) -> StoredModel:
+    """Parameters as a model that writers take: GPT-2's names and layouts, without padding rows."""
+    return StoredModel(config, {place.name: _tensor(place, leaf_at(params, place.path)) for place in places(config)})
+
+
+def _tensor(place: Place, leaf: Any) -> Tensor:
+    def read() -> np.ndarray:
+        array = np.asarray(leaf if place.layer is None else leaf[place.layer])
+        return array[: place.shape[0]] if place.layer is None else array.reshape(place.shape)
+
+    return Tensor(place.shape, np.dtype(leaf.dtype), read)

@@ -1,0 +1,158 @@
+"""GPT-2's forward pass once more, in float64 NumPy, from the papers: what converted weights are certified with.
+
+It shares no line with `jaxgpt.model`, on purpose: a mistake made there would have to be made here again to go unseen.
+One sequence, no dropout, no cache; written to be read, not to be fast.
+
+Sources: [GPT-2] Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3;
+[Attention] Vaswani et al. 2017, "Attention Is All You Need"; [LayerNorm] Ba et al. 2016, "Layer Normalization";
+[GELU] Hendrycks and Gimpel 2016, "Gaussian Error Linear Units".
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.weights.tensors import Tensor
+
+Tensors = Mapping[str, Tensor]
+ROWS = 4096  # of the vocabulary, in float64 at one time
+
+
+def reference_logits(config: GPTConfig, tensors: Tensors, tokens_T: np.ndarray) -> np.ndarray:
+    """Float64 logits [T, V] of one sequence of ids [T].
+
+    `tensors` are GPT-2's by its names, matrices (in, out). Each is read when it is needed and let go, a tied embedding
+    therefore twice. Raises ConfigError for positions that are not learned and for unknown activations, DataError for
+    tensors that are not this model's or not finite and for ids outside the vocabulary or beyond the context.
+    """
+    _check(config, tensors, tokens_T)
+    x_TD = _float64("wte.weight", _stored(tensors, "wte.weight", config.vocab, config.width)[tokens_T])
+    x_TD += _float64("wpe.weight", _stored(tensors, "wpe.weight", config.context, config.width)[: len(tokens_T)])
+    for layer in range(config.layers):
+        # LayerNorm stands before each sub-block, not behind it, and once more after the last block. [GPT-2]
+        x_TD += attention(config, tensors, layer, layer_norm(config, tensors, f"h.{layer}.ln_1", x_TD))
+        x_TD += mlp(config, tensors, layer, layer_norm(config, tensors, f"h.{layer}.ln_2", x_TD))
+    return unembed(config, tensors, layer_norm(config, tensors, "ln_f", x_TD))
+
+
+def attention(config: GPTConfig, tensors: Tensors, layer: int, x_TD: np.ndarray) -> np.ndarray:
+    """Causal multi-head self-attention [T, D]. [Attention], equation 1 and section 3.2.2."""
+    T, D = x_TD.shape
+    qkv = np.split(linear(config, tensors, f"h.{layer}.attn.c_attn", x_TD, 3 * D), 3, axis=1)
+    # The columns of a head lie side by side, in each of q, k and v.
+    q_THK, k_SHK, v_SHK = (part.reshape(T, config.heads, config.head_size) for part in qkv)
+    scores_HTS = np.einsum("THK,SHK->HTS", q_THK, k_SHK)
+    if config.scale_attention:
+        scores_HTS /= math.sqrt(config.head_size)
+    if config.scale_by_inverse_layer:
+        scores_HTS /= layer + 1
+    future_TS = np.triu(np.ones((T, T), bool), k=1)
+    weights_HTS = softmax(np.where(future_TS, -np.inf, scores_HTS))
+    mixed_THK = np.einsum("HTS,SHK->THK", weights_HTS, v_SHK)
+    return linear(config, tensors, f"h.{layer}.attn.c_proj", mixed_THK.reshape(T, D), D)
+
+
+def mlp(config: GPTConfig, tensors: Tensors, layer: int, x_TD: np.ndarray) -> np.ndarray:
+    """Two linear layers with an activation between, at each position by itself [T, D]. [Attention], section 3.3."""
+    inner_TF = linear(config, tensors, f"h.{layer}.mlp.c_fc", x_TD, config.mlp_size)
+    activated_TF = ACTIVATIONS[config.activation](inner_TF)
+    return linear(config, tensors, f"h.{layer}.mlp.c_proj", activated_TF, config.width)
+
+
+def unembed(config: GPTConfig, tensors: Tensors, x_TD: np.ndarray) -> np.ndarray:
+    """Logits [T, V]: the products with every token's row of the output head, a part of the rows at a time."""
+    head = "wte.weight" if config.tied_head else "lm_head.weight"
+    head_VD = _stored(tensors, head, config.vocab, config.width)
+    logits_TV = np.empty((len(x_TD), config.vocab))
+    for start in range(0, config.vocab, ROWS):
+        rows = slice(start, start + ROWS)
+        logits_TV[:, rows] = x_TD @ _float64(head, head_VD[rows]).T
+    return logits_TV
+
+
+def layer_norm(config: GPTConfig, tensors: Tensors, name: str, x_TD: np.ndarray) -> np.ndarray:
+    """Each position with mean 0 and variance 1, then scaled and shifted [T, D]. [LayerNorm], equations 3 and 4."""
+    centred_TD = x_TD - x_TD.mean(axis=1, keepdims=True)
+    variance_T1 = (centred_TD**2).mean(axis=1, keepdims=True)  # over D, not D - 1
+    normal_TD = centred_TD / np.sqrt(variance_T1 + config.layer_norm_epsilon)
+    return normal_TD * _parameter(tensors, f"{name}.weight", config.width) + _bias(config, tensors, name, config.width)
+
+
+def linear(config: GPTConfig, tensors: Tensors, name: str, x: np.ndarray, size: int) -> np.ndarray:
+    """[T, in] to [T, size]."""
+    return x @ _parameter(tensors, f"{name}.weight", x.shape[1], size) + _bias(config, tensors, name, size)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Shares that sum to 1 along the last axis; the largest score is subtracted first, so that nothing overflows."""
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x times the normal distribution function at x. [GELU], section 2. A Python call for each number: exact, slow."""
+    return x * np.vectorize(math.erfc, otypes=[np.float64])(-x / math.sqrt(2)) / 2
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """The approximation of `gelu` that GPT-2 was trained with. [GELU], section 2."""
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x times the logistic function at x, written exp(-log(1 + exp(-x))) so as not to overflow. [GELU], section 2."""
+    return x * np.exp(-np.logaddexp(0, -x))
+
+
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "silu": silu}
+
+
+def _bias(config: GPTConfig, tensors: Tensors, name: str, size: int) -> np.ndarray | float:
+    return _parameter(tensors, f"{name}.bias", size) if config.bias else 0.0
+
+
+def _parameter(tensors: Tensors, name: str, *shape: int) -> np.ndarray:
+    return _float64(name, _stored(tensors, name, *shape))
+
+
+def _stored(tensors: Tensors, name: str, *shape: int) -> np.ndarray:
+    """A tensor in the dtype it is stored in; of this shape, for NumPy would stretch some others to it."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != shape:
+        why = f"it is {list(tensor.shape) if tensor else 'missing'}, where {list(shape)} is meant"
+        raise DataError(f"tensor {name}", why=why, fix="check that weights and settings belong together")
+    return tensor.read()
+
+
+def _float64(name: str, numbers: np.ndarray) -> np.ndarray:
+    """Them in float64, exactly: it has every number of the dtypes that are stored."""
+    if not np.isfinite(numbers).all():
+        raise DataError(f"tensor {name}", why="a number in it is not finite", fix="use weights that are sound")
+    return numbers.astype(np.float64)
+
+
+def _check(config: GPTConfig, tensors: Tensors, tokens_T: np.ndarray) -> None:
+    """Refuses what would give other numbers without a word, or fail without a reason."""
+    for setting, known in (("position", ["learned"]), ("activation", list(ACTIVATIONS))):
+        if (value := getattr(config, setting)) not in known:
+            why = f"the float64 reference knows {', '.join(known)}"
+            raise ConfigError(f"{setting} = {value!r}", why=why, fix="do without this check")
+    # Embeddings; four linear layers and two LayerNorms a block, one at the end; a head. Those that are needed are asked
+    # for by name later: if the number is right too, none is there that goes unused.
+    expected = 2 + (6 * config.layers + 1) * (1 + config.bias) + (not config.tied_head)
+    if len(tensors) != expected:
+        why = f"{len(tensors)} tensors, where {expected} are meant"
+        raise DataError("weights do not fit the model", why=why, fix="check that weights and settings belong together")
+    if tokens_T.ndim != 1 or tokens_T.dtype.kind not in "iu" or not 0 < len(tokens_T) <= config.context:
+        why = f"it is {tokens_T.dtype}{list(tokens_T.shape)}"
+        raise DataError("sequence of token ids", why=why, fix=f"give 1 to {config.context} integers")
+    if tokens_T.min() < 0 or tokens_T.max() >= config.vocab:
+        why = f"it holds {tokens_T.min()} to {tokens_T.max()}"
+        raise DataError("sequence of token ids", why=why, fix=f"give ids from 0 to {config.vocab - 1}")

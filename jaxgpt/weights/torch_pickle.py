@@ -1,0 +1,268 @@
+"""The pickle of a torch file, read by a closed grammar and never unpickled.
+
+A pickle is a program that may call anything. This reader knows only the opcodes with which torch.save writes nested
+dicts, lists and tuples of numbers, strings and tensors; the few functions such a pickle names are markers here, so that
+nothing is imported or called. Everything else is refused by name. A container is used once: nothing can hold itself, or
+stand for exponentially many copies.
+Source: Python's pickletools (the opcodes); pytorch/pytorch, torch/serialization.py and torch/_utils.py.
+"""
+
+import enum
+import pickletools
+import re
+import struct
+from collections import OrderedDict
+from typing import Any, NoReturn
+
+import numpy as np
+
+from jaxgpt.weights.tensors import Tensor
+from jaxgpt.weights.torch_storage import STORAGE_CLASSES, Storage, Storages, refused, shown
+
+LARGEST_PICKLE = 1 << 24  # bytes; GPT-2 XL's with its optimizer state has less than 1 MB
+MOST_OPERATIONS = 1_000_000
+DEEPEST = 100
+PROTOCOLS = (2, 3)  # torch.save's own is 2; torch.load too refuses 4 and later unless it may execute anything
+LONGEST_INTEGER = 10  # bytes; the magic number of torch's older format has as many
+LARGEST_KEY = 1 << 31  # of a dict by integers, such as an optimizer's
+LONGEST_SHARED = 16  # items of a tuple of numbers that may be used again, such as AdamW's betas
+STORAGE_KEY = re.compile(r"[0-9]{1,20}", re.ASCII)
+
+NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+class _Call(enum.Enum):
+    """What a pickle may call, as a value on its stack."""
+
+    ORDERED_DICT = "collections.OrderedDict"
+    TENSOR = "torch._utils._rebuild_tensor_v2"
+    PARAMETER = "torch._utils._rebuild_parameter"
+
+
+_GLOBALS: dict[str, _Call | np.dtype] = {call.value: call for call in _Call}
+_GLOBALS |= {f"torch.{name}": dtype for name, dtype in STORAGE_CLASSES.items()}
+
+
+def read_pickle(content: bytes, start: int, storages: Storages) -> tuple[Any, int]:
+    """The tree of the pickle that begins at `start`, and the place after it.
+
+    Its tensors are views of `storages`, which learns the storages it names. Raises DataError for what is not in the
+    grammar.
+    """
+    machine = _Machine(content, start, storages)
+    return machine.run(), machine.at
+
+
+class _Machine:
+    """A stack, the stack's marks, and the memo: the objects that the pickle has said it may use again, in order."""
+
+    def __init__(self, content: bytes, start: int, storages: Storages) -> None:
+        self.content, self.at, self.storages = content, start, storages
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: list[Any] = []
+
+    def run(self) -> Any:
+        if self._opcode() != "PROTO" or self._unsigned(1) not in PROTOCOLS:
+            self._refuse("no pickle of protocol 2 or 3, as torch.save writes")
+        for _ in range(MOST_OPERATIONS):
+            if (opcode := self._opcode()) == "STOP":
+                break
+            self._step(opcode)
+        else:
+            self._refuse(f"its pickle has more than {MOST_OPERATIONS} operations")
+        [tree] = self._popped(1)
+        if self.stack or self.marks:
+            self._refuse("its pickle ends in the middle")
+        self._check_tree(tree)
+        return tree
+
+    def _step(self, opcode: str) -> None:
+        push = self.stack.append
+        match opcode:
+            case "MARK":
+                self.marks.append(len(self.stack))
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                push(CONSTANTS[opcode])
+            case "BININT1" | "BININT2":
+                push(self._unsigned(int(opcode[-1])))
+            case "BININT":
+                push(int.from_bytes(self._bytes(4), "little", signed=True))
+            case "LONG1":
+                push(self._long())
+            case "BINFLOAT":
+                push(struct.unpack(">d", self._bytes(8))[0])
+            case "BINUNICODE":
+                push(self._text(self._bytes(self._unsigned(4))))
+            case "EMPTY_DICT":
+                push({})
+            case "EMPTY_LIST":
+                push([])
+            case "EMPTY_TUPLE":
+                push(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                push(tuple(self._popped(int(opcode[-1]))))
+            case "TUPLE":
+                push(tuple(self._popped_to_mark()))
+            case "APPEND":
+                self._extend(self._popped(1))
+            case "APPENDS":
+                self._extend(self._popped_to_mark())
+            case "SETITEM":
+                self._set_items(self._popped(2))
+            case "SETITEMS":
+                self._set_items(self._popped_to_mark())
+            case "BINPUT" | "LONG_BINPUT":
+                self._remember(self._unsigned(1 if opcode == "BINPUT" else 4))
+            case "BINGET" | "LONG_BINGET":
+                push(self._recalled(self._unsigned(1 if opcode == "BINGET" else 4)))
+            case "GLOBAL":
+                push(self._global())
+            case "BINPERSID":
+                push(self._storage(*self._popped(1)))
+            case "REDUCE":
+                push(self._called(*self._popped(2)))
+            case "BUILD":
+                self._build(*self._popped(1))
+            case _:
+                self._refuse(f"its pickle asks for opcode {opcode}")
+
+    # --- the bytes
+
+    def _bytes(self, count: int) -> bytes:
+        if count > len(self.content) - self.at:
+            self._refuse("its pickle is cut short, or larger than any we read")
+        self.at += count
+        return self.content[self.at - count : self.at]
+
+    def _opcode(self) -> str:
+        return NAMES.get(code := self._bytes(1), f"{code[0]:#x}")
+
+    def _unsigned(self, size: int) -> int:
+        return int.from_bytes(self._bytes(size), "little")
+
+    def _long(self) -> int:
+        if (size := self._unsigned(1)) > LONGEST_INTEGER:
+            self._refuse(f"its pickle asks for an integer of {size} bytes")
+        return int.from_bytes(self._bytes(size), "little", signed=True)
+
+    def _text(self, content: bytes) -> str:
+        try:
+            return str(content, "utf-8")
+        except UnicodeDecodeError:
+            self._refuse("its pickle holds text that is not UTF-8")
+
+    def _line(self) -> str:
+        end = self.content.find(b"\n", self.at, self.at + 200)
+        if end < 0:
+            self._refuse("its pickle asks for something with an endless name")
+        return self._text(self._bytes(end + 1 - self.at)[:-1])
+
+    # --- the stack and the memo
+
+    def _popped(self, count: int) -> list[Any]:
+        start = len(self.stack) - count
+        if start < (self.marks[-1] if self.marks else 0):
+            self._refuse("its pickle takes more from the stack than there is")
+        taken, self.stack[start:] = self.stack[start:], []
+        return taken
+
+    def _popped_to_mark(self) -> list[Any]:
+        if not self.marks:
+            self._refuse("its pickle has no mark where it needs one")
+        start = self.marks.pop()
+        taken, self.stack[start:] = self.stack[start:], []
+        return taken
+
+    def _top(self) -> Any:
+        [top] = self._popped(1)
+        self.stack.append(top)
+        return top
+
+    def _remember(self, index: int) -> None:
+        if index != len(self.memo):
+            self._refuse("its pickle numbers its objects out of order")
+        self.memo.append(self._top())
+
+    def _recalled(self, index: int) -> Any:
+        if index >= len(self.memo):
+            self._refuse("its pickle refers to an object that is not there")
+        found = self.memo[index]
+        numbers = isinstance(found, tuple) and all(isinstance(item, str | float | int | None) for item in found)
+        if isinstance(found, dict | list | tuple) and not (numbers and len(found) <= LONGEST_SHARED):
+            self._refuse("its pickle uses a container twice")
+        return found
+
+    # --- what it builds
+
+    def _extend(self, items: list[Any]) -> None:
+        if type(target := self._top()) is not list:
+            self._refuse("its pickle appends to what is no list")
+        target += items
+
+    def _set_items(self, items: list[Any]) -> None:
+        if not isinstance(target := self._top(), dict) or len(items) % 2:
+            self._refuse("its pickle sets items of what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str and not (type(key) is int and 0 <= key < LARGEST_KEY):
+                self._refuse("a dict has a key that is neither text nor a number from 0 up")
+            if key in target:
+                self._refuse(f"a dict has the key {shown(str(key))} twice")
+            target[key] = value
+
+    def _global(self) -> _Call | np.dtype:
+        name = f"{self._line()}.{self._line()}"
+        if name not in _GLOBALS:
+            self._refuse(f"its pickle asks for {shown(name)}")
+        return _GLOBALS[name]
+
+    def _storage(self, identity: Any) -> Storage:
+        """Of ("storage", class, key, device, number of elements); before torch 1.6 also None, for no view."""
+        match identity:
+            case ("storage", np.dtype() as dtype, str(key), str(), int(count), *rest) if rest in ([], [None]):
+                if type(identity) is tuple and type(count) is int and count >= 0 and STORAGE_KEY.fullmatch(key):
+                    return self.storages.name(key, dtype, count)
+        self._refuse("its pickle refers to something other than a storage")
+
+    def _called(self, call: Any, arguments: Any) -> Any:
+        match call, arguments if type(arguments) is tuple else None:
+            case _Call.ORDERED_DICT, ():
+                return OrderedDict()
+            case _Call.TENSOR, (Storage() as storage, offset, tuple(shape), tuple(strides), bool(), hooks):
+                sizes = (offset, *shape, *strides)
+                if _is_no_hook(hooks) and all(type(size) is int for size in sizes):
+                    return self.storages.tensor(storage, offset, shape, strides)
+            case _Call.PARAMETER, (Tensor() as tensor, bool(), hooks) if _is_no_hook(hooks):
+                return tensor
+        name = call.value if isinstance(call, _Call) else f"an object of type {type(call).__name__}"
+        self._refuse(f"its pickle calls {name} with what torch.save never writes")
+
+    def _build(self, state: Any) -> None:
+        """Attributes of an OrderedDict: torch keeps the versions of a model's modules there, which we do not need."""
+        if type(self._top()) is not OrderedDict or type(state) is not dict or state.keys() != {"_metadata"}:
+            self._refuse("its pickle sets the attributes of an object")
+
+    def _check_tree(self, tree: Any) -> None:
+        """Each container is in it once, so that this takes no longer than reading did."""
+        level = [tree]
+        for _ in range(DEEPEST):
+            below: list[Any] = []
+            for node in level:
+                if isinstance(node, dict):
+                    below += node.values()
+                elif type(node) in (list, tuple):
+                    below += node
+                elif not isinstance(node, str | float | int | Tensor | None):
+                    self._refuse("its pickle leaves something that is no data")
+            if not below:
+                return
+            level = below
+        self._refuse(f"its data is nested deeper than {DEEPEST}")
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise refused(self.storages.path, why)
+
+
+def _is_no_hook(hooks: Any) -> bool:
+    return type(hooks) is OrderedDict and not hooks

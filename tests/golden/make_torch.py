@@ -1,0 +1,71 @@
+"""Makes the folder `torch_save`: what torch.save writes, in both of its formats, and the numbers as numpy saves them.
+
+    pip install torch==2.13.0 numpy
+    python tests/golden/make_torch.py
+
+`zip.pt` and `legacy.pt` (the format before torch 1.6) hold the same tree; `expected.npz` its tensors under their paths,
+bfloat16 as the 16-bit integers of its bits. Ran with the versions above on CPU; others may draw other numbers.
+
+Not made here: `bin` was saved by transformers 5.23 and torch 2.13 (`torch.save(model.state_dict())`, logits computed in
+float64); `nanogpt` and `nanogpt_compiled` by nanoGPT's own train.py with torch 2.13, 10 iterations on CPU, the second
+with torch.compile and bias=False, logits in float64.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SEED = 5
+
+
+def tree() -> dict:
+    """Every dtype, and every way in which a tensor can lie in its storage."""
+    torch.manual_seed(SEED)
+    base = torch.randn(6, 4, 5)
+    linear = torch.nn.Linear(3, 2)
+    linear.register_buffer("mask", torch.tril(torch.ones(3, 3)).bool())
+    numbers = torch.arange(-3, 9)
+    dtypes = OrderedDict(
+        float16=base.half(), bfloat16=base.bfloat16(), float64=base.double(), int64=numbers, int32=numbers.int(),
+        int16=numbers.short(), int8=numbers.char(), uint8=numbers.abs().byte(), bool=numbers > 2,
+    )  # fmt: skip
+    views = {
+        "whole": base,
+        "tied": base,
+        "row": base[2],
+        "column": base[:, 1, 3],
+        "transposed": base.permute(2, 0, 1),
+        "every_other": base[1::2, :, ::3],
+        "last": base[-1, -1, -1],
+        "none": base[:, :0],
+        "diagonal": base[0].diagonal(),
+    }
+    plain = {
+        "numbers": [0, 255, 256, 65535, 65536, -1, 2**31, -(2**40), 2**63 - 1, 0.1, float("inf"), -0.0],
+        "words": ["", "é", "🙂", "model"],
+        "others": (None, True, False, (), [], {}, (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        "state": {0: {"step": torch.tensor(7.0)}, 70000: {"step": torch.tensor(8)}},
+    }
+    return {"module": linear.state_dict(), "parameter": linear.weight, "dtypes": dtypes, "views": views} | plain
+
+
+def leaves(node: object, path: str = "") -> dict[str, np.ndarray]:
+    if isinstance(node, torch.Tensor):
+        node = node.detach()
+        return {path[1:]: (node.view(torch.int16) if node.dtype == torch.bfloat16 else node).numpy()}
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    return {place: leaf for key, value in items for place, leaf in leaves(value, f"{path}/{key}").items()}
+
+
+def main() -> None:
+    folder = Path(__file__).parent / "torch_save"
+    folder.mkdir(exist_ok=True)
+    torch.save(tree(), folder / "zip.pt")
+    torch.save(tree(), folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    np.savez(folder / "expected.npz", **leaves(tree()))
+
+
+if __name__ == "__main__":
+    main()

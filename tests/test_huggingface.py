@@ -1,0 +1,140 @@
+"""config.json is understood or refused by name; every tensor is consumed; what we write says what was read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxgpt.errors import DataError, MissingError
+from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.weights.huggingface import open_huggingface, write_tokenizer
+from jaxgpt.weights.huggingface_config import config_json, read_config_json
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def copied(tmp_path: Path, name: str = "plain", **changes: object) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def change_tensors(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_all_misfits_are_listed_at_once(tmp_path: Path) -> None:
+    folder = copied(tmp_path, n_layer=3, n_positions=9)
+    change_tensors(folder, lambda tensors: tensors.update(score=np.zeros(3, np.float32)))
+    with pytest.raises(DataError) as caught:
+        open_huggingface(folder)
+    for said in ("unknown tensor score", "no tensor h.2.ln_1.weight", "wpe.weight is [16, 20], not [9, 20]"):
+        assert said in str(caught.value)
+
+
+def test_all_problems_of_a_config_are_listed_at_once(tmp_path: Path) -> None:
+    folder = copied(tmp_path, activation_function="quick_gelu", n_ctx=8, rope_theta=1e4, n_layer="2", n_head=True)
+    with pytest.raises(DataError) as caught:
+        read_config_json(folder / "config.json")
+    for said in ("activation_function = quick_gelu", "n_ctx is not", "unknown key rope_theta", "n_layer = 2", "n_head"):
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"add_cross_attention": True},
+        {"model_type": "bert"},
+        {"quantization_config": {"bits": 4}},
+        {"pruned_heads": {"0": [1]}},
+        {"n_embd": 21},
+        {"n_layer": 10**12},
+        {"layer_norm_epsilon": -1.0},
+        {"tie_word_embeddings": "yes"},
+    ],
+)
+def test_what_would_change_the_computation_is_refused_by_name(tmp_path: Path, change: dict) -> None:
+    names = {"n_embd": "width", "n_layer": "layers"}
+    with pytest.raises(DataError, match=names.get(next(iter(change)), next(iter(change)))):
+        read_config_json(copied(tmp_path, **change) / "config.json")
+
+
+def test_keys_without_effect_are_listed_at_debug_level(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", "jaxgpt"):
+        read_config_json(copied(tmp_path, resid_pdrop=0.3) / "config.json")
+    assert "'resid_pdrop': 0.3" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["plain", "odd", "scaled", "untied"])
+def test_the_config_we_write_reads_back(tmp_path: Path, name: str) -> None:
+    config = read_config_json(GOLDEN / name / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(config_json(config)))
+    assert read_config_json(tmp_path / "config.json") == config
+
+
+def test_mask_buffers_of_older_files_are_passed_over(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    before = open_huggingface(folder)
+    masks = {f"transformer.h.{n}.attn.bias": np.tril(np.ones((1, 1, 16, 16), np.uint8)) for n in range(2)}
+    masks |= {"transformer.h.0.attn.masked_bias": np.float32(-1e4)[None]}
+    change_tensors(folder, lambda tensors: tensors.update(masks))
+    assert open_huggingface(folder).tensors.keys() == before.tensors.keys()
+
+
+def test_a_stored_tied_head_must_be_the_embedding(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].copy()}))
+    open_huggingface(folder).tensors["wte.weight"].read()
+    change_tensors(folder, lambda t: t["lm_head.weight"].__setitem__((3, 4), 0.5))
+    with pytest.raises(DataError, match=r"two output heads .* lm_head\.weight is not wte\.weight"):
+        open_huggingface(folder).tensors["wte.weight"].read()
+
+
+def test_a_tensor_with_and_without_prefix_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    change_tensors(folder, lambda t: t.update({"ln_f.bias": t["transformer.ln_f.bias"].copy()}))
+    with pytest.raises(DataError, match=r"tensor ln_f\.bias twice"):
+        open_huggingface(folder)
+
+
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"config\.json"):
+        open_huggingface(tmp_path)
+    folder = copied(tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(MissingError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        open_huggingface(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"not a config\.json"):
+        open_huggingface(folder)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = copied(tmp_path, "sharded")
+    (folder / "model-00002-of-00013.safetensors").unlink()
+    with pytest.raises(MissingError, match=r"model-00002-of-00013\.safetensors not found"):
+        open_huggingface(folder)
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": {"a": "../../etc/passwd"}}', "{}", '{"weight_map": {"a": 3}}', "[]"])
+def test_an_index_that_names_no_files_of_the_folder_is_refused(tmp_path: Path, index: str) -> None:
+    folder = copied(tmp_path, "sharded")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(DataError, match="not an index of weights"):
+        open_huggingface(folder)
+
+
+def test_the_tokenizer_files_say_the_same_merges(tmp_path: Path) -> None:
+    write_tokenizer(load_tokenizer("gpt2"), 1024, tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert vocab == model["vocab"] and len(vocab) == 50257 and vocab["<|endoftext|>"] == 50256
+    assert merges[0] == "#version: 0.2" and merges[1:] == model["merges"] and merges[1] == "Ġ t"
