@@ -1,6 +1,5 @@
 """A trained model for people: `load(MODEL)` gives config, parameters and tokenizer in one object."""
 
-import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from jax.sharding import Mesh
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference.engine import generate_ids
+from jaxgpt.inference.engine import Engine, Request
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.batches import check_ids
 from jaxgpt.text.tokenizer import Tokenizer
@@ -23,6 +23,8 @@ from jaxgpt.weights.convert import open_model, tokenizer_of, write_model
 from jaxgpt.weights.params import read_params, stored_params
 from jaxgpt.weights.run import is_run, one_device, read_run
 from jaxgpt.weights.tensors import StoredModel
+
+MOST_SLOTS = 8  # texts that `generate` continues at a time
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,34 @@ class LanguageModel:
             )
         return _logits(self.params, jnp.asarray(check_ids(tokens_BT, self.config.vocab)), config=self.config)
 
+    def engine(self, slots: int = 1) -> Engine:
+        """An engine over these parameters; the last one is kept and given again."""
+        kept = self.__dict__.get("_engine")  # the parameters it has are a second copy: one is enough
+        if kept is None or kept.slots != slots or kept.busy:
+            end = self.given_tokenizer.end_of_text if self.given_tokenizer else None
+            self.__dict__["_engine"] = kept = Engine(self.config, self.params, slots=slots, end=end)
+        return kept
+
+    def request(
+        self, prompt: str, *, max_new_tokens: int = 100, sampling: Sampling | None = None, seed: int = 0
+    ) -> Request:
+        """What the engine is asked for to continue a text; an empty one starts a new text."""
+        ids = self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
+        return Request(
+            prompt=tuple(ids), max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), seed=seed
+        )  # fmt: skip
+
     def stream(
         self, prompt: str, *, max_new_tokens: int = 100, sampling: Sampling | None = None, seed: int = 0
     ) -> Iterator[int]:
         """Token ids that continue a prompt, one by one; ends early where the model ends its text.
 
-        An empty prompt starts a new text. Past the context window the oldest half is dropped (inference.engine).
+        Past the context window the oldest half is dropped (inference.engine).
         """
-        end = self.tokenizer.end_of_text
-        ids = self.tokenizer.encode(prompt) or [end]
-        new = generate_ids(self.params, self.config, ids, sampling=sampling or Sampling(), seed=seed, end=end)
-        return itertools.islice(new, max_new_tokens)
+        request = self.request(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        for _, new in self.engine().run([request]):
+            if new.token is not None:
+                yield new.token
 
     def generate(
         self,
@@ -76,14 +95,25 @@ class LanguageModel:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> list[str]:
-        """The continuation of each prompt (without the prompt), each drawn with the same seed, independently."""
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        return [
-            self.tokenizer.decode(list(self.stream(p, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)))
-            for p in prompts
-        ]
+        """The continuation of each prompt (without the prompt), each drawn with the same seed, independently.
+
+        It ends before the first of the `stop` strings, after `max_new_tokens`, or where the model ends its text.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        requests = [self.request(p, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed) for p in prompts]
+        streams, texts = [TextStream(self.tokenizer, stop) for _ in prompts], ["" for _ in prompts]
+        slots = min(MOST_SLOTS, 1 << max(0, len(prompts) - 1).bit_length())
+        engine = self.engine(slots)
+        for place, new in engine.run(requests):
+            if new.token is not None and not streams[place].stopped:
+                texts[place] += streams[place].push(new.token)
+                if streams[place].stopped:
+                    engine.cancel(new.request)
+        return [text + stream.finish() for text, stream in zip(texts, streams, strict=True)]
 
     def save(self, path: str | Path, format: str = "huggingface") -> None:
         """Write the model: `huggingface`, `jaxgpt`, `llmc` or `nanogpt` (`weights.convert`).

@@ -5,6 +5,7 @@ import pytest
 
 from jaxgpt.model import attention
 from jaxgpt.model.attention import (
+    cached_attention,
     causal_attention,
     causal_mask,
     causal_self_attention,
@@ -107,8 +108,10 @@ def test_segments_are_texts_alone() -> None:
 def test_a_start_places_queries_among_more_keys() -> None:
     q, k, v = qkv(8, 8)
     full = causal_attention(q, k, v, scale=0.3)
-    tail = causal_attention(q[:, 5:7], k, v, scale=0.3, start_B=jnp.array([5, 5]))
-    np.testing.assert_allclose(tail, full[:, 5:7], rtol=1e-5, atol=1e-6)
+    cached = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    both = jnp.stack([q[0, 5:7], q[1, 3:5]])
+    tail = cached_attention(both, *cached, jnp.array([5, 3]), scale=0.3)
+    np.testing.assert_allclose(tail, jnp.stack([full[0, 5:7], full[1, 3:5]]), rtol=1e-5, atol=1e-6)
 
 
 def test_slopes_lower_scores_by_distance() -> None:

@@ -1,19 +1,24 @@
-"""Generation with a cache, against repeated full forward passes."""
+"""Generation in slots with a cache, against repeated full forward passes of each text alone."""
 
+import dataclasses
 from collections.abc import Callable
-from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import GPTConfig
-from jaxgpt.inference.engine import generate_ids, next_token, read_prompt
-from jaxgpt.inference.sampling import Sampling, sample
+from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.inference import engine as engine_module
+from jaxgpt.inference.engine import Engine, NewToken, Request
+from jaxgpt.inference.sampling import Plan, Sampling, choose, settings_of
 from jaxgpt.model.gpt import Params, define
+from jaxgpt.parallel import mesh_of, shardings
 
 GREEDY = Sampling(temperature=0)
+WILD = Sampling(temperature=1.5, top_k=30)
 Logits = Callable[[list[int]], jax.Array]
 
 
@@ -36,15 +41,20 @@ def logits_after(config: GPTConfig, params: Params) -> Logits:
     return after
 
 
-def expected_ids(logits_after: Logits, context: int, prompt: list[int], new: int, sampling: Sampling) -> list[int]:
-    """The policy of inference.engine by full forward passes, and its random numbers: fold_in(seed 0, n)."""
-    window, ids = prompt[-context:], []
-    for number in range(new):
-        if len(window) > context:  # full: the older half of what was read goes, the newest token is kept too
-            window = window[context - context // 2 :]
-        token = sample(logits_after(window), sampling, jax.random.fold_in(jax.random.key(0), number))
-        ids.append(int(token[0]))
-        window = [*window, ids[-1]]
+@pytest.fixture(scope="module")
+def expected(logits_after: Logits, config: GPTConfig) -> Callable[..., list[int]]:
+    """The policy of inference.engine by full forward passes, and its random numbers: fold_in(seed, n)."""
+
+    def ids(prompt: list[int], new: int, sampling: Sampling = GREEDY, seed: int = 0) -> list[int]:
+        context, window, found = config.context, prompt[-config.context :], []
+        for number in range(new):
+            if len(window) > context:  # full: the older half of what was read goes, the newest token is kept too
+                window = window[context - context // 2 :]
+            drawing = settings_of([sampling]), np.array([seed], np.uint32), np.array([number], np.int32)
+            found.append(int(choose(logits_after(window), *drawing, Plan.of([sampling]))[0]))
+            window = [*window, found[-1]]
+        return found
+
     return ids
 
 
@@ -52,45 +62,136 @@ def prompt_of(length: int, vocab: int = 61) -> list[int]:
     return np.random.default_rng(length).integers(0, vocab, length).tolist()
 
 
-def generated(
-    params: Params, config: GPTConfig, prompt: list[int], new: int, sampling: Sampling = GREEDY, seed: int = 0
-):
-    return list(islice(generate_ids(params, config, prompt, sampling=sampling, seed=seed), new))
+def request(prompt: list[int], new: int, sampling: Sampling = GREEDY, **more: Any) -> Request:
+    return Request(prompt=tuple(prompt), max_new_tokens=new, sampling=sampling, **more)
+
+
+def texts(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in requests]
+    for place, new in engine.run(requests):
+        if new.token is not None:
+            found[place].append(new.token)
+    return found
 
 
 # The context is 32. 5 is padded to a bucket of 16, 16 fills one, 31 and 32 fill the window, 50 is longer than it; 40
 # new tokens pass its end twice.
 @pytest.mark.parametrize("length", [1, 5, 16, 17, 31, 32, 50])
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5, top_k=30)])
+@pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "wild"])
 def test_cached_decoding_equals_full_forward_passes(
-    config: GPTConfig, params: Params, logits_after: Logits, length: int, sampling: Sampling
+    config: GPTConfig, params: Params, expected: Callable, length: int, sampling: Sampling
 ) -> None:
-    prompt = prompt_of(length)
-    expected = expected_ids(logits_after, config.context, prompt, 40, sampling)
-    assert generated(params, config, prompt, 40, sampling) == expected
-    assert len(set(expected)) > 6
+    engine = Engine(config, params, slots=1)
+    ids = expected(prompt_of(length), 40, sampling)
+    assert texts(engine, [request(prompt_of(length), 40, sampling)]) == [ids]
+    assert len(set(ids)) > 6
 
 
-def test_greedy_is_the_argmax(config: GPTConfig, params: Params, logits_after: Logits) -> None:
-    prompt = prompt_of(9)
-    for token in generated(params, config, prompt, 10):
-        assert token == int(np.argmax(logits_after(prompt)))
-        prompt = [*prompt, token]
+def test_requests_in_a_batch_get_what_each_gets_alone(config: GPTConfig, params: Params, expected: Callable) -> None:
+    """Seven lengths through three slots: they wait, join, leave and slide at different times."""
+    requests = [
+        request(prompt_of(length), 5 + 6 * n, WILD if n % 2 else GREEDY, seed=n)
+        for n, length in enumerate([1, 30, 5, 16, 50, 9, 31])
+    ]
+    for steps in (1, 4, 16):
+        found = texts(Engine(config, params, slots=3, steps=steps), requests)
+        alone = [expected(list(r.prompt), r.max_new_tokens, r.sampling, r.seed) for r in requests]
+        assert found == alone
+
+
+def test_a_rows_logprobs_are_the_models_whatever_stands_beside_it(
+    config: GPTConfig, params: Params, logits_after: Logits
+) -> None:
+    engine = Engine(config, params, slots=4)
+    first = request(prompt_of(9), 8, WILD, seed=3, logprobs=5)
+    beside = [request(prompt_of(n), 20, GREEDY) for n in (3, 17, 30)]
+    window = prompt_of(9)
+    for place, new in engine.run([first, *beside]):
+        if place == 0:
+            assert new.token is not None and new.logprob is not None
+            logprobs_V = np.asarray(jax.nn.log_softmax(logits_after(window)[0]))
+            np.testing.assert_allclose(new.logprob, logprobs_V[new.token], atol=1e-5)
+            best = np.argsort(-logprobs_V)[:5]
+            assert [token for token, _ in new.alternatives] == best.tolist()
+            np.testing.assert_allclose([value for _, value in new.alternatives], logprobs_V[best], atol=1e-5)
+            window.append(new.token)
+        else:
+            assert new.logprob is None and new.alternatives == ()
+
+
+def test_the_same_slot_count_gives_the_same_bits_whatever_stands_beside(config: GPTConfig, params: Params) -> None:
+    def logprobs(others: list[Request]) -> list[float | None]:
+        engine = Engine(config, params, slots=4)
+        mine = request(prompt_of(9), 12, GREEDY, logprobs=0)
+        return [new.logprob for place, new in engine.run([mine, *others]) if place == 0]
+
+    alone = logprobs([request([5], 1)] * 3)
+    assert alone == logprobs([request(prompt_of(9 + n), 20, WILD, seed=n) for n in range(1, 4)])
+
+
+def test_scores_are_the_models_log_probabilities(config: GPTConfig, params: Params) -> None:
+    ids = prompt_of(20)
+    scored = Engine(config, params, slots=1).score(ids, alternatives=3)
+    logprobs_TV = np.asarray(jax.nn.log_softmax(define(config).apply(params, np.array([ids], np.int32))[0]))
+    assert [new.token for new in scored] == ids and scored[0].logprob is None
+    for place, new in enumerate(scored[1:]):
+        np.testing.assert_allclose(new.logprob, logprobs_TV[place, new.token], atol=1e-5)
+        assert [token for token, _ in new.alternatives] == np.argsort(-logprobs_TV[place])[:3].tolist()
+
+
+def test_without_sliding_a_text_ends_where_its_window_does(
+    config: GPTConfig, params: Params, expected: Callable
+) -> None:
+    news = [new for _, new in Engine(config, params).run([request(prompt_of(20), 40, slide=False)])]
+    assert [new.token for new in news] == [*expected(prompt_of(20), 13), None] and news[-1].finish == "length"
+    assert all(new.finish is None for new in news[:-1])
+
+
+def test_the_end_token_ends_the_text_and_is_not_part_of_it(
+    config: GPTConfig, params: Params, expected: Callable
+) -> None:
+    whole = expected(prompt_of(5), 12)
+    engine = Engine(config, params, end=whole[6])
+    news = [new for _, new in engine.run([request(prompt_of(5), 12)])]
+    assert [new.token for new in news] == [*whole[: whole.index(whole[6])], None]
+    assert [new.finish for new in news] == [None] * whole.index(whole[6]) + ["end"] and engine.running == 0
+
+
+def test_a_cancelled_request_frees_its_slot_and_disturbs_nobody(
+    config: GPTConfig, params: Params, expected: Callable
+) -> None:
+    engine = Engine(config, params, slots=2, steps=1)
+    gone, stays, waits = (engine.submit(request(prompt_of(n), 10)) for n in (4, 6, 8))
+    found: dict[int, list[int]] = {gone: [], stays: [], waits: []}
+
+    def step() -> None:
+        for new in engine.step():
+            if new.token is not None:
+                found[new.request].append(new.token)
+
+    step()
+    step()
+    assert (engine.running, engine.waiting) == (2, 1)
+    engine.cancel(gone)
+    assert (engine.running, engine.waiting) == (1, 1)
+    while engine.busy:
+        step()
+    assert len(found[gone]) == 2
+    assert found[stays] == expected(prompt_of(6), 10) and found[waits] == expected(prompt_of(8), 10)
+
+
+def test_penalties_act_on_each_row_alone(config: GPTConfig, params: Params) -> None:
+    never_again = Sampling(temperature=0, presence_penalty=1e6)
+    found = texts(Engine(config, params, slots=2), [request([7], 25, never_again), request([7], 25)])
+    assert len(set(found[0])) == 25 > len(set(found[1]))
+    assert len(set(found[0][:20])) == 20  # also past the end of a device call
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_gives_others(config: GPTConfig, params: Params) -> None:
-    wild = Sampling(temperature=2.0)
-    first = generated(params, config, [1, 2, 3], 12, wild, seed=5)
-    assert first == generated(params, config, [1, 2, 3], 12, wild, seed=5)
-    assert first != generated(params, config, [1, 2, 3], 12, wild, seed=6)
-
-
-def test_the_end_token_ends_the_text_and_is_not_part_of_it(config: GPTConfig, params: Params) -> None:
-    prompt = prompt_of(5)
-    whole = generated(params, config, prompt, 12)
-    end = whole[6]
-    stopped = list(islice(generate_ids(params, config, prompt, sampling=GREEDY, seed=0, end=end), 12))
-    assert stopped == whole[: whole.index(end)]
+    engine = Engine(config, params, slots=4)
+    one, same, other = texts(engine, [request([1, 2, 3], 12, WILD, seed=seed) for seed in (5, 5, 6)])
+    assert one == same != other
+    assert texts(engine, [request([1, 2, 3], 12, WILD, seed=5)]) == [one]
 
 
 def test_a_context_of_one_or_two_tokens_still_generates() -> None:
@@ -99,15 +200,79 @@ def test_a_context_of_one_or_two_tokens_still_generates() -> None:
         params = jax.tree.map(lambda leaf: 5 * leaf, jax.jit(define(config).init)(jax.random.key(0)))
         apply = jax.jit(define(config).apply)
         tokens = [3, 7]
-        for token in generated(params, config, tokens, 4):
+        for token in texts(Engine(config, params), [request(tokens, 4)])[0]:
             assert token == int(jnp.argmax(apply(params, np.array([tokens[-context:]], np.int32))[0, -1]))
             tokens = [*tokens, token]
 
 
-def test_many_prompt_lengths_compile_few_programs(config: GPTConfig, params: Params) -> None:
-    before = read_prompt._cache_size(), next_token._cache_size()
-    only_here = Sampling(temperature=0.123)
-    for length in range(1, 2 * config.context):
-        generated(params, config, prompt_of(length), 2, only_here)
-    assert read_prompt._cache_size() - before[0] == 2  # buckets of 16 and 32
-    assert next_token._cache_size() - before[1] <= 2
+def test_any_mix_of_lengths_compiles_few_programs(params: Params) -> None:
+    config = GPTConfig(vocab=61, context=300, layers=1, heads=2, width=8, vocab_multiple=8)
+    params = jax.jit(define(config).init)(jax.random.key(0))
+    before = engine_module._prefill._cache_size(), engine_module._decode._cache_size()
+    rng, engine = np.random.default_rng(0), Engine(config, params, slots=4)
+    requests = [request(prompt_of(int(rng.integers(1, 301))), int(rng.integers(1, 40)), seed=n) for n in range(60)]
+    assert [len(text) for text in texts(engine, requests)] == [r.max_new_tokens for r in requests]
+    # Buckets of 16, 32, 64, 128, 256 and 300 tokens, for 1, 2 and 4 prompts; spans of 128, 256 and 300.
+    assert engine_module._prefill._cache_size() - before[0] <= 6 * 3
+    assert engine_module._decode._cache_size() - before[1] <= 3
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=1, fsdp=2, tensor=4), MeshConfig(data=2, tensor=4)], ids=str)
+def test_a_mesh_gives_the_tokens_of_one_device(config: GPTConfig, params: Params, mesh: MeshConfig) -> None:
+    requests = [request(prompt_of(n), 40, WILD if n % 2 else GREEDY, seed=n) for n in (3, 8, 31)]
+    placed = jax.device_put(params, shardings(params, mesh_of(mesh)))
+    on_mesh = Engine(config, placed, slots=2)
+    kernel = on_mesh._params["h"][0]["mlp"]["c_fc"]["kernel"]
+    assert len(kernel.sharding.device_set) == 8 and kernel.addressable_shards[0].data.shape[1] == 10
+    assert texts(on_mesh, requests) == texts(Engine(config, params, slots=2), requests)
+
+
+def test_bfloat16_computes_in_bfloat16_and_nearly_the_same(config: GPTConfig, params: Params) -> None:
+    ids = prompt_of(30)
+    exact = [new.logprob for new in Engine(config, params).score(ids)][1:]
+    engine = Engine(dataclasses.replace(config, compute_dtype="bfloat16"), params)
+    texts(engine, [request(prompt_of(4), 3)])
+    assert engine._cache is not None and engine._cache.keys[0].dtype == jnp.bfloat16
+    rounded = [new.logprob for new in engine.score(ids)][1:]
+    assert 0 < np.abs(np.subtract(exact, rounded)).max() < 0.2
+
+
+def test_int8_weights_are_a_quarter_and_nearly_the_same(config: GPTConfig, params: Params) -> None:
+    ids, engine = prompt_of(30), Engine(config, params, int8=True)
+    exact = [new.logprob for new in Engine(config, params).score(ids)][1:]
+    rounded = [new.logprob for new in engine.score(ids)][1:]
+    assert 0 < np.abs(np.subtract(exact, rounded)).max() < 0.2
+    matrices = [leaf for leaf in jax.tree.leaves(engine._params) if leaf.ndim > 1 and leaf.dtype == jnp.int8]
+    assert len(matrices) == 4 * config.layers + 1
+    greedy, int8 = texts(Engine(config, params), [request(ids, 6)]), texts(engine, [request(ids, 6)])
+    assert len(greedy[0]) == len(int8[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": ()}, "empty prompt"),
+        ({"max_new_tokens": -1}, "max_new_tokens = -1"),
+        ({"seed": 2**32}, "seed = 4294967296"),
+        ({"logprobs": 21}, "logprobs = 21"),
+    ],
+)
+def test_impossible_requests_are_refused_by_name(config: GPTConfig, params: Params, change: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Engine(config, params).submit(dataclasses.replace(request([1], 1), **change))
+
+
+def test_ids_outside_the_vocabulary_are_refused(config: GPTConfig, params: Params) -> None:
+    engine = Engine(config, params)
+    for ids in ([61], [-1], [3, 99]):
+        with pytest.raises(DataError):
+            engine.submit(request(ids, 1))
+        with pytest.raises(DataError):
+            engine.score(ids)
+    with pytest.raises(ConfigError, match=r"33 tokens: 1 to 32 can be scored"):
+        engine.score(prompt_of(33))
+
+
+def test_nothing_asked_for_is_nothing_made(config: GPTConfig, params: Params) -> None:
+    news = [new for _, new in Engine(config, params).run([request([1], 0)])]
+    assert news == [NewToken(1, None, None, (), "length")]

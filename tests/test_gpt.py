@@ -9,7 +9,7 @@ import pytest
 from conftest import shaken
 
 from jaxgpt.config import GPTConfig, load_recipe, preset_names
-from jaxgpt.model.cache import empty_cache
+from jaxgpt.model.cache import lengthened
 from jaxgpt.model.gpt import Params, define, stack_blocks, unstack_blocks
 from jaxgpt.training.flops import count_parameters
 from jaxgpt.training.loss import cross_entropy
@@ -95,13 +95,23 @@ def test_cached_decoding_equals_the_full_forward_pass(config: GPTConfig, tokens_
     config = dataclasses.replace(config, position=position)
     model = define(config)
     params, hidden = shaken(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.hidden)
+    expected, _ = hidden(params, tokens_BT)
     for given in (params, unstack_blocks(params)):
-        expected, _ = hidden(given, tokens_BT)
-        cache, parts = empty_cache(config, len(tokens_BT), config.context), []
-        for piece in (slice(0, 5), slice(5, 6), slice(6, 9), slice(9, 32)):
-            x_BTD, cache = hidden(given, tokens_BT[:, piece], cache=cache)
+        x_BTD, cache = jax.jit(model.hidden, static_argnames="keep")(given, tokens_BT[:, :5], keep=True)
+        assert cache.span == 5 and len(cache.keys) == config.layers
+        cache, parts = lengthened(cache, config.context), [x_BTD]
+        for piece in (slice(5, 6), slice(6, 9), slice(9, 32)):
+            x_BTD, cache = hidden(unstack_blocks(params), tokens_BT[:, piece], cache=cache)
             parts.append(x_BTD)
+        np.testing.assert_array_equal(cache.length_B, [32] * 4)
         np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_scanned_blocks_refuse_a_cache(config: GPTConfig, params: Params, tokens_BT: np.ndarray) -> None:
+    model = define(config)
+    _, cache = model.hidden(params, tokens_BT[:, :5], keep=True)
+    with pytest.raises(AssertionError, match="unstacked blocks"):
+        model.hidden(params, tokens_BT[:, 5:6], cache=cache)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

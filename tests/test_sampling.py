@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from jaxgpt.errors import ConfigError
-from jaxgpt.inference.sampling import Sampling, keep_top_k, keep_top_p, sample
+from jaxgpt.inference.sampling import (
+    Plan,
+    Sampling,
+    Seen,
+    choose,
+    keep_top_k,
+    keep_top_p,
+    penalised,
+    settings_of,
+)
 
 # A row of logits out of order, so that sorting must be undone; the last is an id past the vocabulary.
 P_V = np.array([0.05, 0.4, 0.15, 0.1, 0.3, 0.0])
@@ -18,12 +27,17 @@ with np.errstate(divide="ignore"):
 DRAWS = 20_000
 
 
+def chosen(logits_BV: jax.Array, sampling: Sampling, seen: Seen | None = None, first: int = 0) -> np.ndarray:
+    """A token of each row, row n drawn with seed first + n."""
+    rows = len(logits_BV)
+    drawing = settings_of([sampling] * rows), jnp.arange(first, first + rows, dtype=jnp.uint32), jnp.zeros(rows, int)
+    return np.asarray(jax.jit(choose, static_argnames="plan")(logits_BV, *drawing, plan=Plan.of([sampling]), seen=seen))
+
+
 def distribution(**settings: Any) -> np.ndarray:
     """The frequencies of DRAWS tokens."""
-    sampling = Sampling(**settings)
     logits_BV = jnp.broadcast_to(LOGITS_1V, (DRAWS, len(P_V)))
-    tokens_B = jax.jit(sample, static_argnums=1)(logits_BV, sampling, jax.random.key(0))
-    return np.bincount(tokens_B, minlength=len(P_V)) / DRAWS
+    return np.bincount(chosen(logits_BV, Sampling(**settings)), minlength=len(P_V)) / DRAWS
 
 
 def check_frequencies(found_V: np.ndarray, expected_V: list[float]) -> None:
@@ -48,6 +62,10 @@ def check_frequencies(found_V: np.ndarray, expected_V: list[float]) -> None:
         ({"temperature": 0.5, "top_p": 0.8}, [0, 0.64, 0, 0, 0.36, 0]),
         # ... and what top-k left: 0.4/0.85 and 0.3/0.85 reach 0.8
         ({"top_k": 3, "top_p": 0.8}, [0, 4 / 7, 0, 0, 3 / 7, 0]),
+        ({"min_p": 0.5}, [0, 4 / 7, 0, 0, 3 / 7, 0]),
+        ({"min_p": 1.0}, [0, 1, 0, 0, 0, 0]),
+        # min-p compares with the most probable token after temperature: 0.5 ** 2 < 0.5625 = (0.3 / 0.4) ** 2
+        ({"min_p": 0.5, "temperature": 0.5}, [0, 0.64, 0, 0, 0.36, 0]),
     ],
 )
 def test_tokens_are_drawn_with_the_probabilities_asked_for(settings: dict[str, Any], expected: list[float]) -> None:
@@ -56,41 +74,73 @@ def test_tokens_are_drawn_with_the_probabilities_asked_for(settings: dict[str, A
 
 def test_temperature_zero_takes_the_most_probable_token() -> None:
     logits_BV = jax.random.normal(jax.random.key(1), (50, 30))
-    tokens_B = sample(logits_BV, Sampling(temperature=0, top_k=3, top_p=0.5), jax.random.key(2))
+    tokens_B = chosen(logits_BV, Sampling(temperature=0, top_k=3, top_p=0.5))
     np.testing.assert_array_equal(tokens_B, np.argmax(logits_BV, axis=-1))
 
 
-def test_rows_are_drawn_independently_and_a_key_draws_the_same_again() -> None:
+def test_rows_of_other_settings_draw_what_each_draws_alone() -> None:
+    logits_1V = jax.random.normal(jax.random.key(1), (1, 40))
+    samplings = [
+        Sampling(), Sampling(temperature=0), Sampling(top_k=3), Sampling(top_p=0.3), Sampling(temperature=3.0),
+        Sampling(min_p=0.2), Sampling(top_k=1),
+    ]  # fmt: skip
+    seeds, numbers = np.arange(7, dtype=np.uint32), np.arange(7, dtype=np.int32)
+    together = choose(
+        jnp.broadcast_to(logits_1V, (7, 40)), settings_of(samplings), seeds, numbers, Plan.of(samplings)
+    )  # fmt: skip
+    for n, sampling in enumerate(samplings):
+        alone = choose(logits_1V, settings_of([sampling]), seeds[n : n + 1], numbers[n : n + 1], Plan.of([sampling]))
+        assert int(alone[0]) == int(together[n])
+    assert len(set(np.asarray(together).tolist())) > 3
+
+
+def test_a_seed_draws_the_same_again_and_the_next_token_another() -> None:
     logits_BV = jnp.zeros((64, 50))
-    first = sample(logits_BV, Sampling(), jax.random.key(0))
-    np.testing.assert_array_equal(first, sample(logits_BV, Sampling(), jax.random.key(0)))
-    assert len(np.unique(first)) > 20 and (first != sample(logits_BV, Sampling(), jax.random.key(1))).any()
+    np.testing.assert_array_equal(chosen(logits_BV, Sampling()), chosen(logits_BV, Sampling()))
+    assert len(np.unique(chosen(logits_BV, Sampling()))) > 20
+    assert (chosen(logits_BV, Sampling()) != chosen(logits_BV, Sampling(), first=64)).any()
+    drawing = settings_of([Sampling()] * 64), jnp.zeros(64, jnp.uint32)
+    numbered = choose(logits_BV, *drawing, jnp.arange(64), Plan(True, False, False))
+    assert len(np.unique(numbered)) > 20
+
+
+def test_penalties_by_hand() -> None:
+    logits_BV = jnp.array([[2.0, -2.0, 2.0, -2.0, 1.0]] * 2)
+    seen = Seen(jnp.array([[True, True, False, False, False]] * 2), jnp.array([[0, 0, 3, 1, 0]] * 2))
+    settings = settings_of([
+        Sampling(repetition_penalty=2.0), Sampling(presence_penalty=0.5, frequency_penalty=0.25),
+    ])  # fmt: skip
+    expected = [[1.0, -4.0, 1.0, -4.0, 1.0], [2.0, -2.0, 2.0 - 0.5 - 0.75, -2.0 - 0.5 - 0.25, 1.0]]
+    np.testing.assert_allclose(penalised(logits_BV, settings, seen), expected)
+    after = seen.after(jnp.array([4, 4]), jnp.array([True, False]))
+    assert after.written.tolist() == [[0, 0, 3, 1, 1], [0, 0, 3, 1, 0]]
 
 
 def test_top_k_keeps_ties_with_the_kth() -> None:
     logits_BV = jnp.array([[1.0, 3.0, 2.0, 2.0], [4.0, 3.0, 2.0, 1.0]])
-    kept = keep_top_k(logits_BV, 2)
+    kept = keep_top_k(logits_BV, jnp.array([2, 2]))
     np.testing.assert_array_equal(kept > -jnp.inf, [[False, True, True, True], [True, True, False, False]])
 
 
 @pytest.mark.parametrize(("p", "count"), [(1e-6, 1), (0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.86, 4), (0.96, 5)])
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(p: float, count: int) -> None:
-    kept_1V = np.asarray(keep_top_p(LOGITS_1V, p))
+    kept_1V = np.asarray(keep_top_p(LOGITS_1V, jnp.array([p])))
     expected = np.isin(np.arange(len(P_V)), np.argsort(-P_V)[:count])
     np.testing.assert_array_equal(kept_1V[0] > -np.inf, expected)
     np.testing.assert_array_equal(kept_1V[0][expected], LOGITS_1V[0][expected])
 
 
 def test_top_p_cuts_each_row_by_its_own_probabilities() -> None:
-    kept = keep_top_p(jnp.log(jnp.array([[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]])), 0.7)
-    assert (kept > -jnp.inf).sum(-1).tolist() == [3, 1]
+    kept = keep_top_p(jnp.log(jnp.array([[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]])), jnp.array([0.7, 0.7]))
+    assert (kept > -jnp.inf).sum(-1).tolist() == [4, 1]  # of four equals, all stay
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": -1},
-        {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")},
+        {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"min_p": -0.1}, {"min_p": 1.5},
+        {"repetition_penalty": 0.0}, {"presence_penalty": float("inf")}, {"frequency_penalty": float("nan")},
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(settings: dict[str, Any]) -> None:

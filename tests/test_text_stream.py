@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgpt.inference.text_stream import text_pieces
+from jaxgpt.inference.text_stream import TextStream, text_pieces
 from jaxgpt.text.tokenizer import load_tokenizer
 
 GPT2, BYTES = load_tokenizer("gpt2"), load_tokenizer("bytes")
@@ -42,3 +42,27 @@ def test_a_piece_comes_as_soon_as_its_character_is_whole() -> None:
 
 def test_a_text_that_ends_inside_a_character_shows_it() -> None:
     assert list(text_pieces(BYTES, [0x61, 0xF0, 0x9F])) == ["a", "\ufffd"]
+
+
+def test_a_stop_string_ends_the_text_before_it_wherever_its_tokens_end() -> None:
+    tokenizer = load_tokenizer("gpt2")
+    text = "One fish.\n\nTwo fish ENDING here"
+    for stop, expected in (("\n\n", "One fish."), ("fish EN", "One fish.\n\nTwo "), ("sh", "One fi"), ("xx", text)):
+        for ids in (tokenizer.encode(text), [i for c in text for i in tokenizer.encode(c)]):
+            assert "".join(text_pieces(tokenizer, ids, [stop])) == expected
+    assert "".join(text_pieces(tokenizer, tokenizer.encode(text), ["here", "Two", "fish E"])) == "One fish.\n\n"
+
+
+def test_text_that_may_begin_a_stop_string_waits_and_comes_if_it_does_not() -> None:
+    tokenizer = load_tokenizer("bytes")
+    stream = TextStream(tokenizer, ["abc"])
+    assert [stream.push(ord(c)) for c in "xaabab"] == ["x", "", "a", "", "ab", ""]
+    assert stream.finish() == "ab" and not stream.stopped
+    stream = TextStream(tokenizer, ["abc"])
+    assert "".join(stream.push(ord(c)) for c in "ababcx") == "ab" and stream.stopped and stream.finish() == ""
+
+
+def test_no_more_ids_are_taken_after_a_stop_string() -> None:
+    tokenizer = load_tokenizer("bytes")
+    ids = iter(b"ab.cd")
+    assert "".join(text_pieces(tokenizer, ids, ["."])) == "ab" and bytes(ids) == b"cd"

@@ -7,7 +7,8 @@
         reads the same .safetensors and .bin once with jaxgpt and once with torch, safetensors and transformers
         (which live in another environment: they are not dependencies), five times in turn.
 
-Peak memory is the operating system's maximum resident set, pages of mapped files included.
+Every reader also sums all its numbers: a mapped file is read only where it is used. Peak memory is the operating
+system's maximum resident set, pages of mapped files included.
 """
 
 import json
@@ -34,11 +35,17 @@ import sys, jax, jaxgpt
 from jaxgpt.config import MeshConfig
 from jaxgpt.parallel import mesh_of
 mesh = mesh_of(MeshConfig(data=1, fsdp=len(jax.devices())))
-jax.block_until_ready(jaxgpt.load(sys.argv[1], mesh=mesh).params)
+params = jaxgpt.load(sys.argv[1], mesh=mesh).params
+import numpy as np
+for leaf in jax.tree.leaves(params):
+    [np.asarray(shard.data).sum() for shard in leaf.addressable_shards]
 """
-TORCH_LOAD = "import sys, torch; torch.load(sys.argv[1], weights_only=True)"
-SAFETENSORS_LOAD = "import sys, torch, safetensors.torch as s; s.load_file(sys.argv[1])"
-TRANSFORMERS_LOAD = "import sys; from transformers import GPT2LMHeadModel; GPT2LMHeadModel.from_pretrained(sys.argv[1])"
+SUM = "; [tensor.sum() for tensor in tensors.values()]"  # a mapped file is not read before its numbers are used
+TORCH_LOAD = "import sys, torch; tensors = torch.load(sys.argv[1], weights_only=True)" + SUM
+SAFETENSORS_LOAD = "import sys, torch, safetensors.torch as s; tensors = s.load_file(sys.argv[1])" + SUM
+TRANSFORMERS_LOAD = (
+    "import sys; from transformers import GPT2LMHeadModel as G; tensors = G.from_pretrained(sys.argv[1]).state_dict()" + SUM
+)
 TO_BIN = (
     "import sys, torch, safetensors.torch as s; t = s.load_file(sys.argv[1]); "
     "t['lm_head.weight'] = t['transformer.wte.weight']; torch.save(t, sys.argv[2])"

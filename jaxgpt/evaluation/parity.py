@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.inference.engine import generate_ids
+from jaxgpt.inference.engine import Engine, Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.tokenizer import Tokenizer
@@ -125,8 +125,8 @@ def _prompt(config: GPTConfig, tokenizer: Tokenizer | None) -> list[int]:
 
 def _greedy(config: GPTConfig, params: Params, prompt: list[int]) -> list[int]:
     room = min(GREEDY, config.context - len(prompt))
-    greedy = generate_ids(params, config, prompt, sampling=Sampling(temperature=0.0), seed=0)
-    return [token for token, _ in zip(greedy, range(room), strict=False)]
+    request = Request(prompt=tuple(prompt), max_new_tokens=room, sampling=Sampling(temperature=0))
+    return [new.token for _, new in Engine(config, params, slots=1).run([request]) if new.token is not None]
 
 
 def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:

@@ -1,78 +1,482 @@
-"""Generation: read the prompt into a key/value cache once, then one token at a time.
+"""The engine: requests join and leave a fixed number of slots, and all slots decode together.
 
-Past the context window the model slides: when the window is full, the older half is dropped and the rest is read
-again from position 0. A prompt longer than the window is cut to its last tokens the same way.
+A prompt is read in one pass (`_prefill`), padded to a power of two, and its keys and values are put into a free slot of
+the cache. Then all slots go on together (`_decode`), several tokens a call of the device. The cache is as long as the
+longest row needs, rounded up to a power of two, so that any mix of lengths compiles at most
+
+    prefill: (number of bucket lengths) x (number of powers of two up to the slots)     decode: number of spans
+
+programs for each combination of what is asked for (`Plan`, log-probabilities). Rows never mix: what a request gets does
+not depend on the requests beside it.
+
+Past the context window a request slides (the older half is dropped and the rest is read again from position 0) or
+stops, as it says. A prompt longer than the window is cut to its last tokens the same way.
 """
 
-import dataclasses
 import functools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgpt.config import GPTConfig
-from jaxgpt.inference.sampling import Sampling, sample
-from jaxgpt.model.cache import KVCache, empty_cache
+from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.errors import ConfigError
+from jaxgpt.inference.layout import kernels_for, served
+from jaxgpt.inference.sampling import Plan, Sampling, Seen, Settings, choose, settings_of
+from jaxgpt.model.cache import KVCache, lengthened
 from jaxgpt.model.gpt import Params, define
+from jaxgpt.model.linear import Kernels
+from jaxgpt.parallel import mesh_of
+from jaxgpt.text.batches import check_ids
+
+SHORTEST_PROMPT, SHORTEST_SPAN = 16, 128  # the smallest buckets, in tokens
+MOST_LOGPROBS = 20  # alternatives a token is reported with at most
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"))
-def read_prompt(
-    params: Params, tokens_BT: Array, length_B: Array, key: Array, *, config: GPTConfig, sampling: Sampling
-) -> tuple[Array, KVCache]:
-    """The token after each prompt [B] and the cache. Prompts are padded on the right; `length_B` is their own."""
-    model = define(config)
-    x_BTD, cache = model.hidden(params, tokens_BT, cache=empty_cache(config, len(tokens_BT), config.context))
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A text to continue, and how."""
+
+    prompt: tuple[int, ...]
+    """At least one id."""
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    """Decides the random numbers, whatever else is in the batch: token n draws with fold_in(key(seed), n)."""
+    logprobs: int | None = None
+    """How many alternatives to report with each token's log-probability, 0 to 20; None reports nothing."""
+    slide: bool = True
+    """Past the context window, drop the older half and go on; False finishes there."""
+
+
+class NewToken(NamedTuple):
+    """Something that happened to a request: a token, its end, or both."""
+
+    request: int
+    """What `submit` returned."""
+    token: int | None
+    logprob: float | None
+    """Of the token under the model itself, before penalties and temperature; in nats."""
+    alternatives: tuple[tuple[int, float], ...]
+    """The most probable tokens and their log-probabilities."""
+    finish: str | None
+    """`length` (max_new_tokens, or the window without sliding), `end` (the model ended its text); None: not yet."""
+
+
+@dataclass
+class _Row:
+    """A request in a slot."""
+
+    number: int
+    request: Request
+    tokens: list[int]
+    """Prompt and what was written."""
+    made: int = 0
+    filled: int = 0
+    """Positions of the cache that are taken; the newest token is not among them yet."""
+
+
+class Engine:
+    """Runs requests to their ends; see the module's docstring. Not for several threads at a time.
+
+    `slots` rows decode together; more requests wait. `end` is the id that ends a text. `steps` is how many tokens a
+    call of the device makes at most: requests join and leave between calls. `int8` quantises the weights. On a mesh,
+    parameters lie as in training, heads over its `tensor` axis.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        params: Params,
+        *,
+        slots: int = 8,
+        end: int | None = None,
+        steps: int = 16,
+        int8: bool = False,
+        mesh: Mesh | None = None,
+    ) -> None:
+        if slots < 1 or steps < 1:
+            raise ConfigError(f"slots = {slots}, steps = {steps}", why="both must be 1 or more", fix="change it")
+        mesh = mesh or _mesh_of(params)
+        self.config, self.slots, self.steps = config, slots, steps
+        self._end = -1 if end is None else end
+        self._kernels = kernels_for(mesh, int8=int8)
+        self._params = served(params, self._kernels, mesh)
+        split = "tensor" if config.heads % mesh.shape["tensor"] == 0 else None
+        self._heads = NamedSharding(mesh, PartitionSpec(None, split))  # of a layer's cache
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._rows: list[_Row | None] = [None] * slots
+        self._number = 0
+        self._cache: KVCache | None = None
+        self._seen: Seen | None = None
+
+    # --- what callers do
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; its number. Raises ConfigError for what cannot be run, DataError for ids of no token."""
+        if not request.prompt:
+            raise ConfigError("empty prompt", why="there is nothing to continue", fix="give at least one token")
+        if request.max_new_tokens < 0:
+            raise ConfigError(f"max_new_tokens = {request.max_new_tokens}", why="it must be 0 or more", fix="change it")
+        if not 0 <= request.seed < 2**32:
+            raise ConfigError(f"seed = {request.seed}", why="it must be a 32-bit unsigned integer", fix="change it")
+        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+            raise ConfigError(f"logprobs = {request.logprobs}", why=f"it must be 0 to {MOST_LOGPROBS}", fix="change it")
+        check_ids(np.asarray([request.prompt]), self.config.vocab)
+        self._number += 1
+        self._waiting.append((self._number, request))
+        return self._number
+
+    def cancel(self, number: int) -> None:
+        """Forget a request, waiting or running; its slot is free at once. One that has ended already is no error."""
+        self._waiting = deque(pair for pair in self._waiting if pair[0] != number)
+        self._rows = [None if row and row.number == number else row for row in self._rows]
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return sum(row is not None for row in self._rows)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting) or self.running > 0
+
+    def step(self) -> list[NewToken]:
+        """Let waiting requests into free slots, or make up to `steps` tokens a row; what happened, in order."""
+        if news := self._admit():
+            return news
+        rows = {slot: row for slot, row in enumerate(self._rows) if row}
+        if full := [slot for slot, row in rows.items() if row.filled == self.config.context]:
+            return self._slide(full)
+        return self._advance(rows) if rows else []
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, NewToken]]:
+        """What happens to these requests until all have ended, with each one's place in the list."""
+        places = {self.submit(request): place for place, request in enumerate(requests)}
+        try:
+            while self.busy:
+                for new in self.step():
+                    if new.request in places:
+                        yield places[new.request], new
+        finally:
+            for number in places:
+                self.cancel(number)
+
+    def score(self, ids: Sequence[int], alternatives: int = 0) -> list[NewToken]:
+        """Log-probabilities of the tokens of a text, each given those before it; the first has none.
+
+        Raises ConfigError for more tokens than the context, DataError for ids of no token.
+        """
+        if not 0 < len(ids) <= self.config.context:
+            raise ConfigError(
+                f"{len(ids)} tokens", why=f"1 to {self.config.context} can be scored", fix="give another text"
+            )
+        check_ids(np.asarray([ids]), self.config.vocab)
+        tokens_1T = np.zeros((1, _bucket(len(ids), SHORTEST_PROMPT, self.config.context)), np.int32)
+        tokens_1T[0, : len(ids)] = ids
+        logprobs_T, values_TK, ids_TK = jax.device_get(
+            _score(self._params, tokens_1T, config=self.config, kernels=self._kernels)
+        )
+        scored = [NewToken(0, ids[0], None, (), None)]
+        for place in range(len(ids) - 1):
+            pairs = _pairs(ids_TK[place], values_TK[place], alternatives)
+            scored.append(NewToken(0, ids[place + 1], float(logprobs_T[place]), pairs, None))
+        return scored
+
+    # --- how a step is made
+
+    def _admit(self) -> list[NewToken]:
+        """Read the prompts of waiting requests into free slots, those of one bucket together."""
+        news: list[NewToken] = []
+        entering: list[tuple[int, _Row]] = []
+        for slot, row in enumerate(self._rows):
+            while row is None and self._waiting:
+                number, request = self._waiting.popleft()
+                if request.max_new_tokens == 0:
+                    news.append(NewToken(number, None, None, (), "length"))
+                    continue
+                row = self._rows[slot] = _Row(number, request, list(request.prompt))
+                entering.append((slot, row))
+        return news + self._read([(slot, row, row.tokens[-self.config.context :]) for slot, row in entering])
+
+    def _slide(self, full: list[int]) -> list[NewToken]:
+        """What becomes of rows whose window is full."""
+        news, moving = [], []
+        for slot in full:
+            row = self._rows[slot]
+            assert row is not None
+            if row.request.slide:
+                moving.append((slot, row, row.tokens[-(self.config.context // 2 + 1) :]))
+            else:
+                self._rows[slot] = None
+                news.append(NewToken(row.number, None, None, (), "length"))
+        return news + self._read(moving)
+
+    def _read(self, entering: list[tuple[int, _Row, list[int]]]) -> list[NewToken]:
+        """Fill slots with windows of tokens, and draw the token after each."""
+        by_bucket: dict[int, list[tuple[int, _Row, list[int]]]] = {}
+        for entry in entering:
+            bucket = _bucket(len(entry[2]), SHORTEST_PROMPT, self.config.context)
+            by_bucket.setdefault(bucket, []).append(entry)
+        news: list[NewToken] = []
+        for bucket, group in sorted(by_bucket.items()):
+            while group:
+                size = 1 << (len(group).bit_length() - 1)  # powers of two: few shapes
+                news += self._read_group(bucket, group[:size])
+                group = group[size:]
+        return news
+
+    def _read_group(self, bucket: int, group: list[tuple[int, _Row, list[int]]]) -> list[NewToken]:
+        tokens_BT = np.zeros((len(group), bucket), np.int32)
+        for line, (_, _, window) in enumerate(group):
+            tokens_BT[line, : len(window)] = window
+        length_B = np.array([len(window) for _, _, window in group], np.int32)
+        rows = [row for _, row, _ in group]
+        seen = _seen_of(rows, self.config) if any(row.request.sampling.penalises for row in rows) else None
+        picked, keys, values = _prefill(
+            self._params, tokens_BT, length_B, *self._drawing(rows), seen,
+            config=self.config, kernels=self._kernels, plan=_plan(rows), logprobs=_reports(rows),
+        )  # fmt: skip
+        slots = np.array([slot for slot, _, _ in group], np.int32)
+        self._cache = _put(self._room_for(bucket), keys, values, slots, sharding=self._heads)
+        self._seen = None  # made anew when next needed
+        for _, row, window in group:
+            row.filled = len(window)
+        picked = jax.device_get(picked)
+        return [news for line, (slot, row, _) in enumerate(group) for news in self._note(slot, row, picked, line)]
+
+    def _advance(self, rows: dict[int, _Row]) -> list[NewToken]:
+        """Up to `steps` more tokens of every row."""
+        left = {slot: row.request.max_new_tokens - row.made for slot, row in rows.items()}
+        room = self.config.context - max(row.filled for row in rows.values())
+        steps = min(self.steps, room, max(left.values()))
+        cache = self._room_for(max(row.filled for row in rows.values()) + steps)
+        everyone, plan = [row or _NOBODY for row in self._rows], _plan(list(rows.values()))
+        seen = (self._seen or _seen_of(everyone, self.config)) if plan.penalises else None
+        cache = KVCache(cache.keys, cache.values, jnp.array([row.filled for row in everyone], jnp.int32))
+        token_B = np.array([row.tokens[-1] for row in everyone], np.int32)
+        left_B = np.array([left.get(slot, 0) for slot in range(self.slots)], np.int32)
+        self._cache, self._seen, picked, made_B = _decode(
+            self._params, cache, seen, token_B, left_B, *self._drawing(everyone), np.int32(steps),
+            np.int32(self._end), config=self.config, kernels=self._kernels, plan=plan,
+            most=self.steps, logprobs=_reports(list(rows.values())), sharding=self._heads,
+        )  # fmt: skip
+        picked, made_B = jax.device_get((picked, made_B))
+        news: list[NewToken] = []
+        for step in range(int(made_B.max())):
+            for slot, row in rows.items():
+                if step < made_B[slot]:
+                    row.filled += 1
+                    news += self._note(slot, row, jax.tree.map(lambda leaf, step=step: leaf[step], picked), slot)
+        return news
+
+    def _note(self, slot: int, row: _Row, picked: "Picked", line: int) -> list[NewToken]:
+        """Write down one drawn token; free the slot where it was the last."""
+        token, request = int(picked.token[line]), row.request
+        if token == self._end:
+            self._rows[slot] = None
+            return [NewToken(row.number, None, None, (), "end")]
+        row.tokens.append(token)
+        row.made += 1
+        finish = "length" if row.made == request.max_new_tokens else None
+        if finish:
+            self._rows[slot] = None
+        if request.logprobs is None or picked.logprob is None:
+            return [NewToken(row.number, token, None, (), finish)]
+        assert picked.top is not None
+        pairs = _pairs(picked.top[1][line], picked.top[0][line], request.logprobs)
+        return [NewToken(row.number, token, float(picked.logprob[line]), pairs, finish)]
+
+    def _drawing(self, rows: Sequence[_Row]) -> tuple[Settings, np.ndarray, np.ndarray]:
+        """How the next token of each row is drawn: settings, seeds, and the tokens' numbers."""
+        seeds = np.array([row.request.seed for row in rows], np.uint32)
+        return settings_of([row.request.sampling for row in rows]), seeds, np.array([r.made for r in rows], np.int32)
+
+    def _room_for(self, length: int) -> KVCache:
+        """The cache with room for rows of this length; a new one where no row has anything in it."""
+        filled = [row.filled for row in self._rows if row]
+        span = _bucket(max([length, *filled]), SHORTEST_SPAN, self.config.context)
+        if self._cache is None or (self._cache.span > span and not any(filled)):
+            return _empty(config=self.config, slots=self.slots, span=span, sharding=self._heads)
+        return self._cache if self._cache.span >= span else _lengthened(self._cache, span=span, sharding=self._heads)
+
+
+class Picked(NamedTuple):
+    """What a step of the device drew, a row each; in `_decode` with a leading axis of steps."""
+
+    token: Any
+    logprob: Any | None
+    top: tuple[Any, Any] | None
+    """The largest log-probabilities and their ids."""
+
+
+_NOBODY = _Row(0, Request(prompt=(0,), max_new_tokens=1, sampling=Sampling(temperature=0)), [0])  # in an empty slot
+
+
+def _plan(rows: Sequence[_Row]) -> Plan:
+    return Plan.of([row.request.sampling for row in rows])
+
+
+def _reports(rows: Sequence[_Row]) -> bool:
+    return any(row.request.logprobs is not None for row in rows)
+
+
+def _pairs(ids_K: np.ndarray, values_K: np.ndarray, most: int) -> tuple[tuple[int, float], ...]:
+    return tuple(zip(ids_K[:most].tolist(), values_K[:most].tolist(), strict=True))
+
+
+def _bucket(length: int, shortest: int, context: int) -> int:
+    """Lengths are rounded up to a power of two (at most the context) so that few shapes are compiled."""
+    return min(max(shortest, 1 << (length - 1).bit_length()), context)
+
+
+def _mesh_of(params: Params) -> Mesh:
+    """The mesh parameters lie on; of one device where they lie on one."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        assert isinstance(sharding.mesh, Mesh)
+        return sharding.mesh
+    return mesh_of(MeshConfig(data=1), sorted(sharding.device_set, key=lambda device: device.id)[:1])
+
+
+def _seen_of(rows: Sequence[_Row], config: GPTConfig) -> Seen:
+    """What stands in the rows' prompts, and what they have written."""
+    prompt_BV = np.zeros((len(rows), config.padded_vocab), bool)
+    written_BV = np.zeros((len(rows), config.padded_vocab), np.int32)
+    for line, row in enumerate(rows):
+        start = len(row.request.prompt)
+        prompt_BV[line, row.tokens[:start]] = True
+        np.add.at(written_BV[line], row.tokens[start:], 1)
+    return Seen(jnp.asarray(prompt_BV), jnp.asarray(written_BV))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots", "span", "sharding"))
+def _empty(*, config: GPTConfig, slots: int, span: int, sharding: NamedSharding) -> KVCache:
+    shape = (slots, config.heads, span, config.head_size)
+    keys, values = (
+        tuple(_on(jnp.zeros(shape, config.compute_dtype), sharding) for _ in range(config.layers)) for _ in range(2)
+    )
+    return KVCache(keys, values, jnp.zeros(slots, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("span", "sharding"))
+def _lengthened(cache: KVCache, *, span: int, sharding: NamedSharding) -> KVCache:
+    return _cache_on(lengthened(cache, span), sharding)
+
+
+def _on(leaf: Array, sharding: NamedSharding) -> Array:
+    return jax.lax.with_sharding_constraint(leaf, sharding)
+
+
+def _cache_on(cache: KVCache, sharding: NamedSharding) -> KVCache:
+    keys, values = jax.tree.map(lambda leaf: _on(leaf, sharding), (cache.keys, cache.values))
+    return KVCache(keys, values, cache.length_B)
+
+
+def _pick(
+    logits_BV: Array, settings: Settings, seed_B: Array, number_B: Array, seen: Seen | None, plan: Plan, logprobs: bool
+) -> Picked:
+    token_B = choose(logits_BV, settings, seed_B, number_B, plan, seen)
+    if not logprobs:
+        return Picked(token_B, None, None)
+    logprobs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+    top = jax.lax.top_k(logprobs_BV, min(MOST_LOGPROBS, logits_BV.shape[-1]))
+    return Picked(token_B, jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0], (top[0], top[1]))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "kernels", "plan", "logprobs"))
+def _prefill(
+    params: Params, tokens_BT: Array, length_B: Array, settings: Settings, seed_B: Array, number_B: Array,
+    seen: Seen | None, *, config: GPTConfig, kernels: Kernels, plan: Plan, logprobs: bool,
+) -> tuple[Picked, tuple[Array, ...], tuple[Array, ...]]:  # fmt: skip
+    """The token after each window, and the windows' keys and values. Padding stands on the right, unseen."""
+    model = define(config, kernels=kernels)
+    x_BTD, cache = model.hidden(params, tokens_BT, keep=True)
     assert cache is not None
     last_BD = jnp.take_along_axis(x_BTD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-    logits_BV = model.unembed(params, last_BD)
-    return sample(logits_BV, sampling, key), dataclasses.replace(cache, length_B=length_B)
+    picked = _pick(model.unembed(params, last_BD), settings, seed_B, number_B, seen, plan, logprobs)
+    return picked, cache.keys, cache.values
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"), donate_argnames="cache")
-def next_token(
-    params: Params, token_B: Array, cache: KVCache, key: Array, *, config: GPTConfig, sampling: Sampling
-) -> tuple[Array, KVCache]:
-    """The token after `token_B` [B], which is read into the cache."""
-    model = define(config)
-    x_BTD, longer = model.hidden(params, token_B[:, None], cache=cache)
-    assert longer is not None
-    return sample(model.unembed(params, x_BTD[:, 0]), sampling, key), longer
+@functools.partial(jax.jit, donate_argnames="cache", static_argnames="sharding")
+def _put(
+    cache: KVCache, keys: tuple[Array, ...], values: tuple[Array, ...], slots: Array, *, sharding: NamedSharding
+) -> KVCache:
+    """The cache with the windows' keys and values in these slots, from position 0."""
+
+    def put(leaf_BHSK: Array, new_BHTK: Array) -> Array:
+        for line in range(len(new_BHTK)):
+            new = new_BHTK[line : line + 1].astype(leaf_BHSK.dtype)
+            leaf_BHSK = jax.lax.dynamic_update_slice(leaf_BHSK, new, (slots[line], 0, 0, 0))
+        return leaf_BHSK
+
+    keys, values = jax.tree.map(put, (cache.keys, cache.values), (keys, values))
+    return _cache_on(KVCache(keys, values, cache.length_B), sharding)
 
 
-def generate_ids(
-    params: Params, config: GPTConfig, prompt: Sequence[int], *, sampling: Sampling, seed: int, end: int | None = None
-) -> Iterator[int]:
-    """The tokens that follow a prompt of at least one token, without end unless the model says `end`.
+@functools.partial(
+    jax.jit, donate_argnames=("cache", "seen"),
+    static_argnames=("config", "kernels", "plan", "most", "logprobs", "sharding"),
+)  # fmt: skip
+def _decode(
+    params: Params, cache: KVCache, seen: Seen | None, token_B: Array, left_B: Array, settings: Settings, seed_B: Array,
+    number_B: Array, steps: Array, end: Array, *, config: GPTConfig, kernels: Kernels, plan: Plan, most: int,
+    logprobs: bool, sharding: NamedSharding,
+) -> tuple[KVCache, Seen | None, Picked, Array]:  # fmt: skip
+    """Up to `steps` (at most `most`) tokens of every row that has any left; how many each got, in the last item.
 
-    The random numbers of the n-th new token depend on seed and n alone.
+    `token_B` is the newest token of each row, which its cache does not hold yet.
     """
-    tokens = list(prompt)
-    assert tokens, "a prompt has at least one token"
-    root, number, filled = jax.random.key(seed), 0, config.context
-    while True:
-        key = jax.random.fold_in(root, number)
-        if filled == config.context:
-            window = tokens[-config.context :] if number == 0 else tokens[-(config.context // 2 + 1) :]
-            padded_BT = np.zeros((1, _bucket(len(window), config.context)), np.int32)
-            padded_BT[0, : len(window)] = window
-            length_B = np.array([len(window)], np.int32)
-            token_B, cache = read_prompt(params, padded_BT, length_B, key, config=config, sampling=sampling)
-            filled = len(window)
-        else:
-            token_B, cache = next_token(params, token_B, cache, key, config=config, sampling=sampling)
-            filled += 1
-        token = int(token_B[0])
-        if token == end:
-            return
-        tokens.append(token)
-        yield token
-        number += 1
+    model = define(config, kernels=kernels)
+
+    def pick(cache: KVCache, seen: Seen | None, token_B: Array, number_B: Array) -> tuple[KVCache, Picked]:
+        x_BTD, longer = model.hidden(params, token_B[:, None], cache=cache)
+        assert longer is not None
+        logits_BV = model.unembed(params, x_BTD[:, 0])
+        return longer, _pick(logits_BV, settings, seed_B, number_B, seen, plan, logprobs)
+
+    def going_on(carry: Any) -> Array:
+        step, *_, left_B, _, _ = carry
+        return (step < steps) & (left_B > 0).any()
+
+    def one_step(carry: Any) -> Any:
+        step, cache, seen, token_B, number_B, left_B, made_B, picked = carry
+        longer, one = pick(cache, seen, token_B, number_B)
+        active_B = left_B > 0
+        cache = _cache_on(longer, sharding)
+        cache = KVCache(cache.keys, cache.values, jnp.where(active_B, longer.length_B, longer.length_B - 1))
+        if seen is not None:
+            seen = seen.after(one.token, active_B)
+        picked = jax.tree.map(lambda all_, new: all_.at[step].set(new), picked, one)
+        token_B = jnp.where(active_B, one.token, token_B)
+        left_B = jnp.where(active_B & (token_B != end), left_B - 1, 0)
+        return step + 1, cache, seen, token_B, number_B + active_B, left_B, made_B + active_B, picked
+
+    shapes = jax.eval_shape(pick, cache, seen, token_B, number_B)[1]
+    picked = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
+    start = (jnp.int32(0), cache, seen, token_B, number_B, left_B, jnp.zeros_like(left_B), picked)
+    _, cache, seen, _, _, _, made_B, picked = jax.lax.while_loop(going_on, one_step, start)
+    return cache, seen, picked, made_B
 
 
-def _bucket(length: int, context: int) -> int:
-    """Prompt lengths are rounded up to a power of two (at most the context) so that few shapes are compiled."""
-    return min(max(16, 1 << (length - 1).bit_length()), context)
+@functools.partial(jax.jit, static_argnames=("config", "kernels"))
+def _score(params: Params, tokens_1T: Array, *, config: GPTConfig, kernels: Kernels) -> tuple[Array, Array, Array]:
+    """Of each position of a text: the log-probability of the next token, and the most probable ones with their ids."""
+    model = define(config, kernels=kernels)
+    x_BTD, _ = model.hidden(params, tokens_1T)
+    logprobs_TV = jax.nn.log_softmax(model.unembed(params, x_BTD[0]), axis=-1)
+    next_T1 = jnp.roll(tokens_1T[0], -1)[:, None]
+    return jnp.take_along_axis(logprobs_TV, next_T1, axis=-1)[:, 0], *jax.lax.top_k(
+        logprobs_TV, min(MOST_LOGPROBS, config.vocab)
+    )

@@ -1,7 +1,13 @@
-"""Choosing the next token from logits."""
+"""Choosing the next token from logits, each row of a batch by settings and random numbers of its own.
+
+Nothing is sorted: what top-k and top-p keep is found by its smallest logit, bit by bit (`_kept`), so that every row may
+have another k and p in one compiled program.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +18,7 @@ from jaxgpt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. The order of the filters is temperature, top-k, top-p."""
+    """How the next token is drawn. The order is penalties, temperature, top-k, top-p, min-p."""
 
     temperature: float = 1.0
     """Divides the logits: below 1 bolder, above 1 wilder; 0 always takes the most probable token."""
@@ -20,39 +26,159 @@ class Sampling:
     """Only the k most probable tokens stay; 0 keeps all."""
     top_p: float = 1.0
     """Only the smallest set of tokens with this much probability together stays; 1 keeps all."""
+    min_p: float = 0.0
+    """Only tokens with at least this share of the most probable one's probability stay; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens already in the text, prompt included, and multiplies negative ones; 1 does
+    nothing. Source: Keskar et al. 2019 (CTRL), section 4.1."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens already written, prompt not included."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time it has been written."""
 
     def __post_init__(self) -> None:
         for holds, name, rule in (
             (0 <= self.temperature < math.inf, "temperature", "finite, 0 or more"),
-            (self.top_k >= 0, "top_k", "0 or more"),
+            (0 <= self.top_k < 2**31, "top_k", "from 0 to 2147483647"),
             (0 < self.top_p <= 1, "top_p", "greater than 0 and at most 1"),
+            (0 <= self.min_p <= 1, "min_p", "from 0 to 1"),
+            (0 < self.repetition_penalty < math.inf, "repetition_penalty", "finite, greater than 0"),
+            (abs(self.presence_penalty) < math.inf, "presence_penalty", "finite"),
+            (abs(self.frequency_penalty) < math.inf, "frequency_penalty", "finite"),
         ):
             if not holds:
                 raise ConfigError(f"{name} = {getattr(self, name)}", why=f"it must be {rule}", fix="change it")
 
+    @property
+    def penalises(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
-def sample(logits_BV: Array, sampling: Sampling, key: Array) -> Array:
-    """Token ids [B] drawn from float32 logits [B, V]."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1)
-    logits_BV = logits_BV / sampling.temperature
-    if sampling.top_k:
-        logits_BV = keep_top_k(logits_BV, sampling.top_k)
-    if sampling.top_p < 1:
-        logits_BV = keep_top_p(logits_BV, sampling.top_p)
-    return jax.random.categorical(key, logits_BV)
+    @property
+    def filters(self) -> bool:
+        return self.temperature > 0 and (self.top_k, self.top_p, self.min_p) != (0, 1, 0)
 
 
-def keep_top_k(logits_BV: Array, k: int) -> Array:
-    """-inf for all but the k largest logits of each row (ties with the k-th stay). Fan et al. 2018, section 5.3."""
-    smallest_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
+class Plan(NamedTuple):
+    """What a compiled program has to be able to do: the union of what its rows ask for."""
+
+    draws: bool
+    filters: bool
+    penalises: bool
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling]) -> "Plan":
+        return cls(
+            any(s.temperature > 0 for s in samplings),
+            any(s.filters for s in samplings),
+            any(s.penalises for s in samplings),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Settings:
+    """Sampling of every row, as arrays [B]."""
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+    repetition_penalty: Array
+    presence_penalty: Array
+    frequency_penalty: Array
+
+
+def settings_of(samplings: Sequence[Sampling]) -> Settings:
+    """The rows' settings as arrays."""
+    return Settings(*(
+        jnp.array([getattr(s, name) for s in samplings], jnp.int32 if name == "top_k" else jnp.float32)
+        for name in Settings.__dataclass_fields__
+    ))  # fmt: skip
+
+
+def choose(
+    logits_BV: Array, settings: Settings, seed_B: Array, number_B: Array, plan: Plan, seen: "Seen | None" = None
+) -> Array:
+    """The next token of every row [B], int32, from float32 logits [B, V].
+
+    The random numbers of a row depend on its seed and on the number of the token alone, not on the rows beside it.
+    """
+    if plan.penalises:
+        assert seen is not None, "penalties need what was seen"
+        logits_BV = penalised(logits_BV, settings, seen)
+    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    if not plan.draws:
+        return greedy_B
+    logits_BV = logits_BV / jnp.where(settings.temperature > 0, settings.temperature, 1.0)[:, None]
+    if plan.filters:
+        logits_BV = keep_top_k(logits_BV, settings.top_k)
+        logits_BV = keep_top_p(logits_BV, settings.top_p)
+        logits_BV = keep_min_p(logits_BV, settings.min_p)
+    key_B = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(seed_B, number_B)
+    drawn_B = jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
+    return jnp.where(settings.temperature > 0, drawn_B, greedy_B)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Seen:
+    """Which tokens stand in the prompt, and how often each was written since; [B, V]."""
+
+    prompt: Array
+    written: Array
+
+    def after(self, token_B: Array, active_B: Array) -> "Seen":
+        """With one more token of each active row."""
+        rows_B = jnp.arange(len(token_B))
+        return Seen(self.prompt, self.written.at[rows_B, token_B].add(active_B.astype(self.written.dtype)))
+
+
+def penalised(logits_BV: Array, settings: Settings, seen: Seen) -> Array:
+    """Logits with the three penalties."""
+    repeated_BV = seen.prompt | (seen.written > 0)
+    factor_B1 = settings.repetition_penalty[:, None]
+    scaled_BV = jnp.where(logits_BV > 0, logits_BV / factor_B1, logits_BV * factor_B1)
+    logits_BV = jnp.where(repeated_BV, scaled_BV, logits_BV)
+    subtracted_BV = settings.presence_penalty[:, None] * (seen.written > 0)
+    return logits_BV - subtracted_BV - settings.frequency_penalty[:, None] * seen.written
+
+
+def keep_top_k(logits_BV: Array, k_B: Array) -> Array:
+    """-inf for all but the k largest logits of each row (ties with the k-th stay); 0 keeps all.
+
+    Source: Fan et al. 2018, section 5.3.
+    """
+    wanted_B = jnp.where(k_B == 0, logits_BV.shape[1], k_B).astype(jnp.float32)
+    return _kept(logits_BV, jnp.ones_like(logits_BV), wanted_B)
+
+
+def keep_top_p(logits_BV: Array, p_B: Array) -> Array:
+    """-inf for all but the most probable tokens, as few as reach p together (ties with the last stay).
+
+    Source: Holtzman et al. 2020, equation 3.
+    """
+    kept_BV = _kept(logits_BV, jax.nn.softmax(logits_BV, axis=-1), p_B)
+    return jnp.where(p_B[:, None] < 1, kept_BV, logits_BV)
+
+
+def keep_min_p(logits_BV: Array, p_B: Array) -> Array:
+    """-inf for tokens of less than p times the largest probability; 0 keeps all. Source: Nguyen et al. 2024."""
+    smallest_B1 = logits_BV.max(axis=-1, keepdims=True) + jnp.log(p_B)[:, None]
     return jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
 
 
-def keep_top_p(logits_BV: Array, p: float) -> Array:
-    """-inf for all but the fewest most probable tokens that reach p together. Holtzman et al. 2020, equation 3."""
-    order_BV = jnp.argsort(-logits_BV, axis=-1)
-    sorted_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV, axis=-1), order_BV, axis=-1)
-    before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV
-    kept_BV = jnp.put_along_axis(jnp.zeros_like(before_BV, bool), order_BV, before_BV < p, axis=-1, inplace=False)
-    return jnp.where(kept_BV, logits_BV, -jnp.inf)
+def _kept(logits_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
+    """-inf for all but the largest logits of each row, as few as weigh this much together; all where none do.
+
+    The smallest logit that stays is found from its highest bit down: floats order as the integers `order_BV` do.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.uint32)
+    order_BV = jnp.where(bits_BV >> 31 == 1, ~bits_BV, bits_BV | jnp.uint32(1 << 31))
+
+    def try_bit(step: Array, smallest_B: Array) -> Array:
+        larger_B = smallest_B | (jnp.uint32(1 << 31) >> step.astype(jnp.uint32))
+        weight_B = jnp.sum(jnp.where(order_BV >= larger_B[:, None], weight_BV, 0), axis=-1)
+        return jnp.where(weight_B >= wanted_B, larger_B, smallest_B)
+
+    smallest_B = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(len(logits_BV), jnp.uint32))
+    return jnp.where(order_BV >= smallest_B[:, None], logits_BV, -jnp.inf)

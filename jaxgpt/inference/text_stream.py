@@ -1,19 +1,61 @@
-"""Text from a stream of token ids, piece by piece, never with half a character."""
+"""Text from a stream of token ids, piece by piece: never half a character, never past a stop string."""
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from jaxgpt.text.tokenizer import Tokenizer
 
 
-def text_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids as they come; bytes of an unfinished UTF-8 character wait for the rest.
+class TextStream:
+    """Turns ids into text as they come, and ends it before the first of some stop strings.
 
-    Joined, the pieces are `tokenizer.decode(ids)`.
+    Bytes of an unfinished UTF-8 character wait for the rest, and so does text that may be the beginning of a stop
+    string, which can begin and end inside tokens.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(text for text in stop if text)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.stopped = False
+        """A stop string has come: there is no more text."""
+
+    def push(self, token: int) -> str:
+        """The text that is certain after one more token; often none."""
+        return self._add(self._decoder.decode(self._tokenizer.decode_bytes([token])), last=False)
+
+    def finish(self) -> str:
+        """The text that was still held back."""
+        return self._add(self._decoder.decode(b"", final=True), last=True)
+
+    def _add(self, text: str, *, last: bool) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + text
+        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if places:
+            self.stopped, self._held = True, ""
+            return text[: min(places)]
+        held = 0 if last else max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How much of the end of a text is the beginning of a stop string."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def text_pieces(tokenizer: Tokenizer, ids: Iterable[int], stop: Sequence[str] = ()) -> Iterator[str]:
+    """The text of ids as they come; no more ids are taken after a stop string.
+
+    Joined, the pieces are `tokenizer.decode(ids)` up to the first stop string.
+    """
+    stream = TextStream(tokenizer, stop)
     for token in ids:
-        if piece := decoder.decode(tokenizer.decode_bytes([token])):
+        if piece := stream.push(token):
             yield piece
-    if rest := decoder.decode(b"", final=True):
+        if stream.stopped:
+            return
+    if rest := stream.finish():
         yield rest

@@ -101,49 +101,70 @@ def join_heads(x_BTHK: Array) -> Array:
 
 def causal_attention(
     q_BTHK: Array,
-    k_BSHK: Array,
-    v_BSHK: Array,
+    k_BTHK: Array,
+    v_BTHK: Array,
     *,
     scale: float | Array,
-    start_B: Array | None = None,
     segments_BT: Array | None = None,
     slopes_H: Array | None = None,
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """Causal multi-head attention [B, T, H, K], as the model runs it.
+    """Causal multi-head attention [B, T, H, K] over a whole text, as the model trains and reads prompts with.
 
-    Without `start_B` query t stands at key t (training). With it, query t of row b stands at key start_B[b] + t of
-    a longer, preallocated S (decoding from a cache). `segments_BT` keeps packed texts apart: a query sees keys of
-    its own segment only. `slopes_H` adds ALiBi's -slope * distance to the scores. `key` turns dropout of the
-    weights on. On CPU queries are taken in blocks, each against the keys that it can see; elsewhere, where nothing
-    special is asked for, the call goes to JAX's own attention and its fused kernels.
+    `segments_BT` keeps packed texts apart: a query sees keys of its own segment only. `slopes_H` adds ALiBi's
+    -slope * distance to the scores. `key` turns dropout of the weights on. On CPU queries are taken in blocks, each
+    against the keys that it can see; elsewhere, where nothing special is asked for, the call goes to JAX's own
+    attention and its fused kernels.
     """
     key = key if dropout > 0 else None
-    plain = start_B is None and segments_BT is None and slopes_H is None and key is None
+    plain = segments_BT is None and slopes_H is None and key is None
     if plain and jax.default_backend() != "cpu":
         q_BTHK = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)  # the fused kernels take only a constant scale
-        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, scale=1.0, is_causal=True)
+        return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, scale=1.0, is_causal=True)
     T = q_BTHK.shape[1]
-    size = QUERY_BLOCK if start_B is None and T % QUERY_BLOCK == 0 else T
+    size = QUERY_BLOCK if T % QUERY_BLOCK == 0 else T
     blocks = []
     for begin in range(0, T, size):
         end = begin + size
-        seen = end if start_B is None else k_BSHK.shape[1]
-        at_BT = begin + jnp.arange(size)[None, :] + (0 if start_B is None else start_B[:, None])
-        distance_BTS = at_BT[:, :, None] - jnp.arange(seen)[None, None, :]
-        bias_BHTS = None if slopes_H is None else -slopes_H[None, :, None, None] * distance_BTS[:, None]
-        allowed_BTS = distance_BTS >= 0
+        distance_TS = begin + jnp.arange(size)[:, None] - jnp.arange(end)[None, :]
+        allowed_BTS = (distance_TS >= 0)[None]
         if segments_BT is not None:
-            allowed_BTS &= segments_BT[:, begin:end, None] == segments_BT[:, None, :seen]
+            allowed_BTS = allowed_BTS & (segments_BT[:, begin:end, None] == segments_BT[:, None, :end])
         block_key = jax.random.fold_in(key, begin) if key is not None else None
         blocks.append(
             _attend(
-                q_BTHK[:, begin:end], k_BSHK[:, :seen], v_BSHK[:, :seen], allowed_BTS,
-                bias_BHTS, scale, dropout, block_key,
+                q_BTHK[:, begin:end], k_BTHK[:, :end], v_BTHK[:, :end], allowed_BTS,
+                _alibi(slopes_H, distance_TS[None]), scale, dropout, block_key,
             )
         )  # fmt: skip
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def cached_attention(
+    q_BTHK: Array,
+    k_BHSK: Array,
+    v_BHSK: Array,
+    start_B: Array,
+    *,
+    scale: float | Array,
+    slopes_H: Array | None = None,
+) -> Array:
+    """Attention [B, T, H, K] of the newest T positions over a preallocated cache of S, as decoding runs it.
+
+    Query t of row b stands at position start_B[b] + t and sees the keys up to there.
+    """
+    at_BT = start_B[:, None] + jnp.arange(q_BTHK.shape[1])[None, :]
+    distance_BTS = at_BT[:, :, None] - jnp.arange(k_BHSK.shape[2])[None, None, :]
+    scores_BHTS = jnp.einsum("bthk,bhsk->bhts", q_BTHK, k_BHSK, preferred_element_type=jnp.float32) * scale
+    if (bias_BHTS := _alibi(slopes_H, distance_BTS)) is not None:
+        scores_BHTS = scores_BHTS + bias_BHTS
+    weights_BHTS = jax.nn.softmax(jnp.where((distance_BTS >= 0)[:, None], scores_BHTS, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bhsk->bthk", weights_BHTS.astype(v_BHSK.dtype), v_BHSK)
+
+
+def _alibi(slopes_H: Array | None, distance_BTS: Array) -> Array | None:
+    return None if slopes_H is None else -slopes_H[None, :, None, None] * distance_BTS[:, None]
 
 
 def _attend(q_BTHK, k_BSHK, v_BSHK, allowed_BTS, bias_BHTS, scale, dropout, key):

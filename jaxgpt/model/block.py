@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,10 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.model.attention import causal_attention, drop, join_heads, split_heads
-from jaxgpt.model.cache import write_rows
+from jaxgpt.model.attention import cached_attention, causal_attention, drop, join_heads, split_heads
+from jaxgpt.model.cache import write_positions
+from jaxgpt.model.linear import AS_TRAINED, INIT_STD, Kernels, linear
 from jaxgpt.model.positions import alibi_slopes, rotate_by_position
-
-INIT_STD = 0.02  # GPT-2's initializer_range
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -23,31 +21,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-
-
-def normal(std: float) -> nnx.Initializer:
-    """Initialiser: normal with this standard deviation."""
-    return nnx.initializers.normal(stddev=std)
-
-
-class Linear(nnx.LinearGeneral):
-    """A linear layer over the last axis, in the compute dtype with float32 parameters.
-
-    All leading axes are flattened into one: XLA on CPU is slow on the gradient of a product whose left operand has two
-    (unrolled blocks, gradient, before and after: nano 254 and 192 ms, GPT-2 width at 2 x 1024 tokens 1.68 and 1.50 s).
-    """
-
-    def __init__(
-        self, config: GPTConfig, inputs: int, outputs: int | tuple[int, ...], rngs: nnx.Rngs, *, std: float = INIT_STD
-    ) -> None:
-        super().__init__(
-            inputs, outputs, use_bias=config.bias, dtype=config.compute_dtype, param_dtype=jnp.float32,
-            kernel_init=normal(std), rngs=rngs,
-        )  # fmt: skip
-
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        y = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
-        return y.reshape(*inputs.shape[:-1], *y.shape[1:])
 
 
 def layer_norm(config: GPTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -66,36 +39,40 @@ def residual_std(config: GPTConfig) -> float:
 class Attention(nnx.Module):
     """Causal multi-head self-attention. `c_attn` makes query, key and value, stacked on an axis of 3."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels) -> None:
         self.config = config
-        self.c_attn = Linear(config, config.width, (3, config.width), rngs)
-        self.c_proj = Linear(config, config.width, config.width, rngs, std=residual_std(config))
+        self.c_attn = linear(config, config.width, (3, config.width), rngs, kernels)
+        self.c_proj = linear(config, config.width, (config.width,), rngs, kernels, std=residual_std(config))
 
     def __call__(self, x_BTD, layer, positions_BT, segments_BT, cached, key):
         config = self.config
         q_BTHK, k_BTHK, v_BTHK = (split_heads(p, config.heads) for p in jnp.moveaxis(self.c_attn(x_BTD), -2, 0))
         if config.position == "rotary":
             q_BTHK, k_BTHK = (rotate_by_position(x, positions_BT) for x in (q_BTHK, k_BTHK))
-        start_B = None
-        if cached is not None:
-            keys_BSHK, values_BSHK, start_B = cached
-            k_BTHK, v_BTHK = write_rows(keys_BSHK, k_BTHK, start_B), write_rows(values_BSHK, v_BTHK, start_B)
         scale = 1 / math.sqrt(config.head_size) if config.scale_attention else 1.0
-        context_BTHK = causal_attention(
-            q_BTHK, k_BTHK, v_BTHK, start_B=start_B, segments_BT=segments_BT, dropout=config.dropout, key=key,
-            scale=scale / (layer + 1.0) if config.scale_by_inverse_layer else scale,
-            slopes_H=jnp.asarray(alibi_slopes(config.heads)) if config.position == "alibi" else None,
-        )  # fmt: skip
-        return self.c_proj(join_heads(context_BTHK)), (k_BTHK, v_BTHK)
+        scale = scale / (layer + 1.0) if config.scale_by_inverse_layer else scale
+        slopes_H = jnp.asarray(alibi_slopes(config.heads)) if config.position == "alibi" else None
+        keys_BHTK, values_BHTK = jnp.swapaxes(k_BTHK, 1, 2), jnp.swapaxes(v_BTHK, 1, 2)
+        if cached is None:
+            context_BTHK = causal_attention(
+                q_BTHK, k_BTHK, v_BTHK, scale=scale, segments_BT=segments_BT, slopes_H=slopes_H,
+                dropout=config.dropout, key=key,
+            )  # fmt: skip
+        else:
+            keys_BHSK, values_BHSK, start_B = cached
+            keys_BHTK = write_positions(keys_BHSK, keys_BHTK, start_B)
+            values_BHTK = write_positions(values_BHSK, values_BHTK, start_B)
+            context_BTHK = cached_attention(q_BTHK, keys_BHTK, values_BHTK, start_B, scale=scale, slopes_H=slopes_H)
+        return self.c_proj(join_heads(context_BTHK)), (keys_BHTK, values_BHTK)
 
 
 class MLP(nnx.Module):
     """Two linear layers with the activation between."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels) -> None:
         self.activation = ACTIVATIONS[config.activation]
-        self.c_fc = Linear(config, config.width, config.mlp_size, rngs)
-        self.c_proj = Linear(config, config.mlp_size, config.width, rngs, std=residual_std(config))
+        self.c_fc = linear(config, config.width, (config.mlp_size,), rngs, kernels)
+        self.c_proj = linear(config, config.mlp_size, (config.width,), rngs, kernels, std=residual_std(config))
 
     def __call__(self, x_BTD: Array) -> Array:
         return self.c_proj(self.activation(self.c_fc(x_BTD)))
@@ -104,17 +81,17 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED) -> None:
         self.dropout = config.dropout
         self.ln_1 = layer_norm(config, rngs)
-        self.attn = Attention(config, rngs)
+        self.attn = Attention(config, rngs, kernels)
         self.ln_2 = layer_norm(config, rngs)
-        self.mlp = MLP(config, rngs)
+        self.mlp = MLP(config, rngs, kernels)
 
     def __call__(self, x_BTD, layer, positions_BT, segments_BT, cached, key):
-        """The new residual stream, and the (keys, values) of this layer.
+        """The new residual stream, and the keys and values of this layer: with those cached before, or of x alone.
 
-        `layer` counts from 0 and may be traced; `cached` is (keys_BSHK, values_BSHK, start_B) or None; `key` turns
+        `layer` counts from 0 and may be traced; `cached` is (keys_BHSK, values_BHSK, start_B) or None; `key` turns
         dropout on.
         """
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)

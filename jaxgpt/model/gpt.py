@@ -17,8 +17,9 @@ from jax import Array
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.model.attention import drop
-from jaxgpt.model.block import INIT_STD, Block, layer_norm, normal
+from jaxgpt.model.block import Block, layer_norm
 from jaxgpt.model.cache import KVCache
+from jaxgpt.model.linear import AS_TRAINED, INIT_STD, Kernels, ServedEmbed, normal, rows_of, scores_of
 from jaxgpt.model.positions import sinusoidal_positions
 
 Params = dict[str, Any]
@@ -27,18 +28,17 @@ Params = dict[str, Any]
 class GPT(nnx.Module):
     """What stands around the blocks: token and position embeddings below, final LayerNorm and output head above."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED) -> None:
         self.config = config
-        table = _padded_normal(config)
-        self.wte = nnx.Embed(config.padded_vocab, config.width, embedding_init=table, rngs=rngs)
+        self.wte = _table(config, rngs, kernels)
         if config.position == "learned":
             self.wpe = nnx.Embed(config.context, config.width, embedding_init=normal(INIT_STD), rngs=rngs)
         self.ln_f = layer_norm(config, rngs)
         if not config.tied_head:
-            self.lm_head = nnx.Embed(config.padded_vocab, config.width, embedding_init=table, rngs=rngs)
+            self.lm_head = _table(config, rngs, kernels)
 
     def embed(self, tokens_BT: Array, positions_BT: Array, key: Array | None) -> Array:
-        x_BTD = self.wte.embedding[tokens_BT].astype(jnp.float32)
+        x_BTD = rows_of(self.wte, tokens_BT)
         if self.config.position == "learned":
             x_BTD = x_BTD + self.wpe.embedding[positions_BT]
         elif self.config.position == "sinusoidal":
@@ -46,9 +46,8 @@ class GPT(nnx.Module):
         return drop(x_BTD.astype(self.config.compute_dtype), self.config.dropout, key)
 
     def unembed(self, x_BTD: Array) -> Array:
-        head_VD = (self.wte if self.config.tied_head else self.lm_head).embedding[...].astype(x_BTD.dtype)
-        flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see block.Linear
-        logits_LV = jnp.einsum("ld,vd->lv", flat_LD, head_VD, preferred_element_type=jnp.float32)
+        flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see linear.Linear
+        logits_LV = scores_of(self.wte if self.config.tied_head else self.lm_head, flat_LD)
         real_V = jnp.arange(self.config.padded_vocab) < self.config.vocab
         logits_LV = jnp.where(jnp.broadcast_to(real_V, logits_LV.shape), logits_LV, -jnp.inf)
         return logits_LV.reshape(*x_BTD.shape[:-1], self.config.padded_vocab)
@@ -60,11 +59,12 @@ class Model(NamedTuple):
     init: Callable[[Array], Params]
     """init(key) -> params"""
     hidden: Callable[..., tuple[Array, KVCache | None]]
-    """hidden(params, tokens_BT, *, positions_BT, segments_BT, cache, key) -> (x_BTD, cache), before the output head.
+    """hidden(params, tokens_BT, *, positions_BT, segments_BT, cache, keep, key) -> (x_BTD, cache), before the head.
 
     `positions_BT` are 0..T-1 (after what the cache holds) unless given; `segments_BT` keeps packed texts apart;
-    `key` turns dropout on. Token ids must be below the vocabulary and positions below the context: JAX does not
-    check, callers do.
+    `key` turns dropout on. `keep` returns a cache that holds these tokens and has room for no more; with `cache`,
+    which needs unstacked blocks, the tokens are written behind what each row holds. Token ids must be below the
+    vocabulary and positions below the context and the cache's span: JAX does not check, callers do.
     """
     unembed: Callable[[Params, Array], Array]
     """unembed(params, x) -> float32 logits over the stored (padded) vocabulary; ids past the real one have -inf."""
@@ -72,10 +72,14 @@ class Model(NamedTuple):
     """apply(params, tokens_BT, *, positions_BT, segments_BT, key) -> float32 logits [B, T, V] over the vocabulary."""
 
 
-def define(config: GPTConfig, *, remat: bool = False) -> Model:
-    """The pure functions of this architecture. `remat` recomputes each block's activations in the backward pass."""
-    outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0))), nnx.Param)
-    inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))), nnx.Param)
+def define(config: GPTConfig, *, remat: bool = False, kernels: Kernels = AS_TRAINED) -> Model:
+    """The pure functions of this architecture.
+
+    `remat` recomputes each block's activations in the backward pass. `kernels` says how the parameters they are given
+    are laid out; other than as trained, only `hidden` and `unembed` make sense.
+    """
+    outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), kernels)), nnx.Param)
+    inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), kernels)), nnx.Param)
 
     # float32 means float32, also where the hardware would round its products' inputs to fewer bits by default.
     exactly = jax.default_matmul_precision("highest" if config.compute_dtype == "float32" else "default")
@@ -92,13 +96,16 @@ def define(config: GPTConfig, *, remat: bool = False) -> Model:
         run_block = jax.checkpoint(run_block)
 
     @exactly
-    def hidden(params, tokens_BT, *, positions_BT=None, segments_BT=None, cache=None, key=None):
+    def hidden(params, tokens_BT, *, positions_BT=None, segments_BT=None, cache=None, keep=False, key=None):
         if positions_BT is None:
             start_B1 = 0 if cache is None else cache.length_B[:, None]
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) + start_B1
         model = nnx.merge(outside, {name: leaf for name, leaf in params.items() if name != "h"})
         x_BTD = model.embed(tokens_BT, positions_BT, None if key is None else jax.random.fold_in(key, config.layers))
-        x_BTD, cache = _run_blocks(run_block, params["h"], x_BTD, positions_BT, segments_BT, cache, key)
+        x_BTD, new = _run_blocks(run_block, params["h"], x_BTD, positions_BT, segments_BT, cache, key, keep)
+        if keep or cache is not None:
+            before_B = 0 if cache is None else cache.length_B
+            cache = KVCache(new[0], new[1], before_B + jnp.full(len(tokens_BT), tokens_BT.shape[1]))
         return model.ln_f(x_BTD).astype(config.compute_dtype), cache
 
     @exactly
@@ -112,27 +119,25 @@ def define(config: GPTConfig, *, remat: bool = False) -> Model:
     return Model(init, hidden, unembed, apply)
 
 
-def _run_blocks(run_block, blocks, x_BTD, positions_BT, segments_BT, cache, key):
-    def step(x_BTD, layer, block, keys_values):
-        cached = None if cache is None else (*keys_values, cache.length_B)
-        layer_key = None if key is None else jax.random.fold_in(key, layer)
-        x_BTD, new = run_block(block, x_BTD, layer, positions_BT, segments_BT, cached, layer_key)
-        return x_BTD, None if cache is None else new
+def _run_blocks(run_block, blocks, x_BTD, positions_BT, segments_BT, cache, key, keep):
+    """The residual stream behind the last block; and the keys and the values of every layer, where they are wanted."""
 
-    stored = None if cache is None else (cache.keys_NBSHK, cache.values_NBSHK)
-    if isinstance(blocks, tuple):
-        news = []
-        for layer, block in enumerate(blocks):
-            x_BTD, new = step(x_BTD, layer, block, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stored))
-            news.append(new)
-        stacked = None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *news)
-    else:
-        layers = jnp.arange(jax.tree.leaves(blocks)[0].shape[0])
-        x_BTD, stacked = jax.lax.scan(lambda x, xs: step(x, *xs), x_BTD, (layers, blocks, stored))
-    if cache is None or stacked is None:
-        return x_BTD, None
-    keys_NBSHK, values_NBSHK = stacked
-    return x_BTD, KVCache(keys_NBSHK, values_NBSHK, cache.length_B + positions_BT.shape[1])
+    def step(x_BTD, layer, block, cached=None):
+        layer_key = None if key is None else jax.random.fold_in(key, layer)
+        x_BTD, keys_values = run_block(block, x_BTD, layer, positions_BT, segments_BT, cached, layer_key)
+        return x_BTD, keys_values if keep or cached is not None else None
+
+    if not isinstance(blocks, tuple):
+        assert cache is None, "decoding from a cache needs unstacked blocks"
+        layers = jax.tree.leaves(blocks)[0].shape[0]
+        x_BTD, stacked = jax.lax.scan(lambda x, xs: step(x, *xs), x_BTD, (jnp.arange(layers), blocks))
+        return x_BTD, jax.tree.map(tuple, stacked) if keep else None
+    news = []
+    for layer, block in enumerate(blocks):
+        cached = None if cache is None else (cache.keys[layer], cache.values[layer], cache.length_B)
+        x_BTD, new = step(x_BTD, layer, block, cached)
+        news.append(new)
+    return x_BTD, tuple(zip(*news, strict=True)) if keep or cache is not None else None
 
 
 def unstack_blocks(params: Params) -> Params:
@@ -148,6 +153,12 @@ def stack_blocks(params: Params) -> Params:
 
 def _parameters(module: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.split(module, nnx.Param)[1])
+
+
+def _table(config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels) -> nnx.Module:
+    if kernels.int8:
+        return ServedEmbed(config.padded_vocab, config.width)
+    return nnx.Embed(config.padded_vocab, config.width, embedding_init=_padded_normal(config), rngs=rngs)
 
 
 def _padded_normal(config: GPTConfig) -> nnx.Initializer:

@@ -68,7 +68,7 @@ def _refuse_repeated_keys(path: Path) -> None:
         return table
 
     try:
-        json.loads(header, object_pairs_hook=unique)
+        json.loads(str(header, "utf-8"), object_pairs_hook=unique)  # of bytes, it would guess the encoding
     except RecursionError:
         raise ValueError("its header is nested too deeply") from None
 
