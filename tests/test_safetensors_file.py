@@ -60,8 +60,11 @@ GOOD = '"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
         header("{" + GOOD + "}", bytes(7)),
         header("{" + GOOD.replace("[2]", "[4611686018427387904, 4]") + "}"),
         header("{" + GOOD.replace("0, 8", "8, 0") + "}"),
+        len(("{" + GOOD + "}").encode("utf-16-le")).to_bytes(8, "little")
+        + ("{" + GOOD + "}").encode("utf-16-le")
+        + bytes(8),
     ],
-    ids=["empty", "noise", "length", "nested", "twice", "short", "overflow", "backwards"],
+    ids=["empty", "noise", "length", "nested", "twice", "short", "overflow", "backwards", "utf-16"],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)

@@ -86,7 +86,6 @@ def test_a_tensor_and_a_small_tuple_may_be_used_again(tmp_path: Path) -> None:
         ((2, 2), (8, 5), 1, [[1, 6], [9, 14]]),
         ((1, 3), (2**62, 1), 13, [[13, 14, 15]]),  # the stride of one row means nothing
         ((1, 3), (2**62, 2), 1, [[1, 3, 5]]),
-        ((3,), (0,), 15, [15, 15, 15]),
         ((), (), 15, 15),
         ((0, 3), (3, 1), 16, np.zeros((0, 3))),
     ],

@@ -114,6 +114,28 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
     Raises MissingError without such a checkpoint, DataError when it does not fit the target or its bytes are not the
     ones that were saved.
     """
+    path, expected = _saved(folder, step, name, target)
+    tree = _read(path, _storable_target(target))
+    _check_digests(path, expected, digests(tree))
+    return jax.tree.map(lambda want, have: jax.random.wrap_key_data(have) if _is_key(want) else have, target, tree)
+
+
+def restore_leaf(folder: Path, step: int, name: str, target: Any, leaf: str) -> Array:
+    """The leaf of an item at a path such as `h/attn/c_attn/kernel`; no other is read. Raises as `restore` does."""
+    path, expected = _saved(folder, step, name, target)
+    alone = jax.tree_util.tree_map_with_path(
+        lambda place, shape: shape if path_of(place) == leaf else ocp.PLACEHOLDER, _storable_target(target)
+    )
+    read = jax.tree_util.tree_map_with_path(
+        lambda place, found: found if path_of(place) == leaf else None, _read(path, alone)
+    )
+    _check_digests(path, {leaf: expected[leaf]}, digests(read))
+    [array] = jax.tree.leaves(read)
+    return array
+
+
+def _saved(folder: Path, step: int, name: str, target: Any) -> tuple[Path, dict[str, str]]:
+    """Where an item of this kind lies, and the digests it was saved with."""
     path = folder.absolute() / str(step) / name
     if not path.is_dir():
         raise MissingError("no checkpoint", path=path, why="there is no such directory", fix="name a trained run")
@@ -121,25 +143,37 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
     if expected is None:
         raise _damaged(path, f"meta: it holds no digests of {name}")
     _refuse_other(path, expected, target)
+    return path, expected
+
+
+def _read(path: Path, target: Any) -> Any:
+    """The arrays of an item; placeholders stay."""
+    arguments = jax.tree.map(
+        lambda leaf: (
+            ocp.RestoreArgs(restore_type=type(leaf))
+            if leaf is ocp.PLACEHOLDER
+            else ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype, global_shape=leaf.shape)
+        ),
+        target,
+    )
     try:
         # So much is read ahead: by default everything at once, twice the parameters' memory.
-        handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=_gigabytes_of_largest(target))
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes_of_largest(target))
         with ocp.Checkpointer(handler) as reader:
-            tree = reader.restore(path, args=ocp.args.StandardRestore(_storable_target(target)))
+            return reader.restore(path, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
     except Exception as error:  # Orbax raises a dozen kinds for a damaged or other checkpoint
         raise _damaged(path, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
-    tree = jax.tree.map(lambda want, have: jax.random.wrap_key_data(have) if _is_key(want) else have, target, tree)
-    found = digests(tree)
-    wrong = sorted(set(expected.items()) ^ set(found.items()))
-    if wrong:
-        leaves = ", ".join(sorted({leaf for leaf, _ in wrong}))
-        raise _damaged(path, f"other contents than were saved in {leaves}")
-    return tree
+
+
+def _check_digests(path: Path, expected: dict[str, str], found: dict[str, str]) -> None:
+    if wrong := sorted({leaf for leaf, _ in set(expected.items()) ^ set(found.items())}):
+        raise _damaged(path, f"other contents than were saved in {', '.join(wrong)}")
 
 
 def _gigabytes_of_largest(tree: Any) -> int:
     """The size of the largest leaf, rounded up: less than that Orbax refuses to read."""
-    largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_storable_target(tree)))
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf is not ocp.PLACEHOLDER]
+    largest = max(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     return -(-largest // 10**9)
 
 

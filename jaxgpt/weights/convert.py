@@ -21,8 +21,7 @@ from jaxgpt.weights.llmc_bin import MODEL, is_llmc, open_llmc, write_llmc
 from jaxgpt.weights.names import places
 from jaxgpt.weights.nanogpt import ACTIVATION, CHECKPOINT, open_nanogpt, write_nanogpt
 from jaxgpt.weights.openai import HPARAMS, open_openai
-from jaxgpt.weights.params import stored_params
-from jaxgpt.weights.run import is_run, one_device, read_run, write_run
+from jaxgpt.weights.run import is_run, open_run, write_run
 from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor
 
 GPT2_VOCAB = 50257
@@ -83,8 +82,7 @@ def _open(path: Path, layer_norm_epsilon: float | None) -> StoredModel:
     if path.is_file():
         return _open_file(path)
     if is_run(path):
-        config, params = read_run(path, one_device())
-        return stored_params(config, params)
+        return open_run(path)
     if (path / HPARAMS).is_file():
         return open_openai(path, layer_norm_epsilon=layer_norm_epsilon)
     if (path / CONFIG_FILE).is_file():

@@ -65,12 +65,15 @@ def _zeros(shape: list[int], dtype: np.dtype) -> np.ndarray:
 
 def stored_params(config: GPTConfig, params: Params) -> StoredModel:
     """Parameters as a model that writers take: GPT-2's names and layouts, without padding rows."""
-    return StoredModel(config, {place.name: _tensor(place, leaf_at(params, place.path)) for place in places(config)})
+
+    def tensor(place: Place) -> Tensor:
+        leaf = leaf_at(params, place.path)
+        return Tensor(place.shape, np.dtype(leaf.dtype), lambda: part_of(leaf, place))
+
+    return StoredModel(config, {place.name: tensor(place) for place in places(config)})
 
 
-def _tensor(place: Place, leaf: Any) -> Tensor:
-    def read() -> np.ndarray:
-        array = np.asarray(leaf if place.layer is None else leaf[place.layer])
-        return array[: place.shape[0]] if place.layer is None else array.reshape(place.shape)
-
-    return Tensor(place.shape, np.dtype(leaf.dtype), read)
+def part_of(leaf: Any, place: Place) -> np.ndarray:
+    """The tensor that has this place in a leaf."""
+    array = np.asarray(leaf if place.layer is None else leaf[place.layer])
+    return array[: place.shape[0]] if place.layer is None else array.reshape(place.shape)

@@ -1,11 +1,13 @@
 """Our own directories: the weights of a run read to where they belong, and converted weights written as one."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig, read_config, save_config
@@ -13,10 +15,10 @@ from jaxgpt.errors import MissingError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import abstract, mesh_of
 from jaxgpt.text.tokenizer import TOKENIZER_FILE
-from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, read_meta, restore
-from jaxgpt.weights.names import leaf_shapes, tree_of
-from jaxgpt.weights.params import read_params
-from jaxgpt.weights.tensors import DTYPES, StoredModel
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, read_meta, restore, restore_leaf
+from jaxgpt.weights.names import Place, leaf_at, leaf_shapes, places, tree_of
+from jaxgpt.weights.params import part_of, read_params
+from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor
 
 
 def one_device() -> Mesh:
@@ -34,6 +36,27 @@ def read_run(folder: Path, mesh: Mesh) -> tuple[GPTConfig, Params]:
     Dropout is off and computation in float32, whatever it was trained with. Raises MissingError without a finished
     checkpoint, DataError for a damaged one.
     """
+    config, step, item, target = _newest(folder, mesh)
+    return config, restore(folder / CHECKPOINTS, step, item, target)
+
+
+def open_run(folder: Path) -> StoredModel:
+    """The newest parameters of a run as `read_run` finds them, read a leaf at a time when they are asked for."""
+    config, step, item, target = _newest(folder, one_device())
+
+    @functools.lru_cache(maxsize=1)  # the tensors of a leaf are asked for one after another, layer by layer
+    def leaf(path: str) -> jax.Array:
+        return restore_leaf(folder / CHECKPOINTS, step, item, target, path)
+
+    def tensor(place: Place) -> Tensor:
+        dtype = np.dtype(leaf_at(target, place.path).dtype)
+        return Tensor(place.shape, dtype, lambda: part_of(leaf(place.path), place))
+
+    return StoredModel(config, {place.name: tensor(place) for place in places(config)})
+
+
+def _newest(folder: Path, mesh: Mesh) -> tuple[GPTConfig, int, str, Params]:
+    """What a run's newest parameters are, in which item of which step they lie, and what to restore them into."""
     train = read_config(folder)
     step = latest_step(folder / CHECKPOINTS)
     if step is None:
@@ -43,7 +66,7 @@ def read_run(folder: Path, mesh: Mesh) -> tuple[GPTConfig, Params]:
     saved = read_meta(folder / CHECKPOINTS, step)["digests"].get(item, {})
     shapes = leaf_shapes(config)
     target = tree_of({path: jax.ShapeDtypeStruct(shape, _dtype(saved, path)) for path, shape in shapes.items()})
-    return config, restore(folder / CHECKPOINTS, step, item, abstract(target, mesh))
+    return config, step, item, abstract(target, mesh)
 
 
 def _dtype(saved: dict[str, Any], path: str) -> Any:

@@ -105,6 +105,8 @@ class Storages:
         # An expanded tensor (stride 0) can have more elements than its storage: of a small file, without end.
         if offset + last >= storage.count + (not count) or count > storage.count:
             raise refused(self.path, f"a tensor outside its storage {storage.key}")
+        if count and _overlaps(shape, strides):  # what torch calls expanded: no parameter is
+            raise refused(self.path, f"a tensor that holds numbers of its storage {storage.key} in several places")
         view = _View(self, storage, offset, shape, strides, last + 1)
         return Tensor(shape, storage.dtype, view, source=(str(self.path), storage.key, offset, shape, strides))
 
@@ -140,6 +142,16 @@ class Storages:
             return False
         self._sound.add(key)
         return True
+
+
+def _overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether a number may stand in two places: an axis moves no further than those of smaller strides reach."""
+    reach = 0
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def read_into(file: BinaryIO, start: int, numbers: np.ndarray, crc32: int | None) -> bool:

@@ -166,6 +166,9 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "fewer strides": (whole(tensor(strides=b")")), "impossible shape"),
     "nine axes": (whole(tensor(shape=b"(" + b"K\1" * 9 + b"t", strides=b"(" + b"K\1" * 9 + b"t")), "impossible shape"),
     "expanded without end": (whole(tensor(shape=b"J\0\0\0\x10\x85", strides=b"K\0\x85")), "outside its storage"),
+    "expanded": (whole(tensor(shape=b"K\4\x85", strides=b"K\0\x85")), "in several places"),
+    "expanded along one axis": (whole(tensor(shape=b"K\4K\4\x86", strides=b"K\0K\1\x86")), "in several places"),
+    "overlapping rows": (whole(tensor(shape=b"K\4K\4\x86", strides=b"K\3K\1\x86")), "in several places"),
     "overflow by product": (whole(tensor(shape=BIG + BIG + b"\x86", strides=b"K\0K\0\x86")), "larger than any memory"),
     "overflow beside an empty axis": (whole(tensor(shape=b"K\0" + BIG + b"\x86", strides=b"K\0K\0\x86")), "any memory"),
 }  # fmt: skip
