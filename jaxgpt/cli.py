@@ -32,8 +32,11 @@ VERBS = {
     "tokenizer": Verb("train a BPE vocabulary of your own", "tokenizer", "TokenizerArgs"),
     "pretrain": Verb("train a model; run again to resume", "pretrain", None),
     "generate": Verb("continue a text with a trained model", "generate", "GenerateArgs"),
+    "evaluate": Verb("score a model on text and on tasks", "evaluate", "EvaluateArgs"),
+    "chat": Verb("talk with a model", "chat", "ChatArgs"),
+    "serve": Verb("an OpenAI-compatible server with a page", "serve", "ServeArgs"),
     "convert": Verb("weights from one format to another, proved", "convert", "ConvertArgs"),
-    "bench": Verb("measure training speed", "bench", "BenchArgs"),
+    "bench": Verb("measure training or generating", "bench", "BenchArgs"),
 }
 
 

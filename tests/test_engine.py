@@ -45,13 +45,15 @@ def logits_after(config: GPTConfig, params: Params) -> Logits:
 def expected(logits_after: Logits, config: GPTConfig) -> Callable[..., list[int]]:
     """The policy of inference.engine by full forward passes, and its random numbers: fold_in(seed, n)."""
 
+    draw = jax.jit(choose, static_argnames="plan")
+
     def ids(prompt: list[int], new: int, sampling: Sampling = GREEDY, seed: int = 0) -> list[int]:
         context, window, found = config.context, prompt[-config.context :], []
         for number in range(new):
             if len(window) > context:  # full: the older half of what was read goes, the newest token is kept too
                 window = window[context - context // 2 :]
             drawing = settings_of([sampling]), np.array([seed], np.uint32), np.array([number], np.int32)
-            found.append(int(choose(logits_after(window), *drawing, Plan.of([sampling]))[0]))
+            found.append(int(draw(logits_after(window), *drawing, plan=Plan.of([sampling]))[0]))
             window = [*window, found[-1]]
         return found
 

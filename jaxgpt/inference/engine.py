@@ -107,7 +107,7 @@ class Engine:
         self.config, self.slots, self.steps = config, slots, steps
         self._end = -1 if end is None else end
         self._kernels = kernels_for(mesh, int8=int8)
-        self._params = served(params, self._kernels, mesh)
+        self._params = served(params, config, self._kernels, mesh)
         split = "tensor" if config.heads % mesh.shape["tensor"] == 0 else None
         self._heads = NamedSharding(mesh, PartitionSpec(None, split))  # of a layer's cache
         self._waiting: deque[tuple[int, Request]] = deque()
@@ -151,6 +151,13 @@ class Engine:
     @property
     def busy(self) -> bool:
         return bool(self._waiting) or self.running > 0
+
+    @property
+    def bytes_per_step(self) -> int:
+        """What a step of decoding reads: every matrix once, and the whole cache."""
+        position = self._params.get("wpe")  # of which only a row is read
+        leaves = jax.tree.leaves((self._params, self._cache))
+        return sum(leaf.nbytes for leaf in leaves) - sum(leaf.nbytes for leaf in jax.tree.leaves(position))
 
     def step(self) -> list[NewToken]:
         """Let waiting requests into free slots, or make up to `steps` tokens a row; what happened, in order."""

@@ -1,5 +1,6 @@
 """Parameters laid out for serving: each layer its own arrays, kernels turned where that is faster, int8 on request."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgpt.config import GPTConfig
 from jaxgpt.model.gpt import Params
 from jaxgpt.model.linear import Kernels
-from jaxgpt.parallel import partition_spec
+from jaxgpt.parallel import partition_spec, path_of
 
 LARGEST_INT8 = 127
 
@@ -23,61 +25,63 @@ def kernels_for(mesh: Mesh, *, int8: bool) -> Kernels:
     return Kernels(turned=one_cpu, int8=int8)
 
 
-def served(params: Params, kernels: Kernels, mesh: Mesh) -> Params:
+def served(params: Params, config: GPTConfig, kernels: Kernels, mesh: Mesh) -> Params:
     """The parameters as `define(config, kernels=kernels)` takes them, `h` a tuple of layers, on the mesh.
 
-    Stacked leaves are taken apart one at a time. int8 rounds each output's weights to 255 steps of their largest
-    magnitude / 127 (symmetric, per output channel).
+    Stacked leaves are taken apart one at a time; matrices are stored in the dtype they are computed with. int8 rounds
+    each output's weights to 255 steps of their largest magnitude / 127 (symmetric, per output channel).
     """
-    layers = jax.tree.leaves(params["h"])[0].shape[0]
-    outside = {name: _served(table, name, kernels, mesh) for name, table in params.items() if name != "h"}
-    inside: list[dict[str, Any]] = [{} for _ in range(layers)]
-    for path, leaf in _leaves(params["h"]):
-        for number in range(layers):
-            node = inside[number]
-            for name in path[:-2]:
-                node = node.setdefault(name, {})
-            place = "h/" + "/".join(path[:-1])
-            node.setdefault(path[-2], {}).update(_served({path[-1]: leaf[number]}, place, kernels, mesh, stacked=True))
-    return outside | {"h": tuple(inside)}
+    tree: dict[str, Any] = {"h": tuple({} for _ in range(config.layers))}
+    for place, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = path_of(place)
+        *parents, _ = path.removeprefix("h/").split("/")
+        stacked = path.startswith("h/")
+        specs = _specs(path, tuple(partition_spec(path))[stacked:], kernels)
+        parts = _laid_out(leaf, path=path, dtype=config.compute_dtype, kernels=kernels)
+        for node, part in zip(tree["h"] if stacked else (tree,), parts, strict=True):
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            for name, array in part.items():
+                node[name] = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*specs[name])))
+    return tree
 
 
-def _leaves(tree: Any) -> list[tuple[list[str], Array]]:
-    flat = jax.tree_util.tree_leaves_with_path(tree)
-    return [([entry.key for entry in path], leaf) for path, leaf in flat]
+@functools.partial(jax.jit, static_argnames=("path", "dtype", "kernels"))
+def _laid_out(leaf: Array, *, path: str, dtype: str, kernels: Kernels) -> tuple[dict[str, Array], ...]:
+    """What a leaf becomes, a layer each where it is stacked."""
+    name = path.rpartition("/")[2]
 
-
-def _served(
-    module: dict[str, Array], path: str, kernels: Kernels, mesh: Mesh, *, stacked: bool = False
-) -> dict[str, Array]:
-    """The leaves of one small module, laid out and placed."""
-    found: dict[str, Array] = {}
-    for name, leaf in module.items():
-        spec = tuple(partition_spec(f"{path}/{name}"))[stacked:]
-        wide = leaf.astype(jnp.float32)
-        if name == "kernel":
-            scale = None
-            if kernels.int8:
-                wide, scale = _rounded(wide, axis=0)
-            if kernels.turned:
-                wide = jnp.moveaxis(wide, 0, -1)
-            found[name] = _placed(wide, spec if not kernels.turned else (), mesh)
-            if scale is not None:
-                found["kernel_scale"] = _placed(scale, spec[1:], mesh)
-        elif name == "embedding" and kernels.int8 and path in ("wte", "lm_head"):
-            wide, scale = _rounded(wide, axis=1)
-            found[name], found["embedding_scale"] = _placed(wide, spec, mesh), _placed(scale, spec[:1], mesh)
+    def lay_out(array: Array) -> dict[str, Array]:
+        array = array.astype(jnp.float32)
+        if (along := _summed_axis(path)) is None:
+            return {name: array}
+        more = {}
+        if kernels.int8:
+            array, more[f"{name}_scale"] = _rounded(array, along)
         else:
-            found[name] = _placed(wide, spec, mesh)
-    return found
+            array = array.astype(dtype)
+        return {name: jnp.moveaxis(array, 0, -1) if kernels.turned and along == 0 else array} | more
+
+    return tuple(lay_out(array) for array in (leaf if path.startswith("h/") else (leaf,)))
 
 
-def _rounded(wide: Array, axis: int) -> tuple[Array, Array]:
-    """int8 numbers and the float32 scale that each slice along the other axes is to be multiplied with."""
-    scale = jnp.max(jnp.abs(wide), axis=axis) / LARGEST_INT8
-    steps = wide / jnp.expand_dims(jnp.where(scale > 0, scale, 1), axis)
+def _specs(path: str, spec: tuple[Any, ...], kernels: Kernels) -> dict[str, tuple[Any, ...]]:
+    """How what a leaf becomes lies on the mesh. (Kernels are turned on one device only, where nothing is split.)"""
+    name, along = path.rpartition("/")[2], _summed_axis(path)
+    if along is None:
+        return {name: spec}
+    return {name: () if kernels.turned else spec, f"{name}_scale": spec[:along] + spec[along + 1 :]}
+
+
+def _summed_axis(path: str) -> int | None:
+    """The axis of a matrix that products sum over; None for everything else."""
+    if path.endswith("/kernel"):
+        return 0
+    return 1 if path in ("wte/embedding", "lm_head/embedding") else None
+
+
+def _rounded(array: Array, axis: int) -> tuple[Array, Array]:
+    """int8 numbers, and the float32 scale that each slice along the other axes is to be multiplied with."""
+    scale = jnp.max(jnp.abs(array), axis=axis) / LARGEST_INT8
+    steps = array / jnp.expand_dims(jnp.where(scale > 0, scale, 1), axis)
     return jnp.round(steps).astype(jnp.int8), scale
-
-
-def _placed(array: Array, spec: tuple[Any, ...], mesh: Mesh) -> Array:
-    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))

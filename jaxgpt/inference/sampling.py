@@ -109,14 +109,19 @@ def choose(
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not plan.draws:
         return greedy_B
+    key_B = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(seed_B, number_B)
+    drawn_B = jax.vmap(jax.random.categorical)(key_B, filtered(logits_BV, settings, plan)).astype(jnp.int32)
+    return jnp.where(settings.temperature > 0, drawn_B, greedy_B)
+
+
+def filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
+    """The logits that tokens are drawn from: after temperature (rows of temperature 0 keep theirs) and the filters."""
     logits_BV = logits_BV / jnp.where(settings.temperature > 0, settings.temperature, 1.0)[:, None]
     if plan.filters:
         logits_BV = keep_top_k(logits_BV, settings.top_k)
         logits_BV = keep_top_p(logits_BV, settings.top_p)
         logits_BV = keep_min_p(logits_BV, settings.min_p)
-    key_B = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(seed_B, number_B)
-    drawn_B = jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
-    return jnp.where(settings.temperature > 0, drawn_B, greedy_B)
+    return logits_BV
 
 
 @jax.tree_util.register_dataclass

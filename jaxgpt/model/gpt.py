@@ -29,7 +29,7 @@ class GPT(nnx.Module):
     """What stands around the blocks: token and position embeddings below, final LayerNorm and output head above."""
 
     def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED) -> None:
-        self.config = config
+        self.config, self.turned = config, kernels.turned
         self.wte = _table(config, rngs, kernels)
         if config.position == "learned":
             self.wpe = nnx.Embed(config.context, config.width, embedding_init=normal(INIT_STD), rngs=rngs)
@@ -47,7 +47,7 @@ class GPT(nnx.Module):
 
     def unembed(self, x_BTD: Array) -> Array:
         flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see linear.Linear
-        logits_LV = scores_of(self.wte if self.config.tied_head else self.lm_head, flat_LD)
+        logits_LV = scores_of(self.wte if self.config.tied_head else self.lm_head, flat_LD, turned=self.turned)
         real_V = jnp.arange(self.config.padded_vocab) < self.config.vocab
         logits_LV = jnp.where(jnp.broadcast_to(real_V, logits_LV.shape), logits_LV, -jnp.inf)
         return logits_LV.reshape(*x_BTD.shape[:-1], self.config.padded_vocab)

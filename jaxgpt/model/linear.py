@@ -14,6 +14,7 @@ from jax import Array
 from jaxgpt.config import GPTConfig
 
 INIT_STD = 0.02  # GPT-2's initializer_range
+MOST_PAIRED = 8  # rows of a product with a turned kernel that reads its outputs in pairs
 
 
 class Kernels(NamedTuple):
@@ -68,7 +69,7 @@ class ServedLinear(nnx.Module):
     def __init__(self, config: GPTConfig, inputs: int, outputs: tuple[int, ...], kernels: Kernels) -> None:
         self.dtype, self.turned = config.compute_dtype, kernels.turned
         shape = (*outputs, inputs) if kernels.turned else (inputs, *outputs)
-        self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8 if kernels.int8 else jnp.float32))
+        self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8 if kernels.int8 else config.compute_dtype))
         self.kernel_scale = nnx.Param(jnp.zeros(outputs)) if kernels.int8 else None
         self.bias = nnx.Param(jnp.zeros(outputs)) if config.bias else None
 
@@ -86,8 +87,25 @@ def product(x_LI: Array, kernel: Array, *, turned: bool) -> Array:
     """[L, I] times a kernel (I, ...) or, turned, (..., I): [L, ...]."""
     if not turned:
         return jax.lax.dot_general(x_LI, kernel, (((1,), (0,)), ((), ())))
-    y = jax.lax.dot_general(kernel, x_LI, (((kernel.ndim - 1,), (1,)), ((), ())))
-    return jnp.moveaxis(y, -1, 0)
+    outputs, kernel_OI = kernel.shape[:-1], kernel.reshape(-1, kernel.shape[-1])
+    y_OL = _turned_product(kernel_OI, x_LI)
+    return y_OL.T.reshape(len(x_LI), *outputs)
+
+
+def _turned_product(kernel_OI: Array, x_LI: Array) -> Array:
+    """[O, I] times [L, I] transposed: [O, L].
+
+    With a few rows, two outputs are read as one of twice the length, and each row is multiplied once with zeros behind
+    it and once with zeros before it. The zeros' arithmetic is free, as such a product waits for memory, and longer
+    runs are read faster (all matrices of 124M: two rows 34 ms, so 21; eight 37 and 31; with four outputs as one 52).
+    """
+    rows, (outputs, inputs) = len(x_LI), kernel_OI.shape
+    if not 1 < rows <= MOST_PAIRED or outputs % 2:
+        return jax.lax.dot_general(kernel_OI, x_LI, (((1,), (1,)), ((), ())))
+    none_LI = jnp.zeros_like(x_LI)
+    twice = jnp.block([[x_LI, none_LI], [none_LI, x_LI]])
+    y = jax.lax.dot_general(kernel_OI.reshape(-1, 2 * inputs), twice, (((1,), (1,)), ((), ())))
+    return y.reshape(outputs, rows)
 
 
 class ServedEmbed(nnx.Module):
@@ -104,8 +122,11 @@ def rows_of(table: Any, tokens: Array) -> Array:
     return rows * table.embedding_scale[tokens][..., None] if isinstance(table, ServedEmbed) else rows
 
 
-def scores_of(table: Any, x_LD: Array) -> Array:
-    """The float32 product of each row of x with every row of the table: [L, V]."""
+def scores_of(table: Any, x_LD: Array, *, turned: bool) -> Array:
+    """The float32 product of each row of x with every row of the table, which lies as a turned kernel does: [L, V]."""
     table_VD = table.embedding[...].astype(x_LD.dtype)
-    scores_LV = jnp.einsum("ld,vd->lv", x_LD, table_VD, preferred_element_type=jnp.float32)
+    if turned and x_LD.dtype == jnp.float32:
+        scores_LV = _turned_product(table_VD, x_LD).T
+    else:
+        scores_LV = jnp.einsum("ld,vd->lv", x_LD, table_VD, preferred_element_type=jnp.float32)
     return scores_LV * table.embedding_scale[...][None] if isinstance(table, ServedEmbed) else scores_LV

@@ -1,4 +1,4 @@
-"""`jaxgpt bench`: how fast this machine trains, against what it could do."""
+"""`jaxgpt bench`: how fast this machine trains and generates, against what it could do."""
 
 import dataclasses
 import json
@@ -20,10 +20,14 @@ WARM_UP = 2  # steps
 
 @dataclass(frozen=True, kw_only=True)
 class BenchArgs:
-    """Time training steps on random tokens: median step, tokens per second, utilisation, time to the first step."""
+    """Time training steps, or generation, with random weights and tokens.
 
-    what: Annotated[Literal["train"], tyro.conf.Positional]
-    """train: whole optimizer steps."""
+    train: median step, tokens per second, utilisation, time to the first step. generate: greedy decoding through the
+    engine: tokens per second, time to the first token, compilation, the share of the memory bandwidth that is used.
+    """
+
+    what: Annotated[Literal["train", "generate"], tyro.conf.Positional]
+    """train: whole optimizer steps; generate: whole texts."""
     preset: str | None = None
     """Take the model of this preset; without one it is GPT-2 124M, changed by the sizes given."""
     layers: int | None = None
@@ -39,9 +43,15 @@ class BenchArgs:
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Type of activations and matrix products."""
     batch: int = 8
-    """Sequences in a step."""
+    """Sequences in a step, or texts generated side by side."""
     steps: int = 10
-    """Steps timed, after two of warm-up."""
+    """Steps or batches of texts timed, after warm-up."""
+    prompt: int = 64
+    """generate: tokens of each prompt."""
+    new: int = 64
+    """generate: tokens made for each."""
+    int8: bool = False
+    """generate: weights in int8."""
     blocks: Literal["scan", "unrolled", "auto"] = "auto"
     """How the blocks run."""
     remat: bool = False
@@ -56,22 +66,39 @@ class BenchArgs:
 
 def run(args: BenchArgs) -> None:
     """Measure, print the figures to stdout, write them where asked."""
-    import jax
     from rich.console import Console
     from rich.table import Table
+
+    from jaxgpt.verbs.bench_generate import generate_figures
+
+    config = _model(args)
+    figures = train_figures(args, config) if args.what == "train" else generate_figures(args, config)
+    table = Table(show_header=False, box=None)
+    for name, value in figures.items():
+        if name != "model":
+            shown = "unknown" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+            table.add_row(name, shown)
+    Console().print(table)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def train_figures(args: BenchArgs, config: GPTConfig) -> dict[str, Any]:
+    """Figures of training steps."""
+    import jax
 
     from jaxgpt.parallel import check_batch, mesh_of
     from jaxgpt.training.flops import count_parameters, measured_matmul_flops, peak_flops, utilisation
     from jaxgpt.verbs.display import note
 
-    config, mesh = _model(args), mesh_of(args.mesh)
+    mesh = mesh_of(args.mesh)
     check_batch(args.batch, mesh)
     note(f"measuring matrix products, then {args.steps} steps of {args.batch} x {config.context} tokens ...")
     kind = jax.devices()[0].device_kind
     reached = measured_matmul_flops(config.compute_dtype)
     first, times = _time_steps(args, config, mesh)
     rate = args.batch * config.context / statistics.median(times)
-    figures: dict[str, Any] = {
+    return {
         "parameters": count_parameters(config),
         "model": dataclasses.asdict(config),
         "batch": args.batch,
@@ -86,14 +113,6 @@ def run(args: BenchArgs) -> None:
         "utilisation_of_matmul": utilisation(rate, config, reached, mesh.size),
         "utilisation_of_peak": utilisation(rate, config, peak_flops(kind, config.compute_dtype), mesh.size),
     }
-    table = Table(show_header=False, box=None)
-    for name, value in figures.items():
-        if name != "model":
-            shown = "unknown" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
-            table.add_row(name, shown)
-    Console().print(table)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(args: BenchArgs) -> GPTConfig:

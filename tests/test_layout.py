@@ -1,0 +1,72 @@
+"""What is served is what was trained: the same model in other arrays."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.inference.layout import kernels_for, served
+from jaxgpt.model.gpt import Params, define, unstack_blocks
+from jaxgpt.model.linear import Kernels, product
+from jaxgpt.parallel import mesh_of
+
+ONE = mesh_of(MeshConfig(data=1), jax.devices()[:1])
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tied_head": False}, {"compute_dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("kernels", [Kernels(), Kernels(turned=True)], ids=str)
+def test_another_layout_is_the_same_model(
+    config: GPTConfig, tokens_BT: np.ndarray, changes: dict, kernels: Kernels
+) -> None:
+    config = dataclasses.replace(config, **changes)
+    params = jax.jit(define(config).init)(jax.random.key(3))
+    model, laid_out = define(config, kernels=kernels), served(params, config, kernels, ONE)
+    expected = jax.jit(define(config).apply)(unstack_blocks(params), tokens_BT)
+    found = jax.jit(model.apply)(laid_out, tokens_BT)
+    exact = config.compute_dtype == "float32"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 if exact else 2e-2)
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(laid_out) if leaf.ndim > 1}
+    assert dtypes <= {"float32", config.compute_dtype}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 40])
+@pytest.mark.parametrize("outputs", [(24,), (3, 8), (7,)])
+def test_a_turned_product_is_the_product(rows: int, outputs: tuple[int, ...]) -> None:
+    """In pairs of outputs for a few rows; 7 outputs make no pairs."""
+    x_LI = jax.random.normal(jax.random.key(0), (rows, 20))
+    kernel = jax.random.normal(jax.random.key(1), (20, *outputs))
+    turned = product(x_LI, jnp.moveaxis(kernel, 0, -1), turned=True)
+    assert turned.shape == (rows, *outputs)
+    np.testing.assert_allclose(turned, product(x_LI, kernel, turned=False), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_int8_is_within_half_a_step_of_each_output(config: GPTConfig, params: Params, turned: bool) -> None:
+    laid_out = served(params, config, Kernels(turned, int8=True), ONE)
+    module, stored = laid_out["h"][1]["mlp"]["c_fc"], np.asarray(params["h"]["mlp"]["c_fc"]["kernel"][1])
+    kernel = np.asarray(module["kernel"], np.float32)
+    assert module["kernel"].dtype == jnp.int8 and np.abs(kernel).max() == 127
+    scale_O = np.asarray(module["kernel_scale"])
+    np.testing.assert_allclose(scale_O, np.abs(stored).max(axis=0) / 127, rtol=1e-6)
+    assert np.all(np.abs((kernel.T if turned else kernel) * scale_O - stored) <= 0.5001 * scale_O)
+    table = laid_out["wte"]
+    rows = np.asarray(table["embedding"], np.float32) * np.asarray(table["embedding_scale"])[:, None]
+    largest = np.abs(params["wte"]["embedding"]).max(axis=1, keepdims=True)
+    assert np.all(np.abs(rows - params["wte"]["embedding"]) <= 0.5001 * largest / 127)
+
+
+def test_kernels_are_turned_on_one_cpu_device_only() -> None:
+    assert kernels_for(ONE, int8=False).turned
+    assert not kernels_for(mesh_of(MeshConfig()), int8=True).turned
+
+
+def test_int8_on_a_mesh_lies_as_the_kernels_do(config: GPTConfig, params: Params) -> None:
+    mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
+    laid_out = served(params, config, Kernels(int8=True), mesh)
+    c_fc = laid_out["h"][0]["mlp"]["c_fc"]
+    assert c_fc["kernel"].addressable_shards[0].data.shape == (12, 20)
+    assert c_fc["kernel_scale"].addressable_shards[0].data.shape == (20,)
+    assert laid_out["wte"]["embedding_scale"].addressable_shards[0].data.shape == (32,)

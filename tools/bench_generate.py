@@ -1,0 +1,114 @@
+"""Tokens per second of the engine against transformers' `generate`, in turn on the same machine.
+
+    python tools/bench_generate.py --torch-python /tmp/torch-env/bin/python --batch 1
+    python tools/bench_generate.py --torch-python /tmp/torch-env/bin/python --batch 8
+
+Both decode greedily, in float32, random weights of the same shape and random prompts, each in a process of its own that
+waits while the other runs. torch and transformers live in another environment: they are not dependencies. The time of a
+run is from the prompts to the last token, prompts included.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+OURS = """
+import dataclasses, sys, jax, numpy as np, jaxgpt
+from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.sampling import Sampling
+preset, batch, prompt, new = sys.argv[1], *map(int, sys.argv[2:])
+config = dataclasses.replace(jaxgpt.load_recipe(preset).model, compute_dtype="float32")
+params = jax.jit(jaxgpt.define(config).init)(jax.random.key(0))
+engine = Engine(config, params, slots=batch)
+del params
+tokens = np.random.default_rng(0).integers(0, config.vocab, (batch, prompt)).tolist()
+requests = [Request(prompt=tuple(t), max_new_tokens=new, sampling=Sampling(temperature=0)) for t in tokens]
+def generate():
+    assert sum(new.token is not None for _, new in engine.run(requests)) == batch * new
+"""
+THEIRS = """
+import sys, torch
+from transformers import GPT2Config, GPT2LMHeadModel
+layers, heads, width, context, vocab, batch, prompt, new = map(int, sys.argv[1:])
+torch.manual_seed(0)
+model = GPT2LMHeadModel(GPT2Config(
+    n_layer=layers, n_head=heads, n_embd=width, n_positions=context, vocab_size=vocab)).eval()
+tokens = torch.randint(0, vocab, (batch, prompt))
+@torch.no_grad()
+def generate():
+    made = model.generate(tokens, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+    assert made.shape == (batch, prompt + new)
+"""
+LOOP = """
+for line in sys.stdin:
+    generate()
+    print("done", flush=True)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Measure both in turn; a JSON line each and their ratio."""
+
+    torch_python: Path
+    """The interpreter of an environment with torch and transformers."""
+    preset: str = "gpt2"
+    """The shape."""
+    batch: int = 1
+    """Texts side by side."""
+    prompt: int = 64
+    """Tokens of each prompt."""
+    new: int = 64
+    """Tokens made for each."""
+    repeat: int = 7
+    """Runs of each, in turn, after one of warm-up."""
+
+
+def main() -> None:
+    from jaxgpt.config import load_recipe
+
+    args = tyro.cli(Compare)
+    model = load_recipe(args.preset).model
+    work = [str(args.batch), str(args.prompt), str(args.new)]
+    shape = [str(size) for size in (model.layers, model.heads, model.width, model.context, model.vocab)]
+    workers = {
+        "jaxgpt": _start([sys.executable, "-c", OURS + LOOP, args.preset, *work]),
+        "transformers": _start([str(args.torch_python), "-c", THEIRS + LOOP, *shape, *work]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(1 + args.repeat):
+        for name, worker in workers.items():
+            times[name].append(_timed(worker))
+    rates = {name: args.batch * args.new / statistics.median(seconds[1:]) for name, seconds in times.items()}
+    for name, seconds in times.items():
+        print(json.dumps({"program": name, "batch": args.batch, "prompt": args.prompt, "new": args.new,
+                          "tokens_per_second": round(rates[name], 1), "seconds_min": round(min(seconds[1:]), 3),
+                          "seconds_max": round(max(seconds[1:]), 3)}))  # fmt: skip
+    print(json.dumps({"ratio": round(rates["jaxgpt"] / rates["transformers"], 3)}))
+    for worker in workers.values():
+        worker.stdin.close()  # type: ignore[union-attr]
+        worker.wait()
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _timed(worker: subprocess.Popen[str]) -> float:
+    assert worker.stdin and worker.stdout
+    start = time.perf_counter()
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    if worker.stdout.readline() != "done\n":
+        sys.exit(f"a worker ended: {worker.args!r:.200}")
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
