@@ -182,15 +182,22 @@ def test_success_is_0(tmp_path: Path, capsys: Any) -> None:
     assert load_tokenizer(tmp_path / "out").name == "bytes"
 
 
+SAMPLING_FLAGS = [
+    "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty",
+    "--frequency-penalty", "--stop", "--seed", "--int8",
+]  # fmt: skip
 FLAGS = {  # DESIGN section 6
     "info": [],
     "prepare": ["--out", "--tokenizer", "--val-fraction", "TEXT"],
     "tokenizer": ["--vocab", "--out", "TEXT"],
     "pretrain": ["--from", "--out-dir", "--data.path", "--steps", "--seed", "--log-every", "--eval-every",
                  "--checkpoint-every", "--optim.learning-rate", "--mesh.fsdp", "CONFIG"],
-    "generate": ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "MODEL", "PROMPT"],
+    "generate": [*SAMPLING_FLAGS, "--instruction", "--examples", "--logprobs", "--stream", "MODEL", "PROMPT"],
+    "evaluate": ["--data", "--examples", "--shots", "--instruction", "--seed", "--int8", "--json", "MODEL"],
+    "chat": [*SAMPLING_FLAGS, "--template", "--system", "MODEL"],
+    "serve": ["--host", "--port", "--api-key", "--slots", "--queue", "--int8", "MODEL"],
     "convert": ["--to", "--check", "--dtype", "--vocab", "--layer-norm-epsilon", "SRC", "DST"],
-    "bench": [],
+    "bench": ["train", "generate", "--preset", "--batch", "--prompt", "--new", "--json"],
 }  # fmt: skip
 
 

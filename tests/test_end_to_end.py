@@ -1,5 +1,6 @@
 """The main job through the command line: text to a trained model and back to text, stopped, resumed, sharded."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import pytest
 
 import jaxgpt
 from jaxgpt.cli import main
+from jaxgpt.inference.engine import NewToken
+from jaxgpt.inference.sampling import Sampling
 
 TEXT = "\n".join(f"{a} times {b} is {a * b}, and {b} times {a} is {a * b}." for a in range(40) for b in range(40))
 MODEL = ["--model.context", "16", "--model.layers", "2", "--model.heads", "2", "--model.width", "16"]
@@ -184,6 +187,27 @@ def test_16_bit_weights_are_widened_and_said_to_be(data: Path, whole: Path, tmp_
     pretrain(tmp_path / "run", data, "--steps", "1", "--from", tmp_path / "half")
     assert "half: widened from bfloat16 to float32" in capsys.readouterr().err
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(jaxgpt.load(tmp_path / "run").params)} == {"float32"}
+
+
+def test_two_hundred_prompts_together_get_what_each_gets_alone(whole: Path) -> None:
+    lm, rng = jaxgpt.load(whole), np.random.default_rng(0)
+    text = "It is a truth universally acknowledged, that 3 times 4 is 12; " * 2
+    requests = []
+    for number in range(200):
+        start, size, new = (int(n) for n in rng.integers([0, 1, 1], [60, 30, 30]))
+        sampling = Sampling(temperature=0.8 * (number % 2))
+        request = lm.request(text[start : start + size], max_new_tokens=new, sampling=sampling, seed=number)
+        requests.append(dataclasses.replace(request, logprobs=5))
+    together: list[list[NewToken]] = [[] for _ in requests]
+    for place, new in lm.engine(slots=8).run(requests):
+        together[place].append(new)
+    for request, found in zip(requests, together, strict=True):
+        alone = [new for _, new in lm.engine(slots=1).run([request])]
+        assert [(new.token, new.finish) for new in alone] == [(new.token, new.finish) for new in found]
+        for one, other in zip(alone, found, strict=True):
+            values = [dict(new.alternatives) for new in (one, other)]
+            assert values[0].keys() == values[1].keys()
+            np.testing.assert_allclose(*[list(value.values()) for value in values], rtol=0, atol=1e-5)
 
 
 def test_averaged_weights_are_evaluated_kept_and_loaded(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""A model behind HTTP: the API of OpenAI and a page."""

@@ -1,0 +1,296 @@
+"""A conversation keeps within the window by whole exchanges; Ctrl-C stops an answer and not the program."""
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from jaxgpt.cli import main
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.prompts import chat_prompt
+from jaxgpt.inference.sampling import Sampling
+from jaxgpt.language_model import LanguageModel
+from jaxgpt.model.gpt import define
+from jaxgpt.serving.chat import CHAT_FILE, Conversation, answer_pieces, room_for_prompt, template_of
+from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.verbs.chat import _interruptible
+
+BYTES = load_tokenizer("bytes")
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    config = GPTConfig(vocab=257, context=64, layers=1, heads=1, width=8)
+    params = jax.jit(define(config).init)(jax.random.key(3))
+    return LanguageModel(config, jax.tree.map(lambda leaf: leaf * 20, params), BYTES)
+
+
+@pytest.fixture(scope="module")
+def folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lm.save(tmp_path_factory.mktemp("models") / "chat")
+    return tmp_path_factory.getbasetemp() / "models0" / "chat"
+
+
+def asked(talk: Conversation, text: str) -> tuple[str, list[str]]:
+    ids, notes = talk.ask(text)
+    return BYTES.decode(ids), notes
+
+
+def test_a_plain_conversation_is_one_growing_text() -> None:
+    talk = Conversation(BYTES, "plain", 100, "Title. ")
+    assert asked(talk, "Once") == ("Title. Once", [])
+    talk.answer(" upon a time")
+    assert asked(talk, "") == ("Title. Once upon a time", [])
+    talk.answer(" ")
+    assert asked(talk, "there") == ("Title. Once upon a time there", [])
+    assert talk.stop == ()
+
+
+def test_an_instructed_conversation_is_the_template_with_answers_stripped() -> None:
+    talk = Conversation(BYTES, "instruction", 1000)
+    assert asked(talk, "Hi") == (chat_prompt([("user", "Hi")]), [])
+    talk.answer("Hello.\n")
+    assert asked(talk, "Bye")[0] == chat_prompt([("user", "Hi"), ("assistant", "Hello."), ("user", "Bye")])
+    assert "\n### Instruction:" in talk.stop
+
+
+def test_a_reset_forgets_all_but_the_system_text() -> None:
+    talk = Conversation(BYTES, "plain", 100, "S")
+    talk.ask("a")
+    talk.answer("b")
+    talk.reset()
+    assert asked(talk, "c") == ("Sc", [])
+
+
+@pytest.mark.parametrize("template", ["plain", "instruction"])
+def test_old_exchanges_are_dropped_whole_and_no_more_than_needed(template: str) -> None:
+    room = {"plain": 30, "instruction": 150}[template]
+    talk = Conversation(BYTES, template, room, "SYSTEM ")
+    messages, kept, dropped = [], 0, 0
+    for turn in range(8):
+        text, notes = asked(talk, f"<{turn}>")
+        messages.append(("user", f"<{turn}>"))
+        whole = [m for m in range(0, len(messages), 2) if expected(template, messages[m:], room)]
+        assert text == expected(template, messages[whole[0] :], room)
+        assert text.startswith("SYSTEM ") and len(text) <= room
+        now = len(messages[: whole[0]]) // 2 - dropped
+        assert notes == (
+            [f"{now} earlier exchange{'s' * (now > 1)} dropped: the context window is full"] if now else []
+        )
+        kept, dropped = kept + (not now), dropped + now
+        answer = f"({'x' * (turn % 3)})"
+        talk.answer(answer)
+        messages.append(("assistant", answer))
+    assert kept > 1 and dropped > 1
+
+
+def expected(template: str, messages: list[tuple[str, str]], room: int) -> str:
+    """The prompt, or nothing where it is too long."""
+    plain = "SYSTEM " + "".join(content for _, content in messages)
+    text = plain if template == "plain" else chat_prompt([("system", "SYSTEM "), *messages])
+    return text if len(text) <= room else ""
+
+
+def test_a_turn_that_does_not_fit_alone_is_cut_at_its_beginning_and_the_system_text_stays() -> None:
+    talk = Conversation(BYTES, "instruction", 60, "SYSTEM")
+    around = len(chat_prompt([("system", "SYSTEM"), ("user", "")]))
+    text, notes = asked(talk, "abc" * 50)
+    assert text == chat_prompt([("system", "SYSTEM"), ("user", ("abc" * 50)[-(60 - around) :])])
+    assert notes == [f"only the last {60 - around} of 150 characters fit the context window and are read"]
+
+
+def test_a_cut_never_splits_a_character() -> None:
+    talk = Conversation(BYTES, "plain", 10)
+    assert asked(talk, "é" * 3 + "a" + "é" * 5)[0] == "é" * 5
+    talk = Conversation(BYTES, "plain", 11)
+    assert asked(talk, "é" * 3 + "a" + "é" * 5)[0] == "a" + "é" * 5
+
+
+def test_a_system_text_that_takes_all_the_room_is_refused_and_nothing_changes() -> None:
+    talk = Conversation(BYTES, "plain", 5, "SYSTEM")
+    with pytest.raises(ConfigError, match=r"6 tokens before anything is said: there is room for 5; shorten --system"):
+        talk.ask("a")
+    assert talk.exchanges == [] and talk.turns == 0
+
+
+def test_special_tokens_in_what_is_said_stay_text() -> None:
+    ids, _ = Conversation(BYTES, "instruction", 1000).ask("<|endoftext|>")
+    assert BYTES.end_of_text not in ids and "<|endoftext|>" in BYTES.decode(ids)
+
+
+def test_an_empty_plain_text_starts_a_new_one() -> None:
+    assert Conversation(BYTES, "plain", 10).ask("")[0] == [BYTES.end_of_text]
+
+
+def test_an_answer_leaves_at_least_half_the_window_to_the_history() -> None:
+    assert [room_for_prompt(64, new) for new in (0, 10, 32, 33, 1000)] == [64, 54, 32, 32, 32]
+
+
+def test_the_template_is_plain_unless_the_folder_says_otherwise(tmp_path: Path) -> None:
+    assert template_of(tmp_path) == template_of("gpt2") == "plain"
+    (tmp_path / CHAT_FILE).write_text('{"chat": "instruction"}')
+    assert template_of(tmp_path) == "instruction"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"chat": "chatml"}', '{"chat": "plain", "more": 1}', '{"chat": []}'])
+def test_a_damaged_chat_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / CHAT_FILE).write_text(content)
+    with pytest.raises(DataError, match=CHAT_FILE):
+        template_of(tmp_path)
+
+
+def test_an_answer_is_what_generate_writes_and_can_be_stopped_between_tokens(lm: LanguageModel) -> None:
+    engine = Engine(lm.config, lm.params, slots=1, end=256, steps=4)
+    request = Request(prompt=(97, 98), max_new_tokens=20, sampling=Sampling(temperature=0))
+    whole = lm.generate(["ab"], max_new_tokens=20, temperature=0)[0]
+    assert "".join(answer_pieces(engine, request, BYTES, (), lambda: False)) == whole
+    stop = whole[5:7]
+    assert "".join(answer_pieces(engine, request, BYTES, (stop,), lambda: False)) == whole[: whole.index(stop)]
+    said: list[str] = []
+    for piece in answer_pieces(engine, request, BYTES, (), lambda: len(said) == 3):
+        said.append(piece)
+    assert len(said) == 3 and whole.startswith("".join(said)) and not engine.busy
+
+
+def test_a_first_interrupt_is_noted_and_a_second_one_raised() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _interruptible() as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def chat(lines: str, *argv: Any, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    with pytest.raises(SystemExit) as done:
+        main(["chat", *map(str, argv)])
+    assert done.value.code == code
+
+
+GREEDY = ("--temperature", "0", "--max-new-tokens", "6")
+
+
+def test_piped_lines_are_answered_on_stdout_and_nothing_else_is(
+    lm: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def answer(text: str) -> str:
+        return lm.generate([text], max_new_tokens=6, temperature=0)[0]
+
+    chat("ab\n\nc\n/reset\n/nothing\nab\n/quit\nnever\n", folder, *GREEDY, monkeypatch=monkeypatch)
+    out, err = capsys.readouterr()
+    first = answer("ab")
+    second = answer("ab" + first)
+    third = answer("ab" + first + second + "c")
+    assert out == "\n".join([first, second, third, first, ""])
+    assert "plain" in err and "no command /nothing" in err and "forgotten" in err
+
+
+def test_auto_takes_the_template_of_the_folder(
+    lm: LanguageModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lm.save(tmp_path / "tuned")
+    (tmp_path / "tuned" / CHAT_FILE).write_text(json.dumps({"chat": "instruction"}))
+    shown = []
+    for model, more in ((folder, ("--template", "instruction")), (tmp_path / "tuned", ())):
+        chat("a\n\n", model, "--system", "S", *GREEDY, *more, monkeypatch=monkeypatch)  # an empty line asks nothing
+        shown.append(capsys.readouterr().out)
+    prompt = chat_prompt([("system", "S"), ("user", "a")])
+    assert shown == [lm.generate([prompt], max_new_tokens=6, temperature=0)[0] + "\n"] * 2
+
+
+def test_dropped_turns_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    chat("a" * 30 + "\n" + "b" * 40 + "\n", folder, *GREEDY, monkeypatch=monkeypatch)
+    assert "1 earlier exchange dropped" in capsys.readouterr().err
+
+
+def test_what_cannot_be_is_refused_before_anything_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for flag, value in (("--seed", "-1"), ("--max-new-tokens", "-1"), ("--top-p", "0")):
+        chat("a\n", folder, flag, value, monkeypatch=monkeypatch, code=2)
+        out, err = capsys.readouterr()
+        assert out == "" and flag[2:].replace("-", "_") + " = " in err
+
+
+class Terminal:
+    """`jaxgpt chat` in a terminal of its own."""
+
+    def __init__(self, *argv: str) -> None:
+        self.master, slave = pty.openpty()
+        program = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from jaxgpt.cli import main; main()"
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, b"\x20\x00\xc8\x00\x00\x00\x00\x00")  # 32 rows of 200
+        environment = os.environ | {"TERM": "dumb", "JAX_PLATFORMS": "cpu"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, "chat", *argv], stdin=slave, stdout=slave, stderr=slave,
+            start_new_session=True, env=environment,
+        )  # fmt: skip
+        os.close(slave)
+        self.shown = b""
+
+    def type(self, keys: bytes) -> None:
+        time.sleep(0.5)  # readline shows its prompt a moment before Ctrl-C can wake it
+        self.shown = b""
+        os.write(self.master, keys)
+
+    def wait_for(self, pattern: bytes, seconds: float = 60) -> None:
+        """Until this was shown since the last key."""
+        end = time.monotonic() + seconds
+        while not re.search(pattern, self.shown, re.DOTALL):
+            assert time.monotonic() < end and self.process.poll() is None, self.shown
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.shown += os.read(self.master, 65536)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.mark.parametrize("keys", [b"\x04", b"\x03\x03"])
+def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(folder: Path, keys: bytes) -> None:
+    terminal = Terminal(str(folder))
+    try:
+        terminal.wait_for(b"you\r\n> ")
+        for key in keys[:-1]:
+            terminal.type(bytes([key]))
+            terminal.wait_for(b"leaves.*you\r\n> ")
+        terminal.type(keys[-1:])
+        assert terminal.process.wait(timeout=30) == 0
+    finally:
+        terminal.close()
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(folder: Path) -> None:
+    terminal = Terminal(str(folder), "--max-new-tokens", "1000000", "--seed", "1")
+    try:
+        terminal.wait_for(b"you\r\n> ")
+        terminal.type(b"ab\r")
+        terminal.wait_for(b"model\r\n.")  # an answer without end has begun
+        terminal.type(b"\x03")
+        terminal.wait_for(rb"\(stopped\).*you\r\n> ")
+        terminal.type(b"\x03")
+        terminal.wait_for(b"Ctrl-C again or Ctrl-D leaves.*you\r\n> ")
+        terminal.type(b"/reset\r")
+        terminal.wait_for(b"forgotten.*you\r\n> ")
+        terminal.type(b"/quit\r")
+        assert terminal.process.wait(timeout=30) == 0
+    finally:
+        terminal.close()

@@ -1,0 +1,190 @@
+"""`jaxgpt generate`: its flags reach the engine; text and nothing else goes to stdout; answers stand alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt.cli import main
+from jaxgpt.config import GPTConfig
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt
+from jaxgpt.inference.sampling import Sampling
+from jaxgpt.language_model import LanguageModel
+from jaxgpt.model.gpt import define
+from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.verbs.generate import SamplingFlags
+
+BYTES = load_tokenizer("bytes")
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    """A model of 64 tokens of context whose logits differ much."""
+    config = GPTConfig(vocab=257, context=64, layers=1, heads=1, width=8)
+    params = jax.jit(define(config).init)(jax.random.key(3))
+    return LanguageModel(config, jax.tree.map(lambda leaf: leaf * 20, params), BYTES)
+
+
+@pytest.fixture(scope="module")
+def folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "small"
+    lm.save(path)
+    return path
+
+
+@pytest.fixture
+def generate(folder: Path, capfdbinary: Any) -> Any:
+    """Run the verb; what it wrote to stdout and to stderr."""
+
+    def run(*argv: Any, model: Path = folder, code: int = 0) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as done:
+            main(["generate", str(model), *map(str, argv)])
+        assert done.value.code == code
+        out, err = capfdbinary.readouterr()
+        return out.decode(), err.decode()
+
+    return run
+
+
+def test_every_setting_of_sampling_has_its_flag(generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given values other than the defaults, each reaches the engine."""
+    seen: list[Any] = []
+    monkeypatch.setattr(Engine, "run", lambda self, requests: seen.extend(requests) or iter(()))
+    wanted = Sampling(temperature=0.5, top_k=7, top_p=0.8, min_p=0.1, repetition_penalty=1.5, presence_penalty=0.25,
+                      frequency_penalty=-0.5)  # fmt: skip
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(wanted).items()]
+    generate("a", *flags, "--seed", "5", "--max-new-tokens", "3", "--logprobs", "2")
+    (request,) = seen
+    assert request.sampling == wanted
+    assert (request.seed, request.max_new_tokens, request.logprobs, request.prompt) == (5, 3, 2, (97,))
+    defaults = {field.name for field in dataclasses.fields(SamplingFlags)}
+    assert defaults >= {field.name for field in dataclasses.fields(Sampling)}
+
+
+def test_streamed_or_together_each_prompt_gets_its_text(lm: LanguageModel, generate: Any) -> None:
+    prompts = ["ab", "c", "d <|endoftext|> é"]
+    texts = lm.generate(prompts, max_new_tokens=30, temperature=0.8, top_k=50, seed=1)
+    expected = "".join(prompt + text + "\n" for prompt, text in zip(prompts, texts, strict=True))
+    for way in ("--stream", "--no-stream"):
+        assert generate(*prompts, way, "--max-new-tokens", 30, "--seed", 1) == (expected, "")
+
+
+def test_text_ends_before_any_of_the_stop_strings(lm: LanguageModel, generate: Any) -> None:
+    (whole,) = lm.generate(["ab"], max_new_tokens=30, temperature=0)
+    late, early = whole[20:22], whole[8:11]
+    end = min(whole.index(late), whole.index(early))
+    for way in ("--stream", "--no-stream"):
+        out, _ = generate("ab", "--temperature", 0, "--max-new-tokens", 30, way, "--stop", late, "--stop", early)
+        assert out == "ab" + whole[:end] + "\n"
+
+
+def test_an_answer_to_a_query_is_written_alone(lm: LanguageModel, generate: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"input": "1", "output": "2"}\n{"input": "3", "output": "4"}\n')
+    prompts = [few_shot_prompt(q, instruction="Add", examples=[("1", "2"), ("3", "4")]) for q in ("5", "6")]
+    texts = lm.generate(prompts, max_new_tokens=9, temperature=0, stop=FEW_SHOT_STOP)
+    flags = ("--examples", tmp_path / "a.jsonl", "--instruction", "Add", "--temperature", 0, "--max-new-tokens", 9)
+    for way in ("--stream", "--no-stream"):
+        out, _ = generate("5", "6", *flags, way)
+        assert out == "".join(text.removeprefix(" ") + "\n" for text in texts)
+    (zero_shot,) = lm.generate([few_shot_prompt("5", instruction="Add")], max_new_tokens=9, temperature=0,
+                               stop=FEW_SHOT_STOP)  # fmt: skip
+    assert generate("5", "--instruction", "Add", *flags[4:])[0] == zero_shot.removeprefix(" ") + "\n"
+
+
+class Scripted:
+    """An engine that writes a text, whatever it is asked."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, *args: Any, **settings: Any) -> "Scripted":
+        return self
+
+    def run(self, requests: Any) -> Any:
+        from jaxgpt.inference.engine import NewToken
+
+        for token in BYTES.encode(self.text):
+            yield 0, NewToken(1, token, None, (), None)
+
+    def cancel(self, number: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"), [(" 4\n\nInput: 5", "4"), ("4", "4"), ("  4\nInput:", " 4"), (" é  ", "é  ")]
+)
+def test_an_answer_ends_with_its_block_and_loses_the_space_of_the_layout(
+    written: str, answer: str, generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxgpt.inference.engine.Engine", Scripted(written))
+    assert generate("2 + 2", "--instruction", "Add.") == (answer + "\n", "")
+
+
+def test_log_probabilities_are_those_of_the_text(lm: LanguageModel, generate: Any) -> None:
+    out, err = generate("ab", "c", "--logprobs", 3, "--temperature", 0, "--max-new-tokens", 5)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert err == "" and [line["prompt"] for line in lines] == [0] * 5 + [1] * 5
+    ids = [*BYTES.encode("ab"), *(line["token"] for line in lines[:5])]
+    logprobs_TV = np.asarray(jax.nn.log_softmax(lm.logits(np.array([ids])), axis=-1))[0]
+    for place, line in enumerate(lines[:5]):
+        assert set(line) == {"prompt", "token", "text", "logprob", "alternatives"}
+        assert line["text"] == BYTES.decode([line["token"]])
+        expected_V = logprobs_TV[1 + place]
+        assert line["logprob"] == pytest.approx(expected_V[line["token"]], abs=1e-4)
+        assert [token for token, _ in line["alternatives"]] == np.argsort(-expected_V)[:3].tolist()
+        assert line["alternatives"][0] == [line["token"], line["logprob"]]  # greedy
+
+
+@pytest.mark.parametrize("way", ["--stream", "--no-stream"])
+def test_lines_end_with_the_token_that_completes_a_stop_string(lm: LanguageModel, generate: Any, way: str) -> None:
+    flags = ("--logprobs", 0, "--temperature", 0, "--max-new-tokens", 30, way)
+    whole, _ = generate("ab", *flags)
+    text = "".join(json.loads(line)["text"] for line in whole.splitlines())
+    stop = next(text[at : at + 2] for at in range(3, 28) if text[at : at + 2].isascii())
+    out, _ = generate("ab", *flags, "--stop", stop)
+    assert len(out.splitlines()) == text.index(stop) + 2
+    assert whole.startswith(out)
+
+
+def test_int8_writes_what_an_int8_engine_does(lm: LanguageModel, generate: Any) -> None:
+    engine = Engine(lm.config, lm.params, slots=1, end=256, int8=True)
+    request = lm.request("ab", max_new_tokens=5, sampling=Sampling(temperature=0))
+    request = dataclasses.replace(request, logprobs=0)
+    expected = [(new.token, new.logprob) for _, new in engine.run([request])]
+    out, _ = generate("ab", "--int8", "--logprobs", 0, "--temperature", 0, "--max-new-tokens", 5)
+    assert [(line["token"], line["logprob"]) for line in map(json.loads, out.splitlines())] == expected
+    plain, _ = generate("ab", "--logprobs", 0, "--temperature", 0, "--max-new-tokens", 5)
+    assert plain != out
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "why"),
+    [
+        (["--max-new-tokens", "-1"], 2, "max_new_tokens = -1"),
+        (["--seed", "-1"], 2, "seed = -1"),
+        (["--logprobs", "21"], 2, "logprobs = 21"),
+        (["--min-p", "2"], 2, "min_p = 2"),
+        (["--examples", "nothing.jsonl"], 66, "nothing.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("way", ["--stream", "--no-stream"])
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    flags: list[str], code: int, why: str, way: str, generate: Any
+) -> None:
+    out, err = generate("a", *flags, way, code=code)
+    assert out == "" and why in err
+
+
+def test_no_new_tokens_are_no_new_text(generate: Any) -> None:
+    assert generate("a", "b", "--max-new-tokens", 0) == ("a\nb\n", "")
+
+
+def test_a_prompt_longer_than_the_context_is_told(generate: Any) -> None:
+    out, err = generate("a" * 70, "--max-new-tokens", 1)
+    assert out.startswith("a" * 70) and err.startswith("a prompt of 70 tokens: only the last 64")
+    assert generate("a" * 64, "--max-new-tokens", 1)[1] == ""
