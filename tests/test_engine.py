@@ -11,7 +11,7 @@ import pytest
 
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference import engine as engine_module
+from jaxgpt.inference import programs
 from jaxgpt.inference.engine import Engine, NewToken, Request
 from jaxgpt.inference.sampling import Plan, Sampling, choose, settings_of
 from jaxgpt.model.gpt import Params, define
@@ -210,13 +210,13 @@ def test_a_context_of_one_or_two_tokens_still_generates() -> None:
 def test_any_mix_of_lengths_compiles_few_programs(params: Params) -> None:
     config = GPTConfig(vocab=61, context=300, layers=1, heads=2, width=8, vocab_multiple=8)
     params = jax.jit(define(config).init)(jax.random.key(0))
-    before = engine_module._prefill._cache_size(), engine_module._decode._cache_size()
+    before = programs.prefill._cache_size(), programs.decode._cache_size()
     rng, engine = np.random.default_rng(0), Engine(config, params, slots=4)
     requests = [request(prompt_of(int(rng.integers(1, 301))), int(rng.integers(1, 40)), seed=n) for n in range(60)]
     assert [len(text) for text in texts(engine, requests)] == [r.max_new_tokens for r in requests]
     # Buckets of 16, 32, 64, 128, 256 and 300 tokens, for 1, 2 and 4 prompts; spans of 128, 256 and 300.
-    assert engine_module._prefill._cache_size() - before[0] <= 6 * 3
-    assert engine_module._decode._cache_size() - before[1] <= 3
+    assert programs.prefill._cache_size() - before[0] <= 6 * 3
+    assert programs.decode._cache_size() - before[1] <= 3
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1, fsdp=2, tensor=4), MeshConfig(data=2, tensor=4)], ids=str)

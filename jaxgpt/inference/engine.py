@@ -1,8 +1,8 @@
 """The engine: requests join and leave a fixed number of slots, and all slots decode together.
 
-A prompt is read in one pass (`_prefill`), padded to a power of two, and its keys and values are put into a free slot of
-the cache. Then all slots go on together (`_decode`), several tokens a call of the device. The cache is as long as the
-longest row needs, rounded up to a power of two, so that any mix of lengths compiles at most
+A prompt is read in one pass (`programs.prefill`), padded to a power of two, and its keys and values are put into a free
+slot of the cache. Then all slots go on together (`programs.decode`), several tokens a call of the device. The cache is
+as long as the longest row needs, rounded up to a power of two, so that any mix of lengths compiles at most
 
     prefill: (number of bucket lengths) x (number of powers of two up to the slots)     decode: number of spans
 
@@ -13,30 +13,25 @@ Past the context window a request slides (the older half is dropped and the rest
 stops, as it says. A prompt longer than the window is cut to its last tokens the same way.
 """
 
-import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
-from jaxgpt.inference.layout import kernels_for, served
-from jaxgpt.inference.sampling import Plan, Sampling, Seen, Settings, choose, settings_of
-from jaxgpt.model.cache import KVCache, lengthened
-from jaxgpt.model.gpt import Params, define
-from jaxgpt.model.linear import Kernels
-from jaxgpt.parallel import mesh_of
+from jaxgpt.inference import programs
+from jaxgpt.inference.layout import heads_sharding, kernels_for, mesh_under, served
+from jaxgpt.inference.programs import MOST_LOGPROBS, SHORTEST_PROMPT, SHORTEST_SPAN, Picked, bucket_of
+from jaxgpt.inference.sampling import Plan, Sampling, Seen, Settings, settings_of
+from jaxgpt.model.cache import KVCache
+from jaxgpt.model.gpt import Params
 from jaxgpt.text.batches import check_ids
-
-SHORTEST_PROMPT, SHORTEST_SPAN = 16, 128  # the smallest buckets, in tokens
-MOST_LOGPROBS = 20  # alternatives a token is reported with at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +98,12 @@ class Engine:
     ) -> None:
         if slots < 1 or steps < 1:
             raise ConfigError(f"slots = {slots}, steps = {steps}", why="both must be 1 or more", fix="change it")
-        mesh = mesh or _mesh_of(params)
+        mesh = mesh or mesh_under(params)
         self.config, self.slots, self.steps = config, slots, steps
         self._end = -1 if end is None else end
         self._kernels = kernels_for(mesh, int8=int8)
         self._params = served(params, config, self._kernels, mesh)
-        split = "tensor" if config.heads % mesh.shape["tensor"] == 0 else None
-        self._heads = NamedSharding(mesh, PartitionSpec(None, split))  # of a layer's cache
+        self._heads = heads_sharding(config, mesh)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._rows: list[_Row | None] = [None] * slots
         self._number = 0
@@ -190,10 +184,10 @@ class Engine:
                 f"{len(ids)} tokens", why=f"1 to {self.config.context} can be scored", fix="give another text"
             )
         check_ids(np.asarray([ids]), self.config.vocab)
-        tokens_1T = np.zeros((1, _bucket(len(ids), SHORTEST_PROMPT, self.config.context)), np.int32)
+        tokens_1T = np.zeros((1, bucket_of(len(ids), SHORTEST_PROMPT, self.config.context)), np.int32)
         tokens_1T[0, : len(ids)] = ids
         logprobs_T, values_TK, ids_TK = jax.device_get(
-            _score(self._params, tokens_1T, config=self.config, kernels=self._kernels)
+            programs.score(self._params, tokens_1T, config=self.config, kernels=self._kernels)
         )
         scored = [NewToken(0, ids[0], None, (), None)]
         for place in range(len(ids) - 1):
@@ -234,7 +228,7 @@ class Engine:
         """Fill slots with windows of tokens, and draw the token after each."""
         by_bucket: dict[int, list[tuple[int, _Row, list[int]]]] = {}
         for entry in entering:
-            bucket = _bucket(len(entry[2]), SHORTEST_PROMPT, self.config.context)
+            bucket = bucket_of(len(entry[2]), SHORTEST_PROMPT, self.config.context)
             by_bucket.setdefault(bucket, []).append(entry)
         news: list[NewToken] = []
         for bucket, group in sorted(by_bucket.items()):
@@ -251,12 +245,12 @@ class Engine:
         length_B = np.array([len(window) for _, _, window in group], np.int32)
         rows = [row for _, row, _ in group]
         seen = _seen_of(rows, self.config) if any(row.request.sampling.penalises for row in rows) else None
-        picked, keys, values = _prefill(
+        picked, keys, values = programs.prefill(
             self._params, tokens_BT, length_B, *self._drawing(rows), seen,
             config=self.config, kernels=self._kernels, plan=_plan(rows), logprobs=_reports(rows),
         )  # fmt: skip
         slots = np.array([slot for slot, _, _ in group], np.int32)
-        self._cache = _put(self._room_for(bucket), keys, values, slots, sharding=self._heads)
+        self._cache = programs.put(self._room_for(bucket), keys, values, slots, sharding=self._heads)
         self._seen = None  # made anew when next needed
         for _, row, window in group:
             row.filled = len(window)
@@ -274,7 +268,7 @@ class Engine:
         cache = KVCache(cache.keys, cache.values, jnp.array([row.filled for row in everyone], jnp.int32))
         token_B = np.array([row.tokens[-1] for row in everyone], np.int32)
         left_B = np.array([left.get(slot, 0) for slot in range(self.slots)], np.int32)
-        self._cache, self._seen, picked, made_B = _decode(
+        self._cache, self._seen, picked, made_B = programs.decode(
             self._params, cache, seen, token_B, left_B, *self._drawing(everyone), np.int32(steps),
             np.int32(self._end), config=self.config, kernels=self._kernels, plan=plan,
             most=self.steps, logprobs=_reports(list(rows.values())), sharding=self._heads,
@@ -288,7 +282,7 @@ class Engine:
                     news += self._note(slot, row, jax.tree.map(lambda leaf, step=step: leaf[step], picked), slot)
         return news
 
-    def _note(self, slot: int, row: _Row, picked: "Picked", line: int) -> list[NewToken]:
+    def _note(self, slot: int, row: _Row, picked: Picked, line: int) -> list[NewToken]:
         """Write down one drawn token; free the slot where it was the last."""
         token, request = int(picked.token[line]), row.request
         if token == self._end:
@@ -313,19 +307,14 @@ class Engine:
     def _room_for(self, length: int) -> KVCache:
         """The cache with room for rows of this length; a new one where no row has anything in it."""
         filled = [row.filled for row in self._rows if row]
-        span = _bucket(max([length, *filled]), SHORTEST_SPAN, self.config.context)
+        span = bucket_of(max([length, *filled]), SHORTEST_SPAN, self.config.context)
         if self._cache is None or (self._cache.span > span and not any(filled)):
-            return _empty(config=self.config, slots=self.slots, span=span, sharding=self._heads)
-        return self._cache if self._cache.span >= span else _lengthened(self._cache, span=span, sharding=self._heads)
-
-
-class Picked(NamedTuple):
-    """What a step of the device drew, a row each; in `_decode` with a leading axis of steps."""
-
-    token: Any
-    logprob: Any | None
-    top: tuple[Any, Any] | None
-    """The largest log-probabilities and their ids."""
+            return programs.empty_cache(config=self.config, slots=self.slots, span=span, sharding=self._heads)
+        return (
+            self._cache
+            if self._cache.span >= span
+            else programs.longer_cache(self._cache, span=span, sharding=self._heads)
+        )
 
 
 _NOBODY = _Row(0, Request(prompt=(0,), max_new_tokens=1, sampling=Sampling(temperature=0)), [0])  # in an empty slot
@@ -343,20 +332,6 @@ def _pairs(ids_K: np.ndarray, values_K: np.ndarray, most: int) -> tuple[tuple[in
     return tuple(zip(ids_K[:most].tolist(), values_K[:most].tolist(), strict=True))
 
 
-def _bucket(length: int, shortest: int, context: int) -> int:
-    """Lengths are rounded up to a power of two (at most the context) so that few shapes are compiled."""
-    return min(max(shortest, 1 << (length - 1).bit_length()), context)
-
-
-def _mesh_of(params: Params) -> Mesh:
-    """The mesh parameters lie on; of one device where they lie on one."""
-    sharding = jax.tree.leaves(params)[0].sharding
-    if isinstance(sharding, NamedSharding):
-        assert isinstance(sharding.mesh, Mesh)
-        return sharding.mesh
-    return mesh_of(MeshConfig(data=1), sorted(sharding.device_set, key=lambda device: device.id)[:1])
-
-
 def _seen_of(rows: Sequence[_Row], config: GPTConfig) -> Seen:
     """What stands in the rows' prompts, and what they have written."""
     prompt_BV = np.zeros((len(rows), config.padded_vocab), bool)
@@ -366,124 +341,3 @@ def _seen_of(rows: Sequence[_Row], config: GPTConfig) -> Seen:
         prompt_BV[line, row.tokens[:start]] = True
         np.add.at(written_BV[line], row.tokens[start:], 1)
     return Seen(jnp.asarray(prompt_BV), jnp.asarray(written_BV))
-
-
-@functools.partial(jax.jit, static_argnames=("config", "slots", "span", "sharding"))
-def _empty(*, config: GPTConfig, slots: int, span: int, sharding: NamedSharding) -> KVCache:
-    shape = (slots, config.heads, span, config.head_size)
-    keys, values = (
-        tuple(_on(jnp.zeros(shape, config.compute_dtype), sharding) for _ in range(config.layers)) for _ in range(2)
-    )
-    return KVCache(keys, values, jnp.zeros(slots, jnp.int32))
-
-
-@functools.partial(jax.jit, static_argnames=("span", "sharding"))
-def _lengthened(cache: KVCache, *, span: int, sharding: NamedSharding) -> KVCache:
-    return _cache_on(lengthened(cache, span), sharding)
-
-
-def _on(leaf: Array, sharding: NamedSharding) -> Array:
-    return jax.lax.with_sharding_constraint(leaf, sharding)
-
-
-def _cache_on(cache: KVCache, sharding: NamedSharding) -> KVCache:
-    keys, values = jax.tree.map(lambda leaf: _on(leaf, sharding), (cache.keys, cache.values))
-    return KVCache(keys, values, cache.length_B)
-
-
-def _pick(
-    logits_BV: Array, settings: Settings, seed_B: Array, number_B: Array, seen: Seen | None, plan: Plan, logprobs: bool
-) -> Picked:
-    token_B = choose(logits_BV, settings, seed_B, number_B, plan, seen)
-    if not logprobs:
-        return Picked(token_B, None, None)
-    logprobs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-    top = jax.lax.top_k(logprobs_BV, min(MOST_LOGPROBS, logits_BV.shape[-1]))
-    return Picked(token_B, jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0], (top[0], top[1]))
-
-
-@functools.partial(jax.jit, static_argnames=("config", "kernels", "plan", "logprobs"))
-def _prefill(
-    params: Params, tokens_BT: Array, length_B: Array, settings: Settings, seed_B: Array, number_B: Array,
-    seen: Seen | None, *, config: GPTConfig, kernels: Kernels, plan: Plan, logprobs: bool,
-) -> tuple[Picked, tuple[Array, ...], tuple[Array, ...]]:  # fmt: skip
-    """The token after each window, and the windows' keys and values. Padding stands on the right, unseen."""
-    model = define(config, kernels=kernels)
-    x_BTD, cache = model.hidden(params, tokens_BT, keep=True)
-    assert cache is not None
-    last_BD = jnp.take_along_axis(x_BTD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-    picked = _pick(model.unembed(params, last_BD), settings, seed_B, number_B, seen, plan, logprobs)
-    return picked, cache.keys, cache.values
-
-
-@functools.partial(jax.jit, donate_argnames="cache", static_argnames="sharding")
-def _put(
-    cache: KVCache, keys: tuple[Array, ...], values: tuple[Array, ...], slots: Array, *, sharding: NamedSharding
-) -> KVCache:
-    """The cache with the windows' keys and values in these slots, from position 0."""
-
-    def put(leaf_BHSK: Array, new_BHTK: Array) -> Array:
-        for line in range(len(new_BHTK)):
-            new = new_BHTK[line : line + 1].astype(leaf_BHSK.dtype)
-            leaf_BHSK = jax.lax.dynamic_update_slice(leaf_BHSK, new, (slots[line], 0, 0, 0))
-        return leaf_BHSK
-
-    keys, values = jax.tree.map(put, (cache.keys, cache.values), (keys, values))
-    return _cache_on(KVCache(keys, values, cache.length_B), sharding)
-
-
-@functools.partial(
-    jax.jit, donate_argnames=("cache", "seen"),
-    static_argnames=("config", "kernels", "plan", "most", "logprobs", "sharding"),
-)  # fmt: skip
-def _decode(
-    params: Params, cache: KVCache, seen: Seen | None, token_B: Array, left_B: Array, settings: Settings, seed_B: Array,
-    number_B: Array, steps: Array, end: Array, *, config: GPTConfig, kernels: Kernels, plan: Plan, most: int,
-    logprobs: bool, sharding: NamedSharding,
-) -> tuple[KVCache, Seen | None, Picked, Array]:  # fmt: skip
-    """Up to `steps` (at most `most`) tokens of every row that has any left; how many each got, in the last item.
-
-    `token_B` is the newest token of each row, which its cache does not hold yet.
-    """
-    model = define(config, kernels=kernels)
-
-    def pick(cache: KVCache, seen: Seen | None, token_B: Array, number_B: Array) -> tuple[KVCache, Picked]:
-        x_BTD, longer = model.hidden(params, token_B[:, None], cache=cache)
-        assert longer is not None
-        logits_BV = model.unembed(params, x_BTD[:, 0])
-        return longer, _pick(logits_BV, settings, seed_B, number_B, seen, plan, logprobs)
-
-    def going_on(carry: Any) -> Array:
-        step, *_, left_B, _, _ = carry
-        return (step < steps) & (left_B > 0).any()
-
-    def one_step(carry: Any) -> Any:
-        step, cache, seen, token_B, number_B, left_B, made_B, picked = carry
-        longer, one = pick(cache, seen, token_B, number_B)
-        active_B = left_B > 0
-        cache = _cache_on(longer, sharding)
-        cache = KVCache(cache.keys, cache.values, jnp.where(active_B, longer.length_B, longer.length_B - 1))
-        if seen is not None:
-            seen = seen.after(one.token, active_B)
-        picked = jax.tree.map(lambda all_, new: all_.at[step].set(new), picked, one)
-        token_B = jnp.where(active_B, one.token, token_B)
-        left_B = jnp.where(active_B & (token_B != end), left_B - 1, 0)
-        return step + 1, cache, seen, token_B, number_B + active_B, left_B, made_B + active_B, picked
-
-    shapes = jax.eval_shape(pick, cache, seen, token_B, number_B)[1]
-    picked = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
-    start = (jnp.int32(0), cache, seen, token_B, number_B, left_B, jnp.zeros_like(left_B), picked)
-    _, cache, seen, _, _, _, made_B, picked = jax.lax.while_loop(going_on, one_step, start)
-    return cache, seen, picked, made_B
-
-
-@functools.partial(jax.jit, static_argnames=("config", "kernels"))
-def _score(params: Params, tokens_1T: Array, *, config: GPTConfig, kernels: Kernels) -> tuple[Array, Array, Array]:
-    """Of each position of a text: the log-probability of the next token, and the most probable ones with their ids."""
-    model = define(config, kernels=kernels)
-    x_BTD, _ = model.hidden(params, tokens_1T)
-    logprobs_TV = jax.nn.log_softmax(model.unembed(params, x_BTD[0]), axis=-1)
-    next_T1 = jnp.roll(tokens_1T[0], -1)[:, None]
-    return jnp.take_along_axis(logprobs_TV, next_T1, axis=-1)[:, 0], *jax.lax.top_k(
-        logprobs_TV, min(MOST_LOGPROBS, config.vocab)
-    )

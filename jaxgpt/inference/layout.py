@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgpt.config import GPTConfig
+from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.model.cache import KVCache
 from jaxgpt.model.gpt import Params
 from jaxgpt.model.linear import Kernels
-from jaxgpt.parallel import partition_spec, path_of
+from jaxgpt.parallel import mesh_of, partition_spec, path_of
 
 LARGEST_INT8 = 127
 
@@ -85,3 +86,25 @@ def _rounded(array: Array, axis: int) -> tuple[Array, Array]:
     scale = jnp.max(jnp.abs(array), axis=axis) / LARGEST_INT8
     steps = array / jnp.expand_dims(jnp.where(scale > 0, scale, 1), axis)
     return jnp.round(steps).astype(jnp.int8), scale
+
+
+def mesh_under(params: Params) -> Mesh:
+    """The mesh parameters lie on; of one device where they lie on one."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        assert isinstance(sharding.mesh, Mesh)
+        return sharding.mesh
+    return mesh_of(MeshConfig(data=1), sorted(sharding.device_set, key=lambda device: device.id)[:1])
+
+
+def heads_sharding(config: GPTConfig, mesh: Mesh) -> NamedSharding:
+    """How a layer's cache [B, H, S, K] lies: heads over the mesh's `tensor` axis, where it divides them."""
+    return NamedSharding(mesh, PartitionSpec(None, "tensor" if config.heads % mesh.shape["tensor"] == 0 else None))
+
+
+def on_heads(cache: KVCache, sharding: NamedSharding) -> KVCache:
+    """A cache that lies so, inside a compiled program."""
+    keys, values = jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), (cache.keys, cache.values)
+    )
+    return KVCache(keys, values, cache.length_B)

@@ -1,0 +1,211 @@
+"""Beam search: the most probable continuation of one prompt, sought among a fixed number of hypotheses.
+
+The prompt is read once and its keys and values are copied to all beams (`_start`); then every step reads the newest
+token of each beam behind the cache rows of the hypotheses it continues (`_extend`). Shapes are rounded up as in the
+engine, so that any mix of lengths compiles, for one number of beams, at most
+
+    start: (number of bucket lengths) x (number of spans)     extend: number of spans
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import ConfigError
+from jaxgpt.inference.layout import heads_sharding, kernels_for, mesh_under, on_heads, served
+from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, bucket_of
+from jaxgpt.model.cache import KVCache, lengthened
+from jaxgpt.model.gpt import Model, Params, define
+from jaxgpt.model.linear import Kernels
+from jaxgpt.text.batches import check_ids
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A continuation that was found."""
+
+    tokens: tuple[int, ...]
+    """Without the prompt and without the end token."""
+    logprob: float
+    """Of all its tokens together, the end token among them, in nats."""
+    score: float
+    """What it was ranked by: logprob / length**length_penalty, the length counting the end token."""
+    finished: bool
+    """It was ended by the end token, not by max_new_tokens."""
+
+
+class Candidates(NamedTuple):
+    """The best continuations by one token, best first: from which beam, and with which token."""
+
+    logprob_C: Array | np.ndarray
+    """Of the whole hypothesis, in nats; -inf where there are fewer than were looked for."""
+    parent_C: Array | np.ndarray
+    token_C: Array | np.ndarray
+
+
+class _Rows(NamedTuple):
+    """The hypotheses that go on, best first; fewer than there are beams where there are no more."""
+
+    texts: list[tuple[int, ...]]
+    logprobs: list[float]
+    parents: list[int]
+
+
+def beam_search(
+    config: GPTConfig,
+    params: Params,
+    prompt: Sequence[int],
+    *,
+    beams: int,
+    max_new_tokens: int,
+    end: int | None = None,
+    length_penalty: float = 1.0,
+    results: int = 1,
+) -> list[Beam]:
+    """The `results` best continuations of a prompt, best first; fewer where the vocabulary allows no more.
+
+    Of the 2 x beams best continuations by one token, those with the `end` token are finished where they are among the
+    best `beams`, and the best others go on. It ends at `max_new_tokens`, where what still runs is ranked beside what
+    has finished, or as soon as `results` finished ones cannot be beaten by any continuation of the others. One beam is
+    greedy decoding, with an `end` at length_penalty 0.
+
+    Source: Wu et al. 2016, section 7, without its coverage penalty and with equation 14's (5 + length)**penalty /
+    6**penalty simplified to length**penalty, as most implementations do. 0 ranks by probability, 1 by the mean of
+    the tokens' log-probabilities, larger values favour longer texts.
+
+    Raises ConfigError for what cannot be searched, DataError for ids of no token.
+    """
+    _check(config, prompt, beams, max_new_tokens, length_penalty, results)
+    mesh = mesh_under(params)
+    kernels = kernels_for(mesh, int8=False)
+    params = served(params, config, kernels, mesh)
+    heads = heads_sharding(config, mesh)
+    span = bucket_of(len(prompt) + max_new_tokens, SHORTEST_SPAN, config.context)
+    tokens_1T = np.zeros((1, bucket_of(len(prompt), SHORTEST_PROMPT, config.context)), np.int32)
+    tokens_1T[0, : len(prompt)] = prompt
+    cache, found = _start(
+        params, tokens_1T, np.int32(len(prompt)), config=config, kernels=kernels, beams=beams, span=span, heads=heads
+    )
+    rows, finished = _Rows([()], [0.0], [0]), list[Beam]()
+    for length in range(1, max_new_tokens + 1):
+        ended, rows = _sorted_out(jax.device_get(found), rows.texts, beams, end, length**length_penalty)
+        finished = _best([*finished, *ended], results)
+        if length == max_new_tokens:
+            break
+        if _decided(finished, rows, results, length + 1, max_new_tokens, length_penalty):
+            return finished
+        cache, found = _extend(params, cache, *_arrays(rows, beams), config=config, kernels=kernels, heads=heads)
+    pairs = zip(rows.texts, rows.logprobs, strict=True)
+    unfinished = [Beam(text, logprob, logprob / length**length_penalty, False) for text, logprob in pairs]
+    return _best([*finished, *unfinished], results)
+
+
+def _check(
+    config: GPTConfig, prompt: Sequence[int], beams: int, max_new_tokens: int, length_penalty: float, results: int
+) -> None:
+    if not prompt:
+        raise ConfigError("empty prompt", why="there is nothing to continue", fix="give at least one token")
+    for holds, name, value, rule in (
+        (beams >= 1, "beams", beams, "1 or more"),
+        (max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "1 or more"),
+        (math.isfinite(length_penalty), "length_penalty", length_penalty, "finite"),
+        (1 <= results <= beams, "results", results, f"from 1 to the number of beams, {beams}"),
+    ):
+        if not holds:
+            raise ConfigError(f"{name} = {value}", why=f"it must be {rule}", fix="change it")
+    if len(prompt) + max_new_tokens > config.context:
+        raise ConfigError(
+            f"max_new_tokens = {max_new_tokens} after a prompt of {len(prompt)} tokens",
+            why=f"the context is {config.context}, and a beam does not slide past it", fix="ask for fewer",
+        )  # fmt: skip
+    check_ids(np.asarray([prompt]), config.vocab)
+
+
+def _sorted_out(
+    found: Candidates, texts: list[tuple[int, ...]], beams: int, end: int | None, norm: float
+) -> tuple[list[Beam], _Rows]:
+    """Candidates that have ended, as ranked, and those that go on. `norm` divides the log-probability."""
+    ended, rows = list[Beam](), _Rows([], [], [])
+    for place, (logprob, parent, token) in enumerate(zip(*(leaf.tolist() for leaf in found), strict=True)):
+        if logprob == -math.inf:
+            break
+        if token == end:
+            if place < beams:  # as it would have been, had it not ended
+                ended.append(Beam(texts[parent], logprob, logprob / norm, True))
+        elif len(rows.texts) < beams:
+            rows.texts.append((*texts[parent], token))
+            rows.logprobs.append(logprob)
+            rows.parents.append(parent)
+    return ended, rows
+
+
+def _best(beams: list[Beam], results: int) -> list[Beam]:
+    return sorted(beams, key=lambda beam: -beam.score)[:results]
+
+
+def _decided(finished: list[Beam], rows: _Rows, results: int, shortest: int, longest: int, penalty: float) -> bool:
+    """Whether no continuation of what runs can get among the results.
+
+    More tokens never raise a log-probability, so that the best imaginable one adds 0, at whichever length suits it.
+    """
+    if not rows.texts:
+        return True
+    attainable = max(rows.logprobs[0] / shortest**penalty, rows.logprobs[0] / longest**penalty)
+    return len(finished) == results and finished[-1].score >= attainable
+
+
+def _arrays(rows: _Rows, beams: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Parents, newest tokens and log-probabilities of all beams; those that nothing is left for have -inf."""
+    parent_B, token_B = np.zeros(beams, np.int32), np.zeros(beams, np.int32)
+    logprob_B = np.full(beams, -np.inf, np.float32)
+    count = len(rows.texts)
+    parent_B[:count], token_B[:count] = rows.parents, [text[-1] for text in rows.texts]
+    logprob_B[:count] = rows.logprobs
+    return parent_B, token_B, logprob_B
+
+
+def _candidates(model: Model, params: Params, x_BD: Array, logprob_B: Array) -> Candidates:
+    """The 2 B best continuations of B hypotheses with these log-probabilities and last hidden states."""
+    totals_BV = logprob_B[:, None] + jax.nn.log_softmax(model.unembed(params, x_BD), axis=-1)
+    B, V = totals_BV.shape
+    logprob_C, place_C = jax.lax.top_k(totals_BV.reshape(-1), min(2 * B, B * V))
+    return Candidates(logprob_C, place_C // V, place_C % V)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "kernels", "beams", "span", "heads"))
+def _start(
+    params: Params, tokens_1T: Array, length: Array, *, config: GPTConfig, kernels: Kernels, beams: int, span: int,
+    heads: NamedSharding,
+) -> tuple[KVCache, Candidates]:  # fmt: skip
+    """The prompt's keys and values in every beam's row, and the best first tokens. Padding stands on the right."""
+    model = define(config, kernels=kernels)
+    x_1TD, cache = model.hidden(params, tokens_1T, keep=True)
+    assert cache is not None
+    last_BD = jnp.broadcast_to(x_1TD[0, length - 1], (beams, config.width))
+    logprob_B = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)  # all are the same hypothesis yet: one counts
+    found = _candidates(model, params, last_BD, logprob_B)
+    keys, values = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), (cache.keys, cache.values))
+    wide = lengthened(KVCache(keys, values, jnp.broadcast_to(length, beams)), span)
+    return on_heads(wide, heads), found
+
+
+@functools.partial(jax.jit, donate_argnames="cache", static_argnames=("config", "kernels", "heads"))
+def _extend(
+    params: Params, cache: KVCache, parent_B: Array, token_B: Array, logprob_B: Array, *, config: GPTConfig,
+    kernels: Kernels, heads: NamedSharding,
+) -> tuple[KVCache, Candidates]:  # fmt: skip
+    """Each beam continues its parent's row by a token; the cache after that, and the best tokens to follow."""
+    model = define(config, kernels=kernels)
+    cache = jax.tree.map(lambda leaf: leaf[parent_B], cache)
+    x_BTD, longer = model.hidden(params, token_B[:, None], cache=cache)
+    assert longer is not None
+    return on_heads(longer, heads), _candidates(model, params, x_BTD[:, 0], logprob_B)
