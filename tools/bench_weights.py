@@ -44,7 +44,8 @@ SUM = "; [tensor.sum() for tensor in tensors.values()]"  # a mapped file is not 
 TORCH_LOAD = "import sys, torch; tensors = torch.load(sys.argv[1], weights_only=True)" + SUM
 SAFETENSORS_LOAD = "import sys, torch, safetensors.torch as s; tensors = s.load_file(sys.argv[1])" + SUM
 TRANSFORMERS_LOAD = (
-    "import sys; from transformers import GPT2LMHeadModel as G; tensors = G.from_pretrained(sys.argv[1]).state_dict()" + SUM
+    "import sys; from transformers import GPT2LMHeadModel as G; tensors = G.from_pretrained(sys.argv[1]).state_dict()"
+    + SUM
 )
 TO_BIN = (
     "import sys, torch, safetensors.torch as s; t = s.load_file(sys.argv[1]); "

@@ -1,0 +1,244 @@
+"""What a client asks for: bodies of /v1/completions and /v1/chat/completions become a `Call`.
+
+Beside OpenAI's fields there are top_k, min_p and repetition_penalty. A prompt longer than the context is refused, and
+an answer ends with `length` where the context is full: nothing slides out of sight. Fields of `IGNORED` have no effect
+here and are let through; every other field that cannot be done (logit_bias, suffix, tools, ...) is refused by name.
+"""
+
+import functools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from jaxgpt.errors import ConfigError, JaxgptError
+from jaxgpt.inference.engine import MOST_LOGPROBS, Request
+from jaxgpt.inference.prompts import CHAT_STOP, ROLES, chat_prompt
+from jaxgpt.inference.sampling import Sampling
+from jaxgpt.serving.fields import ApiError, Fields, parse_object
+from jaxgpt.text.tokenizer import Tokenizer
+
+IGNORED = frozenset(
+    ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+)
+DEFAULT_TOKENS = 16  # of /v1/completions, as OpenAI has it
+MOST_STOPS, LONGEST_STOP = 4, 256
+# Below these, float32 arithmetic on logits overflows or keeps no token at all.
+LEAST_TEMPERATURE, LEAST_TOP_P, LEAST_PENALTY = 1e-3, 1e-4, 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much one call may ask for."""
+
+    body: int = 1 << 20
+    """Bytes of a body."""
+    choices: int = 32
+    """Prompts times n."""
+    tokens: int = 1024
+    """New tokens of a choice."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue, as ids and as it is echoed."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One valid call."""
+
+    prompts: tuple[Prompt, ...]
+    n: int
+    max_tokens: int
+    sampling: Sampling
+    seed: int
+    stop: tuple[str, ...]
+    logprobs: int | None
+    """Alternatives to report with each token; None: no log-probabilities."""
+    echo: bool
+    stream: bool
+    usage: bool
+    """Report the usage at the end of a stream."""
+    chat: bool
+
+    def requests(self) -> list[Request]:
+        """What the engine is to do: n of each prompt in turn; none where nothing is to be written."""
+        return [
+            Request(
+                prompt=prompt.ids, max_new_tokens=self.max_tokens, sampling=self.sampling,
+                seed=(self.seed + number) % 2**32, logprobs=self.logprobs, slide=False,
+            )
+            for prompt in self.prompts for number in range(self.n) if self.max_tokens
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads bodies for one model: its name, its tokenizer, its context in tokens, and the limits."""
+
+    model: str
+    tokenizer: Tokenizer
+    context: int
+    limits: Limits
+
+    def completion(self, body: bytes) -> Call:
+        """The call in a body of /v1/completions. Raises ApiError, which names the field that is wrong."""
+        fields = Fields(parse_object(body))
+        self._check_model(fields)
+        echo = fields.flag("echo")
+        prompts = self._prompts(fields)
+        n = self._n(fields, len(prompts))
+        logprobs = fields.integer("logprobs", None, 0, MOST_LOGPROBS)
+        max_tokens = fields.count("max_tokens", min(DEFAULT_TOKENS, self.limits.tokens), 0, self.limits.tokens)
+        if fields.integer("best_of", n, 1, self.limits.choices) != n:
+            raise fields.wrong("best_of", "the same as n")
+        return self._call(
+            fields, prompts=prompts, n=n, max_tokens=max_tokens, logprobs=logprobs, echo=echo, chat=False,
+            stop=fields.strings("stop", MOST_STOPS, LONGEST_STOP),
+        )  # fmt: skip
+
+    def chat(self, body: bytes) -> Call:
+        """The call in a body of /v1/chat/completions. Raises ApiError, which names the field that is wrong."""
+        fields = Fields(parse_object(body))
+        self._check_model(fields)
+        text = _conversation(fields)
+        prompt = self._encode(text, "messages")
+        n = self._n(fields, 1)
+        most = self.limits.tokens
+        older = fields.count("max_tokens", most, 1, most)
+        max_tokens = fields.count("max_completion_tokens", older, 1, most)
+        reports, alternatives = fields.flag("logprobs"), fields.integer("top_logprobs", None, 0, MOST_LOGPROBS)
+        if alternatives is not None and not reports:
+            raise fields.wrong("top_logprobs", "absent unless logprobs is true")
+        return self._call(
+            fields, prompts=(prompt,), n=n, max_tokens=max_tokens, logprobs=alternatives or 0 if reports else None,
+            echo=False, chat=True, stop=(*CHAT_STOP, *fields.strings("stop", MOST_STOPS, LONGEST_STOP)),
+        )  # fmt: skip
+
+    def _call(self, fields: Fields, **known: Any) -> Call:
+        """A call with the fields that both routes have."""
+        seed = fields.integer("seed", None, 0, 2**32 - 1)
+        stream, usage = fields.flag("stream"), _usage(fields)
+        if usage is not None and not stream:
+            raise fields.wrong("stream_options", "absent unless stream is true")
+        call = Call(
+            sampling=self._sampling(fields), seed=random.getrandbits(32) if seed is None else seed,
+            stream=stream, usage=bool(usage), **known,
+        )  # fmt: skip
+        fields.close(IGNORED)
+        return call
+
+    def _sampling(self, fields: Fields) -> Sampling:
+        return Sampling(
+            temperature=fields.number("temperature", 1.0, LEAST_TEMPERATURE, 2.0, or_zero=True),
+            top_p=fields.number("top_p", 1.0, LEAST_TOP_P, 1.0),
+            top_k=fields.count("top_k", 0, 0, 2**31 - 1),
+            min_p=fields.number("min_p", 0.0, 0.0, 1.0),
+            repetition_penalty=fields.number("repetition_penalty", 1.0, LEAST_PENALTY, 100.0),
+            presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
+            frequency_penalty=fields.number("frequency_penalty", 0.0, -2.0, 2.0),
+        )
+
+    def _check_model(self, fields: Fields) -> None:
+        model = fields.take("model")
+        if model is not None and not isinstance(model, str):
+            raise fields.wrong("model", "a string")
+        if model is not None and model != self.model:
+            raise unknown_model()
+
+    def _n(self, fields: Fields, prompts: int) -> int:
+        return fields.count("n", 1, 1, self.limits.choices // prompts)
+
+    def _prompts(self, fields: Fields) -> tuple[Prompt, ...]:
+        """One of: a text, a list of texts, a list of ids, a list of lists of ids; a new text where it is absent."""
+        given = fields.take("prompt")
+        given = "" if given is None else given
+        several = isinstance(given, list) and not any(type(item) is int for item in given)
+        listed = given if several else [given]
+        if not 0 < len(listed) <= self.limits.choices:
+            raise fields.wrong("prompt", f"1 to {self.limits.choices} prompts")
+        return tuple(self._encode(text, "prompt") if isinstance(text, str) else self._ids(text) for text in listed)
+
+    def _encode(self, text: str, name: str) -> Prompt:
+        if len(text.encode("utf-8", "surrogatepass")) > self.context * self._longest_token:
+            raise self._too_long(name)  # without encoding it first
+        try:
+            ids = self.tokenizer.encode(text) or [self.tokenizer.end_of_text]
+        except JaxgptError as error:
+            raise ApiError(400, f"{name} must be Unicode text, without lone surrogates", name) from error
+        if len(ids) > self.context:
+            raise self._too_long(name)
+        return Prompt(tuple(ids), text)
+
+    def _ids(self, ids: Any) -> Prompt:
+        if not isinstance(ids, list) or not ids:
+            raise ApiError(400, "prompt must be a string, strings, token ids, or lists of token ids", "prompt")
+        if not all(type(id) is int and 0 <= id < self.tokenizer.vocab for id in ids):
+            raise ApiError(400, f"prompt must hold token ids from 0 to {self.tokenizer.vocab - 1}", "prompt")
+        if len(ids) > self.context:
+            raise self._too_long("prompt")
+        return Prompt(tuple(ids), self.tokenizer.decode(ids))
+
+    def _too_long(self, name: str) -> ApiError:
+        rule = f"{name} must have at most {self.context} tokens, the model's context"
+        return ApiError(400, rule, name, code="context_length_exceeded")
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """In bytes."""
+        return max(map(len, self.tokenizer.ranks))
+
+
+def unknown_model() -> ApiError:
+    """There is one model, and it was not the one named."""
+    return ApiError(404, "no such model; /v1/models names the one there is", "model", code="model_not_found")
+
+
+def _usage(fields: Fields) -> bool | None:
+    """Whether the usage is to be reported; None where there are no stream_options."""
+    options = fields.take("stream_options")
+    if options is None:
+        return None
+    if not isinstance(options, dict):
+        raise fields.wrong("stream_options", "an object")
+    inner = Fields(options, "stream_options.")
+    usage = inner.flag("include_usage")
+    inner.close(("include_obfuscation",))
+    return usage
+
+
+def _conversation(fields: Fields) -> str:
+    """The prompt of `messages`."""
+    messages = fields.take("messages")
+    if not isinstance(messages, list) or not messages:
+        raise fields.wrong("messages", "a list of at least one message")
+    try:
+        return chat_prompt([_message(fields, message) for message in messages])
+    except ConfigError as error:
+        raise fields.wrong("messages", "turns of user and assistant, after at most one of system") from error
+
+
+def _message(fields: Fields, message: Any) -> tuple[str, str]:
+    if not isinstance(message, dict):
+        raise fields.wrong("messages", "a list of objects")
+    inner = Fields(message, "messages.")
+    role, content = inner.take("role"), inner.take("content")
+    role = "system" if role == "developer" else role
+    if role not in ROLES:
+        raise inner.wrong("role", f"one of {', '.join(ROLES)}")
+    inner.close(("name",))
+    if isinstance(content, list):
+        content = _joined(content)
+    if not isinstance(content, str):
+        raise inner.wrong("content", "a string or a list of parts of type text")
+    return role, content
+
+
+def _joined(parts: list[Any]) -> str | None:
+    """The text of content in parts; None where one is not text."""
+    found = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [text for text in found if isinstance(text, str)]
+    return "".join(texts) if len(texts) == len(parts) else None

@@ -1,0 +1,242 @@
+"""The thread that owns the engine, and the way to it from asyncio.
+
+The engine is not for several threads, so one thread runs it and does between two steps what was asked meanwhile:
+submit, cancel, score. News go back in one call of the event loop a step, into a queue of each job. Such a queue is as
+long as the job's tokens at most, so a reader may be as slow as it likes: neither the engine nor another reader waits.
+
+All of `Scheduler` but `_run` and what it calls belongs to the event loop's thread.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+
+from jaxgpt.inference.engine import Engine, NewToken, Request
+
+Scores = list[NewToken]
+_Text = tuple[Sequence[int], int, "Future[Scores]"]  # ids, alternatives, and where the answer goes
+
+
+class QueueFull(Exception):
+    """More would wait than may."""
+
+
+class EngineFailed(Exception):
+    """The engine raised, or is being stopped: nothing more comes."""
+
+
+class Job:
+    """Some requests that belong together. Leaving its `with` block cancels what has not ended."""
+
+    def __init__(self, scheduler: "Scheduler", requests: Sequence[Request], scores: "list[Future[Scores]]") -> None:
+        self.requests = tuple(requests)
+        self.scores = [asyncio.wrap_future(score) for score in scores]
+        """Of each text that was to be scored."""
+        self.numbers: dict[int, int] = {}
+        """The engine's number of each place in `requests`. Of the scheduler's thread."""
+        self._scheduler = scheduler
+        self._left = set(range(len(requests)))
+        self._news: asyncio.Queue[list[tuple[int, NewToken]] | EngineFailed] = asyncio.Queue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for score in self.scores:
+            if not score.cancel() and not score.cancelled():
+                score.exception()  # looked at, or asyncio reports an error that nobody took
+        for place in list(self._left):
+            self.cancel(place)
+
+    async def news(self) -> AsyncIterator[list[tuple[int, NewToken]]]:
+        """What happened at each step to the requests, with their places, until all have ended.
+
+        Raises EngineFailed where the engine did.
+        """
+        while self._left or not self._news.empty():
+            news = await self._news.get()
+            if isinstance(news, EngineFailed):
+                raise news
+            yield news
+
+    def cancel(self, place: int) -> None:
+        """End a request before its time."""
+        if place in self._left:
+            self.ended(place)
+            self._scheduler.forget(self, place)
+
+    def ended(self, place: int) -> None:
+        """The engine has no more for this place."""
+        self._left.discard(place)
+        self._scheduler.open -= 1
+
+    def hand_over(self, news: list[tuple[int, NewToken]] | EngineFailed) -> None:
+        """Take what the engine made; what comes after a cancellation is dropped."""
+        if not isinstance(news, EngineFailed):
+            news = [(place, new) for place, new in news if place in self._left]
+            for place, new in news:
+                if new.finish:
+                    self.ended(place)
+        if news:
+            self._news.put_nowait(news)
+
+
+class Scheduler:
+    """Runs an engine in a thread of its own between `start` and `stop`; see the module's docstring.
+
+    `waiting` requests may wait beside those that have a slot. `end` is the id that ends a text: the engine is built
+    without one, so that the token arrives with its log-probability like any other, and it ends its request here.
+    `on_failure` is called from the thread when the engine has raised; from then on everything gets EngineFailed.
+    """
+
+    def __init__(
+        self, engine: Engine, *, end: int, waiting: int = 64, on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        self.slots, self.most_open = engine.slots, engine.slots + waiting
+        self.failed = False
+        self.open = 0
+        """Requests and texts to score that have not ended."""
+        self._engine, self._end, self._on_failure = engine, end, on_failure
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: dict[int, tuple[Job, int]] = {}
+        self._texts: deque[_Text] = deque()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. To be called in the running event loop that will use it."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread after the step it is in; what has not ended gets EngineFailed."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return self._engine.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests and texts to score that the engine has not begun."""
+        return self._engine.waiting + len(self._texts) + self._commands.qsize()
+
+    def job(self, requests: Sequence[Request], texts: Sequence[Sequence[int]] = (), alternatives: int = 0) -> Job:
+        """Have requests run and texts scored (`Engine.score`), all or, raising QueueFull, none of them."""
+        if self.open + len(requests) + len(texts) > self.most_open:
+            raise QueueFull
+        self.open += len(requests) + len(texts)
+        scores: list[Future[Scores]] = [Future() for _ in texts]
+        job = Job(self, requests, scores)
+        for score in job.scores:
+            score.add_done_callback(self._text_ended)
+        pairs = [(ids, alternatives, score) for ids, score in zip(texts, scores, strict=True)]
+        self._commands.put(lambda: self._submit(job, pairs))
+        return job
+
+    def forget(self, job: Job, place: int) -> None:
+        """Take a request from the engine: its slot is free before the next step."""
+        self._commands.put(lambda: self._cancel(job.numbers.get(place)))
+
+    def _text_ended(self, _: "asyncio.Future[Scores]") -> None:
+        self.open -= 1
+
+    # --- in the engine's thread
+
+    def _run(self) -> None:
+        while self._obey():
+            try:
+                if self._texts and not self.failed:
+                    self._score_one()  # one a step: a long list of texts does not stop those who wait for tokens
+                if self._engine.busy and not self.failed:
+                    self._deliver(self._engine.step())
+            except Exception as error:
+                self._fail(error)
+        self._refuse(EngineFailed("stopped"))
+
+    def _obey(self) -> bool:
+        """Do what was asked, and wait while there is nothing else to do; False: stop."""
+        while True:
+            idle = self.failed or not (self._engine.busy or self._texts)
+            try:
+                command = self._commands.get(block=idle)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+
+    def _submit(self, job: Job, texts: list[_Text]) -> None:
+        self._texts.extend(texts)
+        for place, request in enumerate(job.requests):
+            try:
+                number = self._engine.submit(request)
+            except Exception as error:  # the request's own fault, which the API should have found: others go on
+                logging.getLogger(__name__).error("request refused by the engine: %s", type(error).__name__)
+                self._loop.call_soon_threadsafe(job.hand_over, EngineFailed("refused"))
+                return
+            job.numbers[place] = number
+            self._jobs[number] = job, place
+        if self.failed:
+            self._refuse(EngineFailed("failed"))
+
+    def _cancel(self, number: int | None) -> None:
+        if number is not None:
+            self._engine.cancel(number)
+            self._jobs.pop(number, None)
+
+    def _score_one(self) -> None:
+        ids, alternatives, score = self._texts.popleft()
+        if score.set_running_or_notify_cancel():
+            try:
+                score.set_result(self._engine.score(ids, alternatives))
+            except Exception as error:
+                score.set_exception(EngineFailed("failed"))
+                raise error
+
+    def _deliver(self, news: list[NewToken]) -> None:
+        by_job: dict[Job, list[tuple[int, NewToken]]] = {}
+        for new in news:
+            if new.request not in self._jobs:
+                continue  # made in the same step after the end of its text
+            job, place = self._jobs[new.request]
+            if new.token == self._end:
+                self._engine.cancel(new.request)
+                new = new._replace(finish="end")
+            if new.finish:
+                del self._jobs[new.request]
+            by_job.setdefault(job, []).append((place, new))
+        self._loop.call_soon_threadsafe(_hand_over, list(by_job.items()))
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing of a broken engine can be trusted: its cache was given to the computation that failed."""
+        logging.getLogger(__name__).critical("the engine failed", exc_info=error)
+        self.failed = True
+        self._refuse(EngineFailed("failed"))
+        self._on_failure()
+
+    def _refuse(self, error: EngineFailed) -> None:
+        """An end with an error for everything there is."""
+        for number in self._jobs:
+            self._engine.cancel(number)
+        jobs = {job for job, _ in self._jobs.values()}
+        self._jobs.clear()
+        for _, _, score in self._texts:
+            if score.set_running_or_notify_cancel():
+                score.set_exception(error)
+        self._texts.clear()
+        self._loop.call_soon_threadsafe(_hand_over, [(job, error) for job in jobs])
+
+
+def _hand_over(news_of_jobs: Sequence[tuple[Job, list[tuple[int, NewToken]] | EngineFailed]]) -> None:
+    for job, news in news_of_jobs:
+        job.hand_over(news)

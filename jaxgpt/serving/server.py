@@ -1,0 +1,240 @@
+"""The server: routes over a scheduler, and uvicorn around them.
+
+GET  /                      the page
+GET  /health                200 while the engine works; the only route that never needs a key
+GET  /metrics               Prometheus
+GET  /v1/models             the one model
+POST /v1/completions        echo, logprobs, n, stop, stream
+POST /v1/chat/completions   stream; the instruction template of `inference.prompts`
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jaxgpt.serving import page
+from jaxgpt.serving.answers import Answer, Choice, Piece
+from jaxgpt.serving.api import Call, Reader, unknown_model
+from jaxgpt.serving.connection import read_body, while_connected
+from jaxgpt.serving.fields import ApiError
+from jaxgpt.serving.guard import Guard, error_response
+from jaxgpt.serving.metrics import CONTENT_TYPE, Metrics
+from jaxgpt.serving.scheduler import EngineFailed, Job, QueueFull, Scheduler
+
+RETRY_SECONDS = 1
+SEND_SECONDS = 60  # a reader that takes nothing for so long is cut off
+
+
+class Service:
+    """The routes' work."""
+
+    def __init__(self, scheduler: Scheduler, reader: Reader) -> None:
+        self.scheduler, self.reader, self.metrics = scheduler, reader, Metrics()
+        self._since = int(time.time())
+
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse(page.HTML, headers=page.HEADERS)
+
+    async def health(self, request: Request) -> Response:
+        failed = self.scheduler.failed
+        return JSONResponse({"status": "failed" if failed else "ok"}, 503 if failed else 200)
+
+    async def show_metrics(self, request: Request) -> Response:
+        s = self.scheduler
+        text = self.metrics.text(slots=s.slots, slots_in_use=s.running, queue_length=s.waiting)
+        return Response(text, media_type=CONTENT_TYPE)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        if request.path_params["model"] != self.reader.model:
+            raise unknown_model()
+        return JSONResponse(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        return {
+            "id": self.reader.model, "object": "model", "created": self._since, "owned_by": "jaxgpt",
+            "context_length": self.reader.context, "max_tokens": self.reader.limits.tokens,
+        }  # fmt: skip
+
+    async def completions(self, request: Request) -> "Response | EventStream":
+        return await self._answer(request, self.reader.completion)
+
+    async def chat(self, request: Request) -> "Response | EventStream":
+        return await self._answer(request, self.reader.chat)
+
+    async def _answer(self, request: Request, read: Callable[[bytes], Call]) -> "Response | EventStream":
+        body = await read_body(request, self.reader.limits.body)
+        call = await asyncio.to_thread(read, body)  # a long prompt takes a while to encode
+        answer = Answer(call, self.reader.model, self.reader.tokenizer)
+        if call.stream:
+            return EventStream(self, answer)
+        with self.open(call) as job:
+            return JSONResponse(await while_connected(request.receive, self._whole(answer, job)))
+
+    def open(self, call: Call) -> Job:
+        """Hand a call to the scheduler. Raises ApiError where it is full (429) or has failed (503)."""
+        texts = [prompt.ids for prompt in call.prompts] if call.echo and call.logprobs is not None else []
+        if self.scheduler.failed:
+            raise failure()
+        try:
+            job = self.scheduler.job(call.requests(), texts, call.logprobs or 0)
+        except QueueFull as error:
+            headers = {"Retry-After": str(RETRY_SECONDS)}
+            raise ApiError(429, "too many requests are waiting; try again later", headers=headers) from error
+        self.metrics.prompt_tokens += sum(len(prompt.ids) for prompt in call.prompts)
+        return job
+
+    async def _whole(self, answer: Answer, job: Job) -> dict[str, Any]:
+        choices = answer.choices()
+        pieces: list[list[Piece]] = [[] for _ in choices]
+        async for index, piece in self.pieces(answer.call, choices, job):
+            pieces[index].append(piece)
+        return answer.whole(pieces, sum(choice.written for choice in choices))
+
+    async def pieces(self, call: Call, choices: list[Choice], job: Job) -> AsyncIterator[tuple[int, Piece]]:
+        """The pieces of all choices as they come, with each one's index. Raises ApiError where the engine fails."""
+        try:
+            if call.echo:
+                scores = await asyncio.gather(*job.scores)
+                for index, choice in enumerate(choices):
+                    prompt = index // call.n
+                    yield index, choice.echo(call.prompts[prompt], scores[prompt] if scores else ())
+            if not call.max_tokens:
+                for index in range(len(choices)):
+                    yield index, Piece("", (), "length")
+            async for pair in self._new_pieces(choices, job):
+                yield pair
+        except EngineFailed as error:
+            raise failure() from error
+
+    async def _new_pieces(self, choices: list[Choice], job: Job) -> AsyncIterator[tuple[int, Piece]]:
+        start, first = time.perf_counter(), True
+        async for news in job.news():
+            if first:
+                self.metrics.count_first_token(time.perf_counter() - start)
+                first = False
+            self.metrics.generated_tokens += sum(new.token is not None for _, new in news)
+            for index in sorted({place for place, _ in news}):
+                piece = choices[index].add([new for place, new in news if place == index])
+                if choices[index].finish:
+                    job.cancel(index)  # at a stop string, of which the engine knows nothing
+                if any(piece):
+                    yield index, piece
+
+
+class EventStream:
+    """The answer to a call as server-sent events."""
+
+    def __init__(self, service: Service, answer: Answer) -> None:
+        self._service, self._answer = service, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.open(self._answer.call) as job, contextlib.suppress(ApiError, TimeoutError):
+            await while_connected(receive, self._send_all(job, send))
+
+    async def _send_all(self, job: Job, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            async for event in self._events(job):
+                await _send_event(send, event)
+            await _send_event(send, "[DONE]")
+        except ApiError as error:
+            await _send_event(send, error.body())
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+        answer, choices = self._answer, self._answer.choices()
+        if answer.call.chat:
+            for index in range(answer.call.n):
+                yield answer.opening(index)
+        async for index, piece in self._service.pieces(answer.call, choices, job):
+            yield answer.chunk(index, piece)
+        if answer.call.usage:
+            yield answer.closing(sum(choice.written for choice in choices))
+
+
+async def _send_event(send: Send, event: dict[str, Any] | str) -> None:
+    data = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
+    async with asyncio.timeout(SEND_SECONDS):
+        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+
+def failure() -> ApiError:
+    """The model is at fault, not the request."""
+    return ApiError(503, "the engine has failed or is stopping; the request was not finished")
+
+
+def create_app(scheduler: Scheduler, reader: Reader, *, key: str | None = None, local: bool = True) -> ASGIApp:
+    """The ASGI app, which starts the scheduler and stops it at the end. `key` and `local`: see `Guard`."""
+    service = Service(scheduler, reader)
+    routes = [
+        Route("/", service.page),
+        Route("/health", service.health),
+        Route("/metrics", service.show_metrics),
+        Route("/v1/models", service.models),
+        Route("/v1/models/{model:path}", service.model),
+        Route("/v1/completions", service.completions, methods=["POST"]),
+        Route("/v1/chat/completions", service.chat, methods=["POST"]),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        scheduler.start()
+        yield
+        await scheduler.stop()
+
+    handlers: Any = {ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_fault}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    return Guard(app, key=key, local=local, metrics=service.metrics, routes=[route.path for route in routes])
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    return error_response(cast(ApiError, error))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    status = cast(HTTPException, error).status_code
+    message = {404: "there is no such route", 405: "the route takes another method"}.get(status, "bad request")
+    return error_response(ApiError(status, message, headers=dict(cast(HTTPException, error).headers or {})))
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    logging.getLogger(__name__).error("a request failed", exc_info=error)
+    return error_response(ApiError(500, "internal error"))
+
+
+def uvicorn_server(app: ASGIApp, *, drain: int) -> uvicorn.Server:
+    """A server for `app` that logs nothing of what clients send and gives running requests `drain` seconds to end."""
+    config = uvicorn.Config(
+        app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, log_level="critical",
+        access_log=False, server_header=False, timeout_graceful_shutdown=drain,
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
+def run_until_signalled(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, then let running requests end. A second SIGINT does not wait for them."""
+    # uvicorn sends itself the signal again when it is done, which would end the process with an error.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

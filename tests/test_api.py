@@ -1,0 +1,261 @@
+"""Bodies become calls, or errors that name the field and repeat nothing; tokens become text and log-probabilities."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxgpt.inference.engine import NewToken
+from jaxgpt.inference.prompts import CHAT_STOP, chat_prompt
+from jaxgpt.inference.sampling import Sampling
+from jaxgpt.serving.answers import Answer, Choice, Piece
+from jaxgpt.serving.api import Call, Limits, Prompt, Reader
+from jaxgpt.serving.fields import ApiError, parse_object
+from jaxgpt.text.tokenizer import Tokenizer
+
+BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
+END = BYTES.end_of_text
+READER = Reader("tiny", BYTES, 256, Limits(choices=8, tokens=100))
+SECRET = "SECRET7351"
+TURN = {"role": "user", "content": "Hi"}
+
+
+def completion(**fields: Any) -> Call:
+    return READER.completion(json.dumps(fields).encode())
+
+
+def chat(**fields: Any) -> Call:
+    return READER.chat(json.dumps({"messages": [TURN]} | fields).encode())
+
+
+def refused(read: Any, **fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        read(**fields)
+    assert SECRET not in json.dumps(caught.value.body())
+    return caught.value
+
+
+# --- what is asked
+
+
+def test_defaults_are_openais() -> None:
+    call = completion(model="tiny", prompt="ab")
+    assert call.prompts == (Prompt((97, 98), "ab"),) and call.sampling == Sampling(temperature=1.0)
+    assert (call.n, call.max_tokens, call.stop, call.logprobs) == (1, 16, (), None)
+    assert not (call.echo or call.stream or call.usage or call.chat)
+    assert completion(prompt="a").seed != completion(prompt="a").seed  # drawn where none is given
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids"),
+    [("ab", [[97, 98]]), (["a", "b"], [[97], [98]]), ([97, 256], [[97, 256]]), ([[1], [2, 3]], [[1], [2, 3]]),
+     ("", [[END]]), (None, [[END]]), (["a", [7]], [[97], [7]])],
+)  # fmt: skip
+def test_a_prompt_is_text_or_ids_one_or_several(prompt: Any, ids: list[list[int]]) -> None:
+    assert [list(each.ids) for each in completion(prompt=prompt).prompts] == ids
+
+
+def test_choices_of_a_prompt_draw_with_seeds_in_a_row_and_never_slide() -> None:
+    requests = completion(prompt=["a", "b"], n=3, seed=2**32 - 2, top_k=5, min_p=0.1, logprobs=2).requests()
+    assert [request.seed for request in requests] == [2**32 - 2, 2**32 - 1, 0] * 2
+    assert [request.prompt for request in requests] == [(97,)] * 3 + [(98,)] * 3
+    assert {(r.slide, r.logprobs, r.sampling.top_k, r.sampling.min_p) for r in requests} == {(False, 2, 5, 0.1)}
+    assert completion(prompt="a", max_tokens=0, echo=True).requests() == []
+
+
+def test_chat_is_the_instruction_template() -> None:
+    parts = [{"type": "text", "text": "Hi"}]
+    turns = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
+    call = chat(messages=turns, max_completion_tokens=7, stop="x", logprobs=True, top_logprobs=3)
+    assert call.prompts[0].text == chat_prompt([("system", "Be brief."), ("user", "Hi")])
+    assert (call.max_tokens, call.stop, call.logprobs, call.chat) == (7, (*CHAT_STOP, "x"), 3, True)
+    assert chat().max_tokens == 100 and chat().logprobs is None and chat(logprobs=True).logprobs == 0
+
+
+def test_fields_without_effect_are_let_through_and_null_is_absent() -> None:
+    completion(prompt="a", user=SECRET, metadata={"a": SECRET}, store=True, service_tier="auto", suffix=None, stop=None)
+    completion(prompt="a", best_of=2, n=2, stream=True, stream_options={"include_usage": True})
+
+
+WRONG = [
+    *[(name, value) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty")
+      for value in (SECRET, [1], True, -3, 1e9, 10**400, {"a": 1})],
+    ("temperature", 1e-40), ("top_p", 0), ("top_p", 1e-40), ("repetition_penalty", 0),
+    *[(name, value) for name in ("n", "max_tokens", "logprobs", "seed", "top_k")
+      for value in (SECRET, 1.5, True, -1, 2**70, [])],
+    ("n", 0), ("n", 9), ("max_tokens", 101), ("logprobs", 21), ("best_of", 2),
+    *[(name, value) for name in ("echo", "stream") for value in (SECRET, 1, [])],
+    *[("stop", value) for value in (1, [SECRET] * 5, [1], "", [""], "a" * 257, {SECRET: 1})],
+    *[("prompt", value) for value in (1.5, {}, [], [[]], [SECRET, 1.5], [257], [-1], [True], [2**80], [[1], "a", None],
+                                      "\ud800", SECRET * 26, [1] * 257, ["a"] * 9, SECRET * 10_000)],
+    ("model", 5), ("model", SECRET), ("logit_bias", {"1": 2}), ("suffix", SECRET), ("tools", []),
+    ("stream_options", {"include_usage": True}), ("stream_options", SECRET),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{n}-{str(v)[:12]!a}" for n, v in WRONG])
+def test_what_is_wrong_is_refused_by_the_name_of_its_field(name: str, value: Any) -> None:
+    error = refused(completion, **({"prompt": "a"} | {name: value}))
+    assert error.status == (404 if (name, value) == ("model", SECRET) else 400)
+    assert error.param == name and (name in error.message or name == "model")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"messages": []}, "messages"), ({"messages": [SECRET]}, "messages"),
+     ({"messages": [TURN | {"role": SECRET}]}, "messages.role"),
+     ({"messages": [TURN | {"role": [1]}]}, "messages.role"),
+     ({"messages": [TURN | {"content": [{"type": "image_url", "image_url": SECRET}]}]}, "messages.content"),
+     ({"messages": [TURN | {"content": 5}]}, "messages.content"),
+     ({"messages": [TURN | {"tool_calls": [SECRET]}]}, "messages.tool_calls"),
+     ({"messages": [TURN, {"role": "system", "content": SECRET}]}, "messages"),
+     ({"messages": [TURN | {"content": SECRET * 30}]}, "messages"),
+     ({"messages": [TURN | {"content": "\udfff"}]}, "messages"),
+     ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": 2}, "logprobs"), ({"max_tokens": 0}, "max_tokens"),
+     ({"stream": True, "stream_options": {"x": SECRET}}, "stream_options.x"), ({"echo": True}, "echo")],
+)  # fmt: skip
+def test_what_is_wrong_in_a_chat_is_refused_by_the_name_of_its_field(fields: dict[str, Any], param: str) -> None:
+    error = refused(chat, **fields)
+    assert (error.status, error.param) == (400, param)
+
+
+def test_the_context_counts_tokens_and_what_cannot_fit_is_not_even_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    merged = Tokenizer(BYTES.ranks | {b"aa": 256, b"aaaa": 257})
+    reader = Reader("tiny", merged, 4, Limits())
+    assert reader.completion(b'{"prompt": "%s"}' % (b"a" * 16)).prompts[0].ids == (257,) * 4
+    for text in ("aaaaab" * 2, "b" * 5):
+        assert refused(lambda text=text: reader.completion(json.dumps({"prompt": text}).encode())).param == "prompt"
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("it was encoded"))
+    assert refused(lambda: reader.completion(b'{"prompt": "%s"}' % (b"a" * 17))).param == "prompt"
+
+
+def test_only_what_can_be_a_field_is_repeated_as_a_fields_name() -> None:
+    assert refused(completion, prompt="a", **{f"<b>{SECRET}": 1}).param is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"a"', b"null", b"\xff\xfe{}", b'{"n": NaN}', b'{"n": Infinity}', b'{"n": 1, "n": 1}',
+     b'{"a": ' + b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", "{}".encode("utf-16")],
+)  # fmt: skip
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_object(body)
+    assert caught.value.status == 400
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6,
+)  # fmt: skip
+NAMES = st.sampled_from(
+    ["prompt", "messages", "n", "max_tokens", "temperature", "top_p", "stop", "logprobs", "echo", "stream", "seed"]
+)
+
+
+@given(st.dictionaries(NAMES | st.text(max_size=5), JSON))
+def test_any_json_is_a_call_or_an_api_error(fields: dict[str, Any]) -> None:
+    body = json.dumps(fields).encode()
+    for read in (READER.completion, READER.chat):
+        try:
+            assert len(read(body).requests()) <= 8
+        except ApiError as error:
+            assert 400 <= error.status < 500
+
+
+# --- what is answered
+
+
+def news(ids: list[int], finish: str = "length") -> list[NewToken]:
+    pairs = [NewToken(1, token, -0.5, ((token, -0.5), (7, -1.0)), None) for token in ids]
+    return [*pairs[:-1], pairs[-1]._replace(finish=finish)]
+
+
+def grown(ids: list[int], stop: list[str], at_a_time: int = 1, finish: str = "length") -> tuple[Choice, list[Piece]]:
+    choice, events = Choice(BYTES, stop), news(ids, finish)
+    return choice, [choice.add(events[i : i + at_a_time]) for i in range(0, len(events), at_a_time)]
+
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=30) | st.text(min_size=1).map(lambda s: list(s.encode())),
+       st.lists(st.sampled_from(["a", "bc", "é", "\n\n"]), max_size=2), st.integers(1, 5))  # fmt: skip
+def test_pieces_join_to_the_text_before_the_first_stop_string(ids: list[int], stop: list[str], at_a_time: int) -> None:
+    whole = BYTES.decode(ids)
+    cut = min((place for text in stop if (place := whole.find(text)) >= 0), default=None)
+    choice, pieces = grown(ids, stop, at_a_time)
+    assert "".join(piece.text for piece in pieces) == whole[:cut]
+    assert choice.finish == ("length" if cut is None else "stop")
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert [token.token for token in tokens] == ids[: len(tokens)]
+    if cut is None:
+        assert len(tokens) == len(ids)
+    assert all(token.offset < (len(whole) if cut is None else cut) for token in tokens)
+    at = 0  # no token is reported before its text begins to be given out, or later than that
+    for piece in pieces:
+        assert all(token.offset < at + len(piece.text) for token in piece.tokens)
+        at += len(piece.text)
+
+
+def test_offsets_and_names_of_tokens_within_a_character() -> None:
+    _, pieces = grown([97, *"€".encode(), 98], [])
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert [token.offset for token in tokens] == [0, 1, 1, 1, 2]
+    answer = Answer(completion(prompt="x", logprobs=1), "tiny", BYTES)
+    logprobs = answer.whole([pieces], 5)["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["a", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac", "b"]
+    assert logprobs["text_offset"] == [0, 1, 1, 1, 2] and logprobs["token_logprobs"] == [-0.5] * 5
+    assert logprobs["top_logprobs"][0] == {"a": -0.5, "\x07": -1.0}
+
+
+def test_the_end_of_a_text_is_reported_without_text() -> None:
+    choice, pieces = grown([97, END], [], finish="end")
+    assert "".join(piece.text for piece in pieces) == "a" and choice.finish == "stop" and choice.written == 2
+    assert [token.token for piece in pieces for token in piece.tokens] == [97, END]
+
+
+def test_what_comes_after_a_stop_string_is_not_counted() -> None:
+    choice, pieces = grown(list(b"ab!cd"), ["!"], at_a_time=5)
+    assert [(piece.text, len(piece.tokens), piece.finish) for piece in pieces] == [("ab", 2, "stop")]
+    assert choice.written == 3
+
+
+def test_an_id_the_tokenizer_does_not_know_has_a_name_and_no_text() -> None:
+    choice = Choice(BYTES, [])
+    piece = choice.add([NewToken(1, 300, -1.0, ((300, -1.0), (97, -2.0)), "length")])
+    answer = Answer(completion(prompt="x", logprobs=1), "tiny", BYTES).chunk(0, piece)
+    assert answer["choices"][0]["text"] == "" and answer["choices"][0]["logprobs"]["tokens"] == ["token:300"]
+
+
+def test_the_chosen_token_is_always_among_the_alternatives() -> None:
+    piece = Choice(BYTES, []).add([NewToken(1, 99, -4.0, ((97, -0.1), (98, -3.0)), "length")])
+    logprobs = Answer(completion(prompt="x", logprobs=2), "tiny", BYTES).chunk(0, piece)["choices"][0]["logprobs"]
+    assert logprobs["top_logprobs"] == [{"a": -0.1, "b": -3.0, "c": -4.0}]
+
+
+def test_chat_has_its_own_shapes() -> None:
+    call = chat(logprobs=True, top_logprobs=1, stream=True, stream_options={"include_usage": True})
+    answer, (_, pieces) = Answer(call, "tiny", BYTES), grown(list(b"ok"), [])
+    whole = answer.whole([pieces], 2)
+    assert whole["object"] == "chat.completion" and whole["id"].startswith("chatcmpl-")
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": "ok", "refusal": None}
+    entry = whole["choices"][0]["logprobs"]["content"][0]
+    assert (entry["token"], entry["bytes"], entry["logprob"]) == ("o", [111], -0.5)
+    read = len(call.prompts[0].ids)
+    assert whole["usage"] == {"prompt_tokens": read, "completion_tokens": 2, "total_tokens": read + 2}
+    assert answer.opening(0)["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    chunk = answer.chunk(0, pieces[1])
+    assert chunk["choices"][0]["delta"] == {"content": "k"} and chunk["choices"][0]["finish_reason"] == "length"
+    closing = answer.closing(2)
+    assert chunk["usage"] is None and closing["choices"] == [] and closing["usage"] == whole["usage"]
+
+
+def test_an_echo_stands_in_front_with_none_for_its_first_token() -> None:
+    call = completion(prompt="é!", echo=True, logprobs=1)
+    scores = [NewToken(0, token, None if i == 0 else -1.0, (), None) for i, token in enumerate("é!".encode())]
+    choice = Choice(BYTES, [])
+    pieces = [choice.echo(call.prompts[0], scores), choice.add(news([97]))]
+    found = Answer(call, "tiny", BYTES).whole([pieces], 1)["choices"][0]
+    assert found["text"] == "é!a" and found["logprobs"]["text_offset"] == [0, 0, 1, 2]
+    assert found["logprobs"]["token_logprobs"] == [None, -1.0, -1.0, -0.5]
+    assert found["logprobs"]["top_logprobs"][0] is None

@@ -1,0 +1,176 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import pytest
+from test_server import BYTES, CONFIG, SECRET, Served, until
+
+from jaxgpt.language_model import LanguageModel
+from jaxgpt.model.gpt import define
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="needs Debian's Chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    params = jax.jit(define(CONFIG).init)(jax.random.key(0))
+    return LanguageModel(CONFIG, params | {"wpe": {"embedding": 100 * params["wpe"]["embedding"]}}, BYTES)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(model: LanguageModel) -> Iterator[Served]:
+    served = Served(model)
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def page(browser: Any, server: Served) -> Iterator[Any]:
+    """The page, which must ask nothing of anyone else and complain of nothing."""
+    with browser.new_context(permissions=["clipboard-read", "clipboard-write"]) as context:
+        page, asked, complaints = context.new_page(), [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.locator("#temperature").fill("0")
+        page.locator("#length").fill("30")
+        yield page
+        assert all(url.startswith((f"http://127.0.0.1:{server.port}/", "data:")) for url in asked)
+        refusal = "Failed to load resource: the server responded with a status of 4"  # the browser's own note
+        assert not [text for text in complaints if not text.startswith(refusal)]
+
+
+def write(page: Any, prompt: str) -> None:
+    page.locator("#prompt").fill(prompt)
+    page.keyboard.press("Control+Enter")
+    playwright.expect(page.locator("#status")).to_contain_text("tokens/s", timeout=30_000)
+    playwright.expect(page.locator("#generate")).to_be_enabled(timeout=30_000)
+
+
+def test_tokens_stream_into_the_page(page: Any, server: Served) -> None:
+    server.engine.hold()
+    page.locator("#prompt").fill("ab")
+    page.get_by_role("button", name="Generate").click()
+    server.engine.allowed.release(3)  # the prompt's token, and two steps of four
+    playwright.expect(page.locator(".token").nth(4)).to_be_attached(timeout=30_000)
+    playwright.expect(page.get_by_role("button", name="Stop")).to_be_enabled()
+    server.engine.let_go()
+    playwright.expect(page.locator("#status")).to_contain_text("30 tokens", timeout=30_000)
+    answer = server.complete(prompt="ab", max_tokens=30, top_k=50)["choices"][0]
+    assert page.locator("#text").text_content() == "ab" + answer["text"]
+    assert "tiny" in page.locator("#model").text_content()
+
+
+def test_a_token_shows_its_probability_and_its_alternatives(page: Any, server: Served) -> None:
+    write(page, "ab")
+    logprobs = server.complete(prompt="ab", max_tokens=30, logprobs=5)["choices"][0]["logprobs"]
+    tip, tokens = page.get_by_role("tooltip"), page.locator(".token")
+    playwright.expect(tip).to_be_hidden()
+    tokens.first.hover()
+    playwright.expect(tip).to_be_visible()
+    assert tip.locator("tr").count() == 5 * tip.locator("table").count()
+    assert len({token.evaluate("e => getComputedStyle(e).backgroundColor") for token in tokens.all()}) > 1
+    page.locator("h1").hover()
+    playwright.expect(tip).to_be_hidden()
+    shown = tokens.first.evaluate("e => e.parts.map(part => part.logprob)")
+    assert shown == logprobs["token_logprobs"][: len(shown)]
+    tokens.first.focus()
+    page.keyboard.press("ArrowRight")
+    playwright.expect(tokens.nth(1)).to_be_focused()
+    playwright.expect(tip).to_be_visible()
+
+
+def test_escape_stops_and_frees_the_slot(page: Any, server: Served) -> None:
+    server.engine.hold()
+    page.locator("#prompt").fill("ab")
+    page.keyboard.press("Control+Enter")
+    server.engine.allowed.release(2)
+    playwright.expect(page.locator(".token").first).to_be_attached(timeout=30_000)
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator("#status")).to_contain_text("stopped")
+    until(lambda: server.scheduler.open == 0)
+    server.engine.let_go()
+    until(lambda: server.scheduler.running == 0)
+    playwright.expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def test_copy_takes_prompt_and_text(page: Any) -> None:
+    write(page, "ab")
+    page.get_by_role("button", name="Copy").click()
+    playwright.expect(page.locator("#status")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == page.locator("#text").text_content()
+
+
+def test_what_is_written_is_never_markup(page: Any) -> None:
+    write(page, "<img src=x onerror=alert(1)><b>bold</b>")
+    assert page.locator("#text img, #text b").count() == 0
+    assert "<b>bold</b>" in page.locator("#text").text_content()
+
+
+def test_an_error_of_the_server_is_said(page: Any) -> None:
+    page.locator("#prompt").fill("a" * 200)
+    page.keyboard.press("Control+Enter")
+    playwright.expect(page.locator("#status")).to_contain_text("prompt must have at most 192 tokens")
+
+
+def test_the_key_is_asked_for_and_kept_in_memory(browser: Any, model: LanguageModel) -> None:
+    server = Served(model, key=SECRET)
+    address = f"http://127.0.0.1:{server.port}/"
+    try:
+        with browser.new_context() as context:  # the browser opens the page with the key of its own dialog
+            page = context.new_page()
+            bearer = {"Authorization": f"Bearer {SECRET}"}
+            page.route(address, lambda route: route.continue_(headers=route.request.headers | bearer))
+            page.goto(address)
+            playwright.expect(page.locator("#key")).to_be_focused()
+            page.locator("#key").fill(SECRET)
+            write(page, "ab")
+            assert page.locator(".token").count() > 5
+            assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+        with browser.new_context(http_credentials={"username": "", "password": SECRET}) as context:
+            page = context.new_page()
+            page.goto(address)
+            playwright.expect(page.locator("#model")).to_contain_text("tiny")
+            playwright.expect(page.locator("#lock")).to_be_hidden()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable_and_fits_a_phone(browser: Any, server: Served, scheme: str) -> None:
+    with browser.new_context(color_scheme=scheme, viewport={"width": 360, "height": 740}) as context:
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        write(page, "ab")
+        for number in (0, page.locator(".token").count() - 1):
+            page.locator(".token").nth(number).hover()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        luminance = page.evaluate("""() => {
+            const of = (e, name) => getComputedStyle(e)[name].match(/[\\d.]+/g).slice(0, 3)
+                .map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+                .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+            const sheet = of(document.getElementById("sheet"), "backgroundColor");
+            return [".token", ".given", ".legend"].map(s => [of(document.querySelector(s), "color"), sheet]);
+        }""")
+        for text, ground in luminance:  # contrast of WCAG 2.2, 1.4.3
+            assert (max(text, ground) + 0.05) / (min(text, ground) + 0.05) > 4.5
+        assert (luminance[0][1] > 0.5) == (scheme == "light")

@@ -1,0 +1,492 @@
+"""The server over real sockets, with OpenAI's own client and with clients that do it wrong."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import ConfigError
+from jaxgpt.inference.engine import Engine, NewToken
+from jaxgpt.inference.prompts import chat_prompt
+from jaxgpt.language_model import LanguageModel
+from jaxgpt.model.gpt import define
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.verbs import serve
+
+pytest.importorskip("starlette", reason="needs the extra serve")
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+from starlette.requests import Request
+
+from jaxgpt.serving.api import Limits, Reader
+from jaxgpt.serving.connection import read_body, while_connected
+from jaxgpt.serving.fields import ApiError
+from jaxgpt.serving.scheduler import Scheduler
+from jaxgpt.serving.server import create_app, uvicorn_server
+
+BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
+CONFIG = GPTConfig(vocab=257, context=192, layers=1, heads=2, width=16)
+SECRET = "SECRET7351"
+JSON_TYPE = {"Content-Type": "application/json"}
+
+
+class Paced(Engine):
+    """An engine whose steps are counted and, while it is `held`, made one at a time as they are released."""
+
+    held = False
+    made = 0
+
+    def step(self) -> list[NewToken]:
+        if self.held:
+            self.allowed.acquire()
+        self.made += 1
+        return super().step()
+
+    def hold(self) -> None:
+        self.allowed, self.held = threading.Semaphore(0), True
+
+    def let_go(self) -> None:
+        self.held = False
+        if hasattr(self, "allowed"):
+            self.allowed.release(1000)
+
+
+class Served:
+    """A server in a thread of its own, and plain HTTP to it."""
+
+    def __init__(self, model: LanguageModel, *, key: str | None = None, queue: int = 64, drain: int = 5) -> None:
+        self.engine = Paced(model.config, model.params, slots=2, steps=4)
+        self.scheduler = Scheduler(self.engine, end=BYTES.end_of_text, waiting=queue)
+        reader = Reader("tiny", BYTES, model.config.context, Limits(body=20_000, choices=8, tokens=180))
+        self.server = uvicorn_server(create_app(self.scheduler, reader, key=key), drain=drain)
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a slow reader is soon felt
+        self.port = listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.engine.let_go()
+        self.server.should_exit = True
+        self.thread.join()
+
+    def ask(
+        self, method: str, path: str, body: bytes | dict[str, Any] = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        with contextlib.closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            connection.request(method, path, content, JSON_TYPE | (headers or {}))
+            answer = connection.getresponse()
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+    def complete(self, **fields: Any) -> dict[str, Any]:
+        status, _, body = self.ask("POST", "/v1/completions", {"temperature": 0} | fields)
+        assert status == 200, body
+        return json.loads(body)
+
+    def send(self, receives: int | None = None, **fields: Any) -> socket.socket:
+        """A completion asked for, its answer not yet read; the connection takes so many bytes unread."""
+        content = json.dumps({"prompt": "a", "temperature": 0} | fields).encode()
+        client = socket.socket()
+        if receives:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
+        client.settimeout(60)
+        client.connect(("127.0.0.1", self.port))
+        head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        return client
+
+    def metrics(self) -> dict[str, float]:
+        lines = self.ask("GET", "/metrics")[2].decode().splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    params = jax.jit(define(CONFIG).init)(jax.random.key(0))
+    return LanguageModel(CONFIG, params | {"wpe": {"embedding": 100 * params["wpe"]["embedding"]}}, BYTES)
+
+
+@pytest.fixture(scope="module")
+def _server(model: LanguageModel) -> Iterator[Served]:
+    served = Served(model)
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def server(_server: Served) -> Iterator[Served]:
+    yield _server
+    _server.engine.let_go()
+    until(lambda: _server.scheduler.open == _server.scheduler.running == _server.scheduler.waiting == 0)
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[Any]:
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+# --- what it answers
+
+
+def test_openais_client_completes_streams_and_lists(client: Any, model: LanguageModel) -> None:
+    ask = {"model": "tiny", "prompt": "ab", "max_tokens": 20, "seed": 3, "temperature": 0.9, "logprobs": 2}
+    whole = client.completions.create(**ask, n=2)
+    assert whole.choices[0].text == model.generate(["ab"], max_new_tokens=20, temperature=0.9, seed=3)[0]
+    assert whole.choices[1].text == model.generate(["ab"], max_new_tokens=20, temperature=0.9, seed=4)[0]
+    assert [choice.finish_reason for choice in whole.choices] == ["length"] * 2
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (2, 40)
+    chunks = list(client.completions.create(**ask, n=2, stream=True, stream_options={"include_usage": True}))
+    for index in (0, 1):
+        parts = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+        assert "".join(part.text for part in parts) == whole.choices[index].text and len(parts) > 3
+        assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + ["length"]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            joined = [value for part in parts for value in getattr(part.logprobs, name)]
+            assert joined == getattr(whole.choices[index].logprobs, name)
+    assert chunks[-1].usage == whole.usage and {chunk.id for chunk in chunks} == {chunks[0].id}
+    assert [found.id for found in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
+
+
+def test_openais_client_chats(client: Any, model: LanguageModel) -> None:
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 10, "temperature": 0}
+    whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=1)
+    expected = model.generate([chat_prompt([("user", "Hi")])], max_new_tokens=10, temperature=0)[0]
+    assert whole.choices[0].message.content == expected and whole.choices[0].message.role == "assistant"
+    assert len(whole.choices[0].logprobs.content) == 10
+    chunks = list(client.chat.completions.create(**ask, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_openais_client_gets_its_own_errors(client: Any) -> None:
+    import openai
+
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="tiny", prompt="a", logit_bias={"1": 5})
+    assert caught.value.param == "logit_bias"
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(model="another", prompt="a")
+    assert missing.value.code == "model_not_found"
+
+
+def test_a_stop_string_ends_the_text_and_frees_the_slot(server: Served) -> None:
+    whole = server.complete(prompt="ab", max_tokens=100)["choices"][0]["text"]
+    stop, before = whole[5:7], server.engine.made
+    choice = server.complete(prompt="ab", max_tokens=100, stop=[stop])["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+    until(lambda: server.scheduler.running == 0)
+    assert server.engine.made < before + 10  # of the 26 steps that the whole text takes
+
+
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_an_lm_eval_request_equals_the_engines_scores(server: Served, model: LanguageModel, as_ids: bool) -> None:
+    """As its local-completions asks: a batch, echo, one more token; it reads [context:-1] of each list."""
+    texts = ["The quick", "brown fox jumps", "a"]
+    prompts = [list(text.encode()) for text in texts] if as_ids else texts
+    answer = server.complete(prompt=prompts, echo=True, logprobs=1, max_tokens=1, seed=1234)
+    engine = Engine(model.config, model.params, slots=1)
+    for text, choice in zip(texts, answer["choices"], strict=True):
+        scores, logprobs = engine.score(list(text.encode()), 1), choice["logprobs"]
+        assert choice["text"].startswith(text) and len(logprobs["tokens"]) == len(text) + 1
+        assert logprobs["token_logprobs"][:-1] == [score.logprob for score in scores]
+        assert logprobs["top_logprobs"][0] is None
+        for score, top in list(zip(scores, logprobs["top_logprobs"][:-1], strict=True))[1:]:
+            assert max(top.values()) == score.alternatives[0][1]
+    only = server.complete(prompt=prompts, echo=True, logprobs=1, max_tokens=0)
+    for with_one, choice in zip(answer["choices"], only["choices"], strict=True):
+        assert choice["logprobs"]["token_logprobs"] == with_one["logprobs"]["token_logprobs"][:-1]
+    assert only["usage"]["completion_tokens"] == 0
+
+
+def test_a_text_ends_where_the_context_is_full(server: Served) -> None:
+    choice = server.complete(prompt="a" * 190, max_tokens=50)["choices"][0]
+    assert choice["finish_reason"] == "length" and len(choice["text"].encode()) >= 1
+    assert server.complete(prompt="a" * 190, max_tokens=50)["usage"]["completion_tokens"] == 3  # the last is not read
+
+
+def test_metrics_count_requests_and_tokens(server: Served) -> None:
+    before = server.metrics()
+    server.complete(prompt="abc", max_tokens=5)
+    server.ask("GET", f"/{SECRET}")
+    after = server.metrics()
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert grown["jaxgpt_prompt_tokens_total"] == 3 and grown["jaxgpt_generated_tokens_total"] == 5
+    assert grown['jaxgpt_requests_total{route="/v1/completions",status="200"}'] == 1
+    assert grown['jaxgpt_requests_total{route="other",status="404"}'] == 1
+    assert grown["jaxgpt_time_to_first_token_seconds_count"] == 1
+    assert grown['jaxgpt_time_to_first_token_seconds_bucket{le="+Inf"}'] == 1
+    assert (after["jaxgpt_slots"], after["jaxgpt_slots_in_use"], after["jaxgpt_queue_length"]) == (2, 0, 0)
+    assert not any(SECRET in name for name in after)
+
+
+def test_the_page_may_run_its_own_script_and_nothing_else(server: Served) -> None:
+    status, headers, body = server.ask("GET", "/")
+    policy = headers["content-security-policy"]
+    assert status == 200 and headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
+    assert not re.search(rb"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?://(?!www\.w3\.org)", body)
+
+
+# --- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status"),
+    [("POST", "/v1/completions", {"prompt": SECRET, SECRET[:3] + "<": 1}, {}, 400),
+     ("POST", "/v1/completions", SECRET.encode(), {}, 400), ("POST", "/v1/completions", b"[" * 10_000, {}, 400),
+     ("POST", "/v1/completions", {"prompt": SECRET}, {"Content-Type": "text/plain"}, 415),
+     ("POST", "/v1/completions", SECRET.encode() * 3000, {}, 413), ("GET", f"/{SECRET}", b"", {}, 404),
+     ("GET", "/v1/completions", b"", {}, 405), ("PUT", "/health", b"", {}, 405),
+     ("GET", f"/v1/models/{SECRET}", b"", {}, 404),
+     ("GET", "/", b"", {"Host": f"{SECRET}.example"}, 403)],
+)  # fmt: skip
+def test_errors_have_openais_shape_and_repeat_nothing(
+    server: Served, method: str, path: str, body: Any, headers: dict[str, str], status: int
+) -> None:
+    found, answered, content = server.ask(method, path, body, headers)
+    assert found == status and SECRET.encode() not in content and SECRET not in str(answered)
+    assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_without_a_length_is_cut_off_where_it_is_too_long(server: Served) -> None:
+    with contextlib.closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+        chunks = (b"x" * 1000 for _ in range(40))
+        connection.request("POST", "/v1/completions", chunks, JSON_TYPE, encode_chunked=True)
+        assert connection.getresponse().status == 413
+
+
+def test_what_is_too_long_is_not_kept_while_it_is_read() -> None:
+    chunks = [{"type": "http.request", "body": bytes(100_000), "more_body": more} for more in [True] * 99 + [False]]
+
+    async def receive() -> Any:
+        return chunks.pop(0)
+
+    request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+    tracemalloc.start()
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(read_body(request, 1_000_000))
+    assert caught.value.status == 413 and not chunks and tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("headers", ["Content-Length: 999999999", "Content-Length: 30000\r\nExpect: 100-continue"])
+def test_a_length_that_is_far_too_long_is_refused_before_anything_is_sent(server: Served, headers: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}{headers}\r\n\r\n".encode())
+        assert client.recv(12) == b"HTTP/1.1 413"
+
+
+def test_a_full_queue_answers_429_and_when_to_come_again(model: LanguageModel) -> None:
+    server = Served(model, queue=1)
+    try:
+        server.engine.hold()
+        clients = [server.send(max_tokens=2) for _ in range(3)]
+        until(lambda: server.scheduler.open == 3)
+        for stream in (False, True):
+            status, headers, body = server.ask("POST", "/v1/completions", {"prompt": SECRET, "stream": stream})
+            assert status == 429 and int(headers["retry-after"]) >= 1 and SECRET.encode() not in body
+        server.engine.let_go()
+        assert [each.recv(15) for each in clients] == [b"HTTP/1.1 200 OK"] * 3
+        assert server.ask("POST", "/v1/completions", {"prompt": "a"})[0] == 200
+        for each in clients:
+            each.close()
+    finally:
+        server.stop()
+
+
+def test_every_route_but_health_needs_the_key(model: LanguageModel) -> None:
+    server = Served(model, key=SECRET)
+    try:
+        basic = base64.b64encode(f"user:{SECRET}".encode()).decode()
+        assert server.ask("GET", "/health")[0] == 200
+        for method, path in (("GET", "/"), ("GET", "/metrics"), ("GET", "/v1/models"), ("GET", "/nothing"),
+                             ("POST", "/v1/completions"), ("POST", "/v1/chat/completions")):  # fmt: skip
+            for wrong in ("", "Bearer", f"Bearer {SECRET}x", f"Bearer {SECRET[:-1]}", "Bearer é", f"Token {SECRET}",
+                          "Basic !", "Basic " + basic[:-4], SECRET):  # fmt: skip
+                status, headers, body = server.ask(method, path, {"prompt": "a"}, {"Authorization": wrong})
+                assert status == 401 and SECRET.encode() not in body, (path, wrong)
+                assert headers["www-authenticate"] == ('Basic realm="jaxgpt"' if path == "/" else "Bearer")
+            for right in (f"Bearer {SECRET}", f"bearer {SECRET}", f"Basic {basic}"):
+                assert server.ask(method, path, {"prompt": "a"}, {"Authorization": right})[0] != 401
+        elsewhere = {"Authorization": f"Basic {basic}", "Host": "elsewhere.example"}
+        assert server.ask("GET", "/", headers=elsewhere)[0] == 200
+    finally:
+        server.stop()
+
+
+# --- clients that go away, or do not read
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("phase", ["queue", "prefill", "decode"])
+def test_a_client_that_goes_away_frees_its_slot_within_one_step(server: Served, phase: str, stream: bool) -> None:
+    scheduler, engine = server.scheduler, server.engine
+    engine.hold()
+    others = [server.send(max_tokens=150) for _ in range(2 if phase == "queue" else 0)]
+    until(lambda: scheduler.open == len(others))
+    leaving = server.send(max_tokens=150, stream=stream)
+    until(lambda: scheduler.open == len(others) + 1)
+    if phase != "prefill":
+        start = engine.made
+        engine.allowed.release(2)
+        until(lambda: engine.made == start + 2 and scheduler.running == (2 if others else 1))
+    before = engine.made
+    leaving.close()
+    until(lambda: scheduler.open == len(others))
+    engine.allowed.release()
+    until(lambda: scheduler.running == len(others) and scheduler.waiting == 0)
+    assert engine.made <= before + 1
+    for other in others:
+        other.close()
+
+
+def test_a_slow_reader_blocks_neither_the_engine_nor_others(server: Served) -> None:
+    answered = 'jaxgpt_requests_total{route="/v1/completions",status="200"}'
+    before = server.metrics().get(answered, 0)
+    slow = server.send(receives=4096, max_tokens=180, n=4, logprobs=20, stream=True)
+    until(lambda: server.scheduler.open == 4)
+    until(lambda: server.scheduler.open == server.scheduler.running == 0)  # all is made though nothing was read
+    assert server.complete(prompt="b", max_tokens=5)["usage"]["completion_tokens"] == 5
+    assert server.metrics()[answered] == before + 1  # that one; the slow one's answer waits in its job
+    received = b""
+    while not received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+        piece = slow.recv(1 << 16)
+        assert piece, received[-200:]
+        received += piece
+    slow.close()
+
+
+def test_what_has_not_ended_when_the_time_to_drain_is_over_is_cut_off(model: LanguageModel) -> None:
+    server = Served(model, drain=1)
+    try:
+        server.engine.hold()
+        client = server.send(max_tokens=150, stream=True)
+        until(lambda: server.scheduler.open == 1)
+        server.server.should_exit = True
+        with client:
+            received = b"".join(iter(lambda: client.recv(4096), b""))
+        assert received.startswith(b"HTTP/1.1 200") and b"[DONE]" not in received
+        assert server.scheduler.open == 0
+    finally:
+        server.stop()
+    assert server.engine.running == server.engine.waiting == 0
+
+
+def test_a_failed_engine_ends_streams_with_an_error_and_shows_in_health(model: LanguageModel) -> None:
+    server = Served(model)
+    try:
+        server.engine.hold()
+        client = server.send(max_tokens=150, stream=True)
+        until(lambda: server.scheduler.open == 1)
+        del server.engine._params
+        server.engine.let_go()
+        received = b""
+        with client:
+            while not received.endswith(b"\r\n0\r\n\r\n"):
+                received += client.recv(4096)
+        assert b'data: {"error"' in received and b"[DONE]" not in received
+        assert server.ask("GET", "/health")[0] == 503
+        assert server.ask("POST", "/v1/completions", {"prompt": "a"})[0] == 503
+    finally:
+        server.stop()
+
+
+def test_work_for_a_client_that_left_is_cancelled() -> None:
+    async def test() -> None:
+        cancelled = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        async def receive() -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+        with pytest.raises(ApiError) as caught:
+            await while_connected(receive, work())  # type: ignore[arg-type]
+        assert caught.value.status == 499 and cancelled.is_set()
+
+    asyncio.run(test())
+
+
+# --- the verb
+
+
+def test_sigterm_lets_a_running_request_end_and_exits_with_0(model: LanguageModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "tiny")
+    BYTES.save_json(tmp_path / "tiny" / "tokenizer.json")
+    code = "import sys; from jaxgpt.verbs.serve import *; run(ServeArgs(model=sys.argv[1], port=0, steps=1))"
+    command = [sys.executable, "-c", code, str(tmp_path / "tiny")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"XLA_FLAGS": ""}, text=True)
+    assert process.stderr
+    with process, process.stderr:
+        port = next(int(found[1]) for line in process.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)/ ", line)))
+        with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 180, "stream": True, "seed": 1})
+            connection.request("POST", "/v1/completions", body, JSON_TYPE)
+            answer = connection.getresponse()
+            first = answer.readline()
+            process.send_signal(signal.SIGTERM)
+            rest = answer.read()
+        assert first.startswith(b"data: {") and rest.endswith(b"data: [DONE]\n\n") and b'"length"' in rest
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"host": "0.0.0.0"}, "--host 0.0.0.0 without a key"), ({"host": "example.org"}, "without a key"),
+     ({"api_key": ""}, "the key"), ({"api_key": "a b"}, "the key"), ({"port": 70000}, "--port 70000"),
+     ({"queue": -1}, "--max-choices"), ({"max_tokens": 0}, "--max-tokens 0"), ({"max_choices": 40}, "--max-choices 40"),
+     ({"api_key": "a", "api_key_file": Path("b")}, "give one of them"),
+     ({"host": "192.0.2.1", "api_key": "a"}, "--host")],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        serve.run(serve.ServeArgs(model="none", **settings))
+
+
+def test_a_port_in_use_is_refused_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="in use"):
+        serve.run(serve.ServeArgs(model="none", port=taken.getsockname()[1]))
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    monkeypatch.delitem(sys.modules, "jaxgpt.serving.server")
+    with pytest.raises(ConfigError, match=re.escape("pip install 'jaxgpt[serve]'")):
+        serve.run(serve.ServeArgs(model="none"))
