@@ -42,8 +42,9 @@ def lm() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    lm.save(tmp_path_factory.mktemp("models") / "chat")
-    return tmp_path_factory.getbasetemp() / "models0" / "chat"
+    path = tmp_path_factory.mktemp("models") / "chat"
+    lm.save(path)
+    return path
 
 
 def asked(talk: Conversation, text: str) -> tuple[str, list[str]]:

@@ -184,7 +184,7 @@ def test_success_is_0(tmp_path: Path, capsys: Any) -> None:
 
 SAMPLING_FLAGS = [
     "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty",
-    "--frequency-penalty", "--stop", "--seed", "--int8",
+    "--frequency-penalty", "--stop", "--seed", "--int8", "--compute-dtype", "--tensor",
 ]  # fmt: skip
 FLAGS = {  # DESIGN section 6
     "info": [],
@@ -195,7 +195,7 @@ FLAGS = {  # DESIGN section 6
     "generate": [*SAMPLING_FLAGS, "--instruction", "--examples", "--logprobs", "--stream", "MODEL", "PROMPT"],
     "evaluate": ["--data", "--examples", "--shots", "--instruction", "--seed", "--int8", "--json", "MODEL"],
     "chat": [*SAMPLING_FLAGS, "--template", "--system", "MODEL"],
-    "serve": ["--host", "--port", "--api-key", "--slots", "--queue", "--int8", "MODEL"],
+    "serve": ["--host", "--port", "--api-key", "--slots", "--queue", "--int8", "--tensor", "MODEL"],
     "convert": ["--to", "--check", "--dtype", "--vocab", "--layer-norm-epsilon", "SRC", "DST"],
     "bench": ["train", "generate", "--preset", "--batch", "--prompt", "--new", "--json"],
 }  # fmt: skip

@@ -188,3 +188,18 @@ def test_a_prompt_longer_than_the_context_is_told(generate: Any) -> None:
     out, err = generate("a" * 70, "--max-new-tokens", 1)
     assert out.startswith("a" * 70) and err.startswith("a prompt of 70 tokens: only the last 64")
     assert generate("a" * 64, "--max-new-tokens", 1)[1] == ""
+
+
+@pytest.mark.parametrize("flags", [("--tensor", "2"), ("--compute-dtype", "bfloat16"), ("--int8",)], ids=str)
+def test_another_layout_has_nearly_the_same_log_probabilities(generate: Any, flags: tuple[str, ...]) -> None:
+    def first(*more: str) -> dict[str, Any]:
+        return json.loads(generate("Hello", "--max-new-tokens", "3", "--logprobs", "1", *more)[0].splitlines()[0])
+
+    exact, other = first("--temperature", "0"), first("--temperature", "0", *flags)
+    assert other["alternatives"][0][1] == pytest.approx(exact["alternatives"][0][1], abs=1.0)
+    assert flags[0] == "--tensor" or other["logprob"] != exact["logprob"]
+
+
+def test_more_devices_than_there_are_are_refused(generate: Any) -> None:
+    out, err = generate("Hello", "--tensor", "9", code=2)
+    assert not out and "tensor = 9: there are 8 devices" in err

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jaxgpt.errors import DataError
+from jaxgpt.verbs.engine_flags import EngineFlags
 from jaxgpt.verbs.generate import SamplingFlags
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ STEPS = 4  # tokens between two looks at the keyboard
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatArgs(SamplingFlags):
+class ChatArgs(SamplingFlags, EngineFlags):
     """Talk with MODEL, a line at a time. Answers go to stdout, everything else to stderr.
 
     An instruction-tuned model is asked in its template. A base model continues one growing text instead: what you type
@@ -49,13 +50,12 @@ class ChatArgs(SamplingFlags):
 def run(args: ChatArgs) -> None:
     """Read lines and answer them until the end of input or /quit."""
     from jaxgpt.inference.engine import Engine, Request
-    from jaxgpt.language_model import load
     from jaxgpt.serving.chat import Conversation, room_for_prompt, template_of
     from jaxgpt.verbs.display import note
 
     sampling = args.sampling()
     template = template_of(args.model) if args.template == "auto" else args.template
-    lm = load(args.model)
+    lm = args.load(args.model)
     tokenizer = lm.tokenizer
     engine = Engine(lm.config, lm.params, end=tokenizer.end_of_text, slots=1, steps=STEPS, int8=args.int8)
     request = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxgpt.errors import ConfigError
+from jaxgpt.verbs.engine_flags import EngineFlags
 
 if TYPE_CHECKING:
     from jaxgpt.inference.engine import Engine, NewToken, Request
@@ -42,8 +43,6 @@ class SamplingFlags:
     """End before this string; may be given several times."""
     seed: int = 0
     """The same seed gives the same text."""
-    int8: bool = False
-    """Round the weights to int8, a scale for each output: a quarter of the memory."""
 
     def sampling(self) -> "Sampling":
         """These settings for the engine. Raises ConfigError for what cannot be."""
@@ -57,7 +56,7 @@ class SamplingFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArgs(SamplingFlags):
+class GenerateArgs(SamplingFlags, EngineFlags):
     """Continue each PROMPT and write prompt and continuation to stdout.
 
     With --instruction or --examples a PROMPT is a query instead, put behind them, and only the answer is written.
@@ -86,7 +85,7 @@ def run(args: GenerateArgs) -> None:
     """Write the texts. What cannot be run is refused before anything is written."""
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt, read_examples
-    from jaxgpt.language_model import MOST_SLOTS, load
+    from jaxgpt.language_model import MOST_SLOTS
     from jaxgpt.verbs.display import note
 
     sampling, prompts, stop = args.sampling(), list(args.prompts), args.stop
@@ -95,7 +94,7 @@ def run(args: GenerateArgs) -> None:
         examples = read_examples(args.examples) if args.examples else []
         prompts = [few_shot_prompt(query, instruction=args.instruction, examples=examples) for query in prompts]
         stop += FEW_SHOT_STOP
-    lm = load(args.model)
+    lm = args.load(args.model)
     tokenizer, requests = lm.tokenizer, []
     for prompt in prompts:
         request = lm.request(prompt, max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import tyro
 
+from jaxgpt.verbs.engine_flags import EngineFlags
+
 
 @dataclass(frozen=True, kw_only=True)
-class ServeArgs:
+class ServeArgs(EngineFlags):
     """Serve MODEL at http://HOST:PORT as OpenAI's API (/v1), with a page at /, /health, and /metrics for Prometheus.
 
     SIGTERM and Ctrl-C let running requests end first. Nothing of what clients send is logged.
@@ -34,8 +36,6 @@ class ServeArgs:
     """Requests that run together."""
     steps: int = 4
     """Tokens made in a call of the device: more is faster, fewer stream more smoothly."""
-    int8: bool = False
-    """Quantise the weights to 8 bits."""
     queue: int = 64
     """Requests that wait for a slot at most; more get 429."""
     max_tokens: int = 1024
@@ -65,13 +65,12 @@ def run(args: ServeArgs) -> None:
             f"no {package}", why="the server's packages are not installed", fix="pip install 'jaxgpt[serve]'"
         ) from error
     from jaxgpt.inference.engine import Engine
-    from jaxgpt.language_model import load
     from jaxgpt.serving.api import Limits, Reader
     from jaxgpt.serving.scheduler import Scheduler
 
     with _bound(args.host, args.port) as listener:
         with waiting(f"loading {args.model}"):
-            lm = load(args.model)
+            lm = args.load(args.model)
             tokenizer = lm.tokenizer
             engine = Engine(lm.config, lm.params, slots=args.slots, steps=args.steps, int8=args.int8)
         name, context = args.name or Path(args.model).resolve().name, lm.config.context
