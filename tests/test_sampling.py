@@ -104,6 +104,12 @@ def test_a_seed_draws_the_same_again_and_the_next_token_another() -> None:
     assert len(np.unique(numbered)) > 20
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1e-38}, {"top_p": 1e-45}, {"temperature": 1e-40, "top_p": 1e-40}])
+def test_the_smallest_settings_are_greedy(settings: dict[str, Any]) -> None:
+    logits_BV = 30 * jax.random.normal(jax.random.key(1), (50, 30))
+    np.testing.assert_array_equal(chosen(logits_BV, Sampling(**settings)), np.argmax(logits_BV, axis=-1))
+
+
 def test_penalties_by_hand() -> None:
     logits_BV = jnp.array([[2.0, -2.0, 2.0, -2.0, 1.0]] * 2)
     seen = Seen(jnp.array([[True, True, False, False, False]] * 2), jnp.array([[0, 0, 3, 1, 0]] * 2))

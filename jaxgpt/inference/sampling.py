@@ -116,6 +116,7 @@ def choose(
 
 def filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
     """The logits that tokens are drawn from: after temperature (rows of temperature 0 keep theirs) and the filters."""
+    logits_BV = logits_BV - logits_BV.max(axis=-1, keepdims=True)  # or a small temperature would overflow
     logits_BV = logits_BV / jnp.where(settings.temperature > 0, settings.temperature, 1.0)[:, None]
     if plan.filters:
         logits_BV = keep_top_k(logits_BV, settings.top_k)
@@ -186,4 +187,5 @@ def _kept(logits_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
         return jnp.where(weight_B >= wanted_B, larger_B, smallest_B)
 
     smallest_B = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(len(logits_BV), jnp.uint32))
+    smallest_B = jnp.minimum(smallest_B, order_BV.max(axis=-1))  # nothing was wanted: the largest stays all the same
     return jnp.where(order_BV >= smallest_B[:, None], logits_BV, -jnp.inf)
