@@ -231,6 +231,12 @@ def test_what_cannot_be_is_refused_before_anything_is_asked(
         assert out == "" and flag[2:].replace("-", "_") + " = " in err
 
 
+def used_time(pid: int) -> float:
+    """Processor time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
 class Terminal:
     """`jaxgpt chat` in a terminal of its own."""
 
@@ -246,8 +252,13 @@ class Terminal:
         os.close(slave)
         self.shown = b""
 
-    def type(self, keys: bytes) -> None:
-        time.sleep(0.5)  # readline shows its prompt a moment before Ctrl-C can wake it
+    def type(self, keys: bytes, *, at_prompt: bool = True) -> None:
+        """Press keys; at a prompt, once the process waits for one: readline shows it before Ctrl-C can wake it."""
+        still, before = 0, -1.0
+        while at_prompt and still < 5:
+            time.sleep(0.1)
+            now = used_time(self.process.pid)
+            still, before = (still + 1 if now == before else 0), now
         self.shown = b""
         os.write(self.master, keys)
 
@@ -265,6 +276,10 @@ class Terminal:
         os.close(self.master)
 
 
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc whether a process waits")
+
+
+@linux
 @pytest.mark.parametrize("keys", [b"\x04", b"\x03\x03"])
 def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(folder: Path, keys: bytes) -> None:
     terminal = Terminal(str(folder))
@@ -279,13 +294,14 @@ def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(folder: Path, keys: byte
         terminal.close()
 
 
+@linux
 def test_ctrl_c_stops_the_answer_and_not_the_program(folder: Path) -> None:
     terminal = Terminal(str(folder), "--max-new-tokens", "1000000", "--seed", "1")
     try:
         terminal.wait_for(b"you\r\n> ")
         terminal.type(b"ab\r")
         terminal.wait_for(b"model\r\n.")  # an answer without end has begun
-        terminal.type(b"\x03")
+        terminal.type(b"\x03", at_prompt=False)
         terminal.wait_for(rb"\(stopped\).*you\r\n> ")
         terminal.type(b"\x03")
         terminal.wait_for(b"Ctrl-C again or Ctrl-D leaves.*you\r\n> ")
