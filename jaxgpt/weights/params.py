@@ -41,7 +41,7 @@ def _read_leaf(
         if index is not None
     }
     dtype = tensors[parts[0].name].dtype
-    shards = {spans: _zeros([stop - start for start, stop in spans], dtype) for spans in set(where.values())}
+    shards = {spans: _aligned([stop - start for start, stop in spans], dtype) for spans in set(where.values())}
     for place in parts:
         array = tensors[place.name].read()
         for spans, shard in shards.items():
@@ -49,16 +49,17 @@ def _read_leaf(
             if place.layer is None:
                 rows = array[index]  # fewer than the shard has where it holds padding rows of the vocabulary
                 shard[: len(rows)] = rows
+                shard[len(rows) :] = 0
             else:  # no rule splits the layers
                 shard[place.layer] = array.reshape(shape[1:])[index[1:]]
     pieces = [jax.device_put(shards[spans], device) for device, spans in where.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
 
-def _zeros(shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """Zeros at an address that JAX's CPU devices take as it is: 64 bytes aligned, there is no copy."""
+def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """Room at an address that JAX's CPU devices take as it is: 64 bytes aligned, there is no copy."""
     size = math.prod(shape) * dtype.itemsize
-    buffer = np.zeros(size + 64, np.uint8)
+    buffer = np.empty(size + 64, np.uint8)  # of large pages where the system has them, which zeros are not
     start = -buffer.ctypes.data % 64
     return buffer[start : start + size].view(dtype).reshape(shape)
 
