@@ -12,6 +12,7 @@ from jaxgpt.errors import DataError, MissingError
 from jaxgpt.text.tokenizer import load_tokenizer
 from jaxgpt.weights.huggingface import open_huggingface, write_tokenizer
 from jaxgpt.weights.huggingface_config import config_json, read_config_json
+from jaxgpt.weights.torch_zip import open_torch, write_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -138,3 +139,16 @@ def test_the_tokenizer_files_say_the_same_merges(tmp_path: Path) -> None:
     merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert vocab == model["vocab"] and len(vocab) == 50257 and vocab["<|endoftext|>"] == 50256
     assert merges[0] == "#version: 0.2" and merges[1:] == model["merges"] and merges[1] == "Ġ t"
+
+
+def test_torch_files_in_shards_are_read_as_one(tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "bin" / "config.json", tmp_path)
+    whole = open_torch(GOLDEN / "bin" / "pytorch_model.bin")
+    files = {name: f"pytorch_model-0000{1 + place % 2}-of-00002.bin" for place, name in enumerate(sorted(whole))}
+    for file in set(files.values()):
+        write_torch(tmp_path / file, {name: whole[name] for name in whole if files[name] == file})
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    found, expected = open_huggingface(tmp_path), open_huggingface(GOLDEN / "bin")
+    assert found.config == expected.config and found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name].read(), tensor.read())
