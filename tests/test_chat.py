@@ -242,7 +242,11 @@ class Terminal:
 
     def __init__(self, *argv: str) -> None:
         self.master, slave = pty.openpty()
-        program = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from jaxgpt.cli import main; main()"
+        # A shell that starts the tests in the background has them, and all they start, ignore SIGINT.
+        program = (
+            "import fcntl, signal, termios; signal.signal(signal.SIGINT, signal.default_int_handler);"
+            "fcntl.ioctl(0, termios.TIOCSCTTY, 0); from jaxgpt.cli import main; main()"
+        )
         fcntl.ioctl(slave, termios.TIOCSWINSZ, b"\x20\x00\xc8\x00\x00\x00\x00\x00")  # 32 rows of 200
         environment = os.environ | {"TERM": "dumb", "JAX_PLATFORMS": "cpu"}
         self.process = subprocess.Popen(
