@@ -75,8 +75,10 @@ def test_chat_is_the_instruction_template() -> None:
 
 
 def test_fields_without_effect_are_let_through_and_null_is_absent() -> None:
-    completion(prompt="a", user=SECRET, metadata={"a": SECRET}, store=True, service_tier="auto", suffix=None, stop=None)
-    completion(prompt="a", best_of=2, n=2, stream=True, stream_options={"include_usage": True})
+    ignored = {"user": SECRET, "metadata": {"a": SECRET}, "store": True, "service_tier": "auto"}
+    assert completion(prompt="a", seed=1, suffix=None, stop=None, **ignored) == completion(prompt="a", seed=1)
+    call = completion(prompt="a", best_of=2, n=2, stream=True, stream_options={"include_usage": True})
+    assert (call.n, call.stream, call.usage) == (2, True, True)
 
 
 WRONG = [

@@ -109,7 +109,7 @@ def _indexed(index: Path) -> list[Path]:
 
 
 def write_huggingface(model: StoredModel, folder: Path) -> None:
-    """Write a folder that transformers opens. The caller has checked the config with `formats.refuse`."""
+    """Write a folder that transformers opens. The caller knows that its config can say the model."""
     folder.mkdir(parents=True, exist_ok=True)
     named = {name if name == HEAD else PREFIX + name: tensor for name, tensor in model.tensors.items()}
     write_safetensors(folder / SAFETENSORS, named, {"format": "pt"})  # transformers refuses files without it
