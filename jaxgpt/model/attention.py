@@ -152,15 +152,19 @@ def cached_attention(
 ) -> Array:
     """Attention [B, T, H, K] of the newest T positions over a preallocated cache of S, as decoding runs it.
 
-    Query t of row b stands at position start_B[b] + t and sees the keys up to there.
+    Query t of row b stands at position start_B[b] + t and sees the keys up to there. The products have the cache on
+    the left and leave its axes first: XLA on CPU transposes it for a single row otherwise. (124M, one row, with
+    `write_positions` as it is: 36.2 and 22.0 ms a token at 1024 positions, 21.1 and 19.9 ms at 128.)
     """
     at_BT = start_B[:, None] + jnp.arange(q_BTHK.shape[1])[None, :]
     distance_BTS = at_BT[:, :, None] - jnp.arange(k_BHSK.shape[2])[None, None, :]
-    scores_BHTS = jnp.einsum("bthk,bhsk->bhts", q_BTHK, k_BHSK, preferred_element_type=jnp.float32) * scale
+    scores_BHST = jnp.einsum("bhsk,bthk->bhst", k_BHSK, q_BTHK, preferred_element_type=jnp.float32)
+    scores_BHTS = jnp.swapaxes(scores_BHST, 2, 3) * scale
     if (bias_BHTS := _alibi(slopes_H, distance_BTS)) is not None:
         scores_BHTS = scores_BHTS + bias_BHTS
     weights_BHTS = jax.nn.softmax(jnp.where((distance_BTS >= 0)[:, None], scores_BHTS, -jnp.inf), axis=-1)
-    return jnp.einsum("bhts,bhsk->bthk", weights_BHTS.astype(v_BHSK.dtype), v_BHSK)
+    context_BHKT = jnp.einsum("bhsk,bhts->bhkt", v_BHSK, weights_BHTS.astype(v_BHSK.dtype))
+    return jnp.moveaxis(context_BHKT, 3, 1)
 
 
 def _alibi(slopes_H: Array | None, distance_BTS: Array) -> Array | None:
