@@ -13,6 +13,7 @@ from jaxgpt.inference.sampling import (
     Sampling,
     Seen,
     choose,
+    filtered,
     keep_top_k,
     keep_top_p,
     penalised,
@@ -24,7 +25,7 @@ P_V = np.array([0.05, 0.4, 0.15, 0.1, 0.3, 0.0])
 with np.errstate(divide="ignore"):
     LOGITS_1V = jnp.asarray(np.log(P_V)[None], jnp.float32)
 
-DRAWS = 20_000
+DRAWS, FEWER_DRAWS = 20_000, 5_000
 
 
 def chosen(logits_BV: jax.Array, sampling: Sampling, seen: Seen | None = None, first: int = 0) -> np.ndarray:
@@ -78,20 +79,46 @@ def test_temperature_zero_takes_the_most_probable_token() -> None:
     np.testing.assert_array_equal(tokens_B, np.argmax(logits_BV, axis=-1))
 
 
-def test_rows_of_other_settings_draw_what_each_draws_alone() -> None:
-    logits_1V = jax.random.normal(jax.random.key(1), (1, 40))
+@pytest.mark.parametrize("vocab", [40, 2000])
+def test_rows_of_other_settings_draw_what_each_draws_alone(vocab: int) -> None:
+    logits_1V = jax.random.normal(jax.random.key(1), (1, vocab))
     samplings = [
         Sampling(), Sampling(temperature=0), Sampling(top_k=3), Sampling(top_p=0.3), Sampling(temperature=3.0),
         Sampling(min_p=0.2), Sampling(top_k=1),
     ]  # fmt: skip
     seeds, numbers = np.arange(7, dtype=np.uint32), np.arange(7, dtype=np.int32)
     together = choose(
-        jnp.broadcast_to(logits_1V, (7, 40)), settings_of(samplings), seeds, numbers, Plan.of(samplings)
+        jnp.broadcast_to(logits_1V, (7, vocab)), settings_of(samplings), seeds, numbers, Plan.of(samplings)
     )  # fmt: skip
     for n, sampling in enumerate(samplings):
         alone = choose(logits_1V, settings_of([sampling]), seeds[n : n + 1], numbers[n : n + 1], Plan.of([sampling]))
         assert int(alone[0]) == int(together[n])
     assert len(set(np.asarray(together).tolist())) > 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 5}, {"top_k": 400}, {"top_p": 0.5}, {"top_p": 0.9}, {"min_p": 0.3}, {"min_p": 0.001},
+        {"top_k": 5, "top_p": 0.8}, {"top_k": 400, "top_p": 0.5}, {"temperature": 0.5, "top_p": 0.9, "min_p": 0.05},
+    ],
+)  # fmt: skip
+def test_of_many_tokens_those_are_drawn_that_the_filters_keep(settings: dict[str, Any]) -> None:
+    logits_1V = 2 * jax.random.normal(jax.random.key(1), (1, 2000))
+    sampling = Sampling(**settings)
+    expected_V = jax.nn.softmax(filtered(logits_1V, settings_of([sampling]), Plan.of([sampling])))[0]
+    tokens = chosen(jnp.broadcast_to(logits_1V, (FEWER_DRAWS, 2000)), sampling)
+    assert (expected_V[tokens] > 0).all()
+    for some_V in np.array_split(np.argsort(-expected_V), [1, 2, 5, 20, 100]):  # from the most probable down
+        share = float(expected_V[some_V].sum())
+        assert abs(np.isin(tokens, some_V).mean() - share) <= 4 * np.sqrt(share * (1 - share) / FEWER_DRAWS) + 1e-6
+
+
+def test_ties_past_the_candidates_stay() -> None:
+    logits_BV = jnp.where(jnp.arange(2000) % 4 == 0, 1.0, -1.0)[None].repeat(FEWER_DRAWS, axis=0)
+    tokens = chosen(logits_BV, Sampling(top_k=5))  # 500 are as probable as the fifth
+    assert len(np.unique(tokens)) == 500
+    assert (tokens % 4 == 0).all()
 
 
 def test_a_seed_draws_the_same_again_and_the_next_token_another() -> None:
