@@ -95,6 +95,10 @@ class GPTConfig:
         """Rows the embedding is stored with."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
+    def with_only(self, ids: int) -> "GPTConfig":
+        """The same stored model, in which only the first `ids` tokens exist: no other is ever probable."""
+        return dataclasses.replace(self, vocab=min(ids, self.vocab), vocab_multiple=self.padded_vocab)
+
     def differences(self, other: "GPTConfig") -> dict[str, tuple[Any, Any]]:
         """The fields in which two models differ, beside how they are trained, computed and stored."""
         mine, others = (dataclasses.asdict(config) | {"mlp_width": config.mlp_size} for config in (self, other))

@@ -46,6 +46,11 @@ class LanguageModel:
             )  # fmt: skip
         return self.given_tokenizer
 
+    @property
+    def text_config(self) -> GPTConfig:
+        """`config` for writing text: ids that the tokenizer has no text for do not exist (50,257 of 50,304, say)."""
+        return self.config if self.given_tokenizer is None else self.config.with_only(self.given_tokenizer.vocab)
+
     def logits(self, tokens_BT: np.ndarray) -> Array:
         """float32 logits [B, T, V] for ids [B, T].
 
@@ -63,7 +68,7 @@ class LanguageModel:
         kept = self.__dict__.get("_engine")  # the parameters it has are a second copy: one is enough
         if kept is None or kept.slots != slots or kept.busy:
             end = self.given_tokenizer.end_of_text if self.given_tokenizer else None
-            self.__dict__["_engine"] = kept = Engine(self.config, self.params, slots=slots, end=end)
+            self.__dict__["_engine"] = kept = Engine(self.text_config, self.params, slots=slots, end=end)
         return kept
 
     def request(

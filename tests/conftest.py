@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, strict JAX, and the small model most tests share."""
 
 import os
+from pathlib import Path
 
 # The tests compile hundreds of tiny programs and run each once or twice: light optimisation halves their time.
 FLAGS = (
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import GPTConfig
+from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import Params, define
+from jaxgpt.text.tokenizer import load_tokenizer
 
 hypothesis.settings.register_profile("jaxgpt", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("jaxgpt")
@@ -39,6 +42,22 @@ def params(config: GPTConfig) -> Params:
 @pytest.fixture(scope="session")
 def tokens_BT(config: GPTConfig) -> np.ndarray:
     return np.random.default_rng(1).integers(0, config.vocab, (4, config.context), np.int32)
+
+
+@pytest.fixture(scope="session")
+def lm() -> LanguageModel:
+    """A model of bytes with 64 tokens of context, whose logits differ much."""
+    config = GPTConfig(vocab=257, context=64, layers=1, heads=1, width=8)
+    params = jax.jit(define(config).init)(jax.random.key(3))
+    return LanguageModel(config, jax.tree.map(lambda leaf: leaf * 20, params), load_tokenizer("bytes"))
+
+
+@pytest.fixture(scope="session")
+def lm_folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it is stored."""
+    path = tmp_path_factory.mktemp("models") / "small"
+    lm.save(path)
+    return path
 
 
 @jax.jit

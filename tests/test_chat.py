@@ -15,36 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from jaxgpt.cli import main
-from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference.engine import Engine, Request
 from jaxgpt.inference.prompts import chat_prompt
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.language_model import LanguageModel
-from jaxgpt.model.gpt import define
 from jaxgpt.serving.chat import CHAT_FILE, Conversation, answer_pieces, room_for_prompt, template_of
 from jaxgpt.text.tokenizer import load_tokenizer
 from jaxgpt.verbs.chat import _interruptible
 
 BYTES = load_tokenizer("bytes")
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    config = GPTConfig(vocab=257, context=64, layers=1, heads=1, width=8)
-    params = jax.jit(define(config).init)(jax.random.key(3))
-    return LanguageModel(config, jax.tree.map(lambda leaf: leaf * 20, params), BYTES)
-
-
-@pytest.fixture(scope="module")
-def folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "chat"
-    lm.save(path)
-    return path
 
 
 def asked(talk: Conversation, text: str) -> tuple[str, list[str]]:
@@ -190,12 +173,12 @@ GREEDY = ("--temperature", "0", "--max-new-tokens", "6")
 
 
 def test_piped_lines_are_answered_on_stdout_and_nothing_else_is(
-    lm: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    lm: LanguageModel, lm_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def answer(text: str) -> str:
         return lm.generate([text], max_new_tokens=6, temperature=0)[0]
 
-    chat("ab\n\nc\n/reset\n/nothing\nab\n/quit\nnever\n", folder, *GREEDY, monkeypatch=monkeypatch)
+    chat("ab\n\nc\n/reset\n/nothing\nab\n/quit\nnever\n", lm_folder, *GREEDY, monkeypatch=monkeypatch)
     out, err = capsys.readouterr()
     first = answer("ab")
     second = answer("ab" + first)
@@ -205,28 +188,30 @@ def test_piped_lines_are_answered_on_stdout_and_nothing_else_is(
 
 
 def test_auto_takes_the_template_of_the_folder(
-    lm: LanguageModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    lm: LanguageModel, lm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     lm.save(tmp_path / "tuned")
     (tmp_path / "tuned" / CHAT_FILE).write_text(json.dumps({"chat": "instruction"}))
     shown = []
-    for model, more in ((folder, ("--template", "instruction")), (tmp_path / "tuned", ())):
+    for model, more in ((lm_folder, ("--template", "instruction")), (tmp_path / "tuned", ())):
         chat("a\n\n", model, "--system", "S", *GREEDY, *more, monkeypatch=monkeypatch)  # an empty line asks nothing
         shown.append(capsys.readouterr().out)
     prompt = chat_prompt([("system", "S"), ("user", "a")])
     assert shown == [lm.generate([prompt], max_new_tokens=6, temperature=0)[0] + "\n"] * 2
 
 
-def test_dropped_turns_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    chat("a" * 30 + "\n" + "b" * 40 + "\n", folder, *GREEDY, monkeypatch=monkeypatch)
+def test_dropped_turns_are_told(
+    lm_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    chat("a" * 30 + "\n" + "b" * 40 + "\n", lm_folder, *GREEDY, monkeypatch=monkeypatch)
     assert "1 earlier exchange dropped" in capsys.readouterr().err
 
 
 def test_what_cannot_be_is_refused_before_anything_is_asked(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    lm_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for flag, value in (("--seed", "-1"), ("--max-new-tokens", "-1"), ("--top-p", "0")):
-        chat("a\n", folder, flag, value, monkeypatch=monkeypatch, code=2)
+        chat("a\n", lm_folder, flag, value, monkeypatch=monkeypatch, code=2)
         out, err = capsys.readouterr()
         assert out == "" and flag[2:].replace("-", "_") + " = " in err
 
@@ -285,8 +270,8 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /p
 
 @linux
 @pytest.mark.parametrize("keys", [b"\x04", b"\x03\x03"])
-def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(folder: Path, keys: bytes) -> None:
-    terminal = Terminal(str(folder))
+def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(lm_folder: Path, keys: bytes) -> None:
+    terminal = Terminal(str(lm_folder))
     try:
         terminal.wait_for(b"you\r\n> ")
         for key in keys[:-1]:
@@ -299,8 +284,8 @@ def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(folder: Path, keys: byte
 
 
 @linux
-def test_ctrl_c_stops_the_answer_and_not_the_program(folder: Path) -> None:
-    terminal = Terminal(str(folder), "--max-new-tokens", "1000000", "--seed", "1")
+def test_ctrl_c_stops_the_answer_and_not_the_program(lm_folder: Path) -> None:
+    terminal = Terminal(str(lm_folder), "--max-new-tokens", "1000000", "--seed", "1")
     try:
         terminal.wait_for(b"you\r\n> ")
         terminal.type(b"ab\r")

@@ -22,26 +22,11 @@ from jaxgpt.verbs.generate import SamplingFlags
 BYTES = load_tokenizer("bytes")
 
 
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    """A model of 64 tokens of context whose logits differ much."""
-    config = GPTConfig(vocab=257, context=64, layers=1, heads=1, width=8)
-    params = jax.jit(define(config).init)(jax.random.key(3))
-    return LanguageModel(config, jax.tree.map(lambda leaf: leaf * 20, params), BYTES)
-
-
-@pytest.fixture(scope="module")
-def folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "small"
-    lm.save(path)
-    return path
-
-
 @pytest.fixture
-def generate(folder: Path, capfdbinary: Any) -> Any:
+def generate(lm_folder: Path, capfdbinary: Any) -> Any:
     """Run the verb; what it wrote to stdout and to stderr."""
 
-    def run(*argv: Any, model: Path = folder, code: int = 0) -> tuple[str, str]:
+    def run(*argv: Any, model: Path = lm_folder, code: int = 0) -> tuple[str, str]:
         with pytest.raises(SystemExit) as done:
             main(["generate", str(model), *map(str, argv)])
         assert done.value.code == code
@@ -49,6 +34,13 @@ def generate(folder: Path, capfdbinary: Any) -> Any:
         return out.decode(), err.decode()
 
     return run
+
+
+def test_ids_that_the_tokenizer_lacks_are_not_drawn(generate: Any, tmp_path: Path) -> None:
+    config = GPTConfig(vocab=300, context=64, layers=1, heads=1, width=8)
+    LanguageModel(config, jax.jit(define(config).init)(jax.random.key(3)), BYTES).save(tmp_path / "larger")
+    out, _ = generate("ab", "--temperature", 100, "--max-new-tokens", 200, model=tmp_path / "larger")
+    assert len(out) > 2
 
 
 def test_every_setting_of_sampling_has_its_flag(generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:

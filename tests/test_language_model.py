@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 import jaxgpt
 from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig, save_config
 from jaxgpt.errors import ConfigError, DataError, MissingError
+from jaxgpt.inference.sampling import Sampling
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import mesh_of, shardings
@@ -83,6 +85,28 @@ def test_an_empty_prompt_starts_after_the_end_of_a_text(with_tokenizer: Path) ->
     lm = jaxgpt.load(with_tokenizer)
     first = int(lm.logits(np.array([[256]]))[0, -1].argmax())
     assert lm.generate([""], max_new_tokens=1, temperature=0) == [lm.tokenizer.decode([first])]
+
+
+@pytest.fixture(scope="module")
+def larger() -> LanguageModel:
+    """A model with 43 ids more than its tokenizer has, as nanoGPT's 50,304 are more than GPT-2's 50,257."""
+    config = GPTConfig(vocab=300, context=64, layers=1, heads=1, width=4, vocab_multiple=25)
+    return LanguageModel(config, jax.jit(define(config).init)(jax.random.key(0)), BYTES)
+
+
+def test_ids_without_text_are_never_drawn(larger: LanguageModel) -> None:
+    settings: list[dict[str, Any]] = [{"temperature": 100.0}, {"temperature": 100.0, "top_k": 280}]
+    for each in settings:  # all but uniform: one in seven would be without text
+        drawn = list(larger.stream("ab", max_new_tokens=200, sampling=Sampling(**each)))
+        assert len(set(drawn)) > 20 and max(drawn) < 257
+        assert larger.generate(["ab"], max_new_tokens=200, **each)[0]
+    assert larger.logits(np.array([[299]])).shape == (1, 1, 300)
+
+
+def test_log_probabilities_leave_out_ids_without_text(larger: LanguageModel) -> None:
+    logits_V = larger.logits(np.array([[97]]))[0, 0]
+    scored = larger.engine().score([97, 98])[1]
+    assert scored.logprob == pytest.approx(float(logits_V[98] - jax.nn.logsumexp(logits_V[:257])), abs=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ class Choice:
             assert score.token is not None
             tokens.append(Reported(score.token, score.logprob, score.alternatives, offset))
             if prompt.text:  # an empty prompt is the end of the text before, which is not shown
-                offset += len(decoder.decode(token_bytes(self._tokenizer, score.token)))
+                offset += len(decoder.decode(self._tokenizer.decode_bytes([score.token])))
         self._decoded = self._length = len(prompt.text)
         return Piece(prompt.text, tuple(tokens), None)
 
@@ -79,8 +79,8 @@ class Choice:
         if new.token is not None:
             self.written += 1
             self._held.append(Reported(new.token, new.logprob, new.alternatives, self._decoded))
-            if new.finish != "end" and new.token < self._tokenizer.vocab:
-                self._decoded += len(self._decoder.decode(token_bytes(self._tokenizer, new.token)))
+            if new.finish != "end":
+                self._decoded += len(self._decoder.decode(self._tokenizer.decode_bytes([new.token])))
                 text = self._stream.push(new.token)
         if new.finish and not self._stream.stopped:
             text += self._stream.finish()
@@ -90,16 +90,9 @@ class Choice:
         return text
 
 
-def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """The bytes of an id; none where the model has more ids than the tokenizer."""
-    return tokenizer.decode_bytes([token]) if token < tokenizer.vocab else b""
-
-
 def token_name(tokenizer: Tokenizer, token: int) -> str:
     """A token as a string: its text, or its bytes where they are not whole characters."""
-    if token >= tokenizer.vocab:
-        return f"token:{token}"
-    content = token_bytes(tokenizer, token)
+    content = tokenizer.decode_bytes([token])
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
@@ -191,7 +184,7 @@ class Answer:
 
     def _chat_logprobs(self, tokens: Sequence[Reported]) -> dict[str, Any]:
         def entry(token: int, logprob: float | None) -> dict[str, Any]:
-            name, content = token_name(self.tokenizer, token), token_bytes(self.tokenizer, token)
+            name, content = token_name(self.tokenizer, token), self.tokenizer.decode_bytes([token])
             return {"token": name, "logprob": logprob, "bytes": list(content)}
 
         content = [

@@ -166,7 +166,7 @@ def task_figures(
     from jaxgpt.verbs.display import waiting
 
     tokenizer = lm.tokenizer
-    engine = Engine(lm.config, lm.params, slots=SLOTS, end=tokenizer.end_of_text, int8=int8)
+    engine = Engine(lm.text_config, lm.params, slots=SLOTS, end=tokenizer.end_of_text, int8=int8)
     with waiting(f"asking {len(examples)} examples"):
         scores = score_examples(engine, tokenizer, examples, shots=shots, instruction=instruction, seed=seed)
     drawn = f"{shots} shots drawn with seed {seed}" if shots else "zero-shot"

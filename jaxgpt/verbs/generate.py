@@ -102,7 +102,7 @@ def run(args: GenerateArgs) -> None:
         if len(request.prompt) > lm.config.context:
             note(f"a prompt of {len(request.prompt)} tokens: only the last {lm.config.context}, the context, are read")
     slots = 1 if args.stream else min(MOST_SLOTS, 1 << (len(prompts) - 1).bit_length())
-    engine = Engine(lm.config, lm.params, slots=slots, end=tokenizer.end_of_text, int8=args.int8)
+    engine = Engine(lm.text_config, lm.params, slots=slots, end=tokenizer.end_of_text, int8=args.int8)
     written: list[_Output] = [
         _Output(tokenizer, stop, prompt=None if asks else prompt, lines=None if args.logprobs is None else number)
         for number, prompt in enumerate(prompts)

@@ -72,7 +72,7 @@ def run(args: ServeArgs) -> None:
         with waiting(f"loading {args.model}"):
             lm = args.load(args.model)
             tokenizer = lm.tokenizer
-            engine = Engine(lm.config, lm.params, slots=args.slots, steps=args.steps, int8=args.int8)
+            engine = Engine(lm.text_config, lm.params, slots=args.slots, steps=args.steps, int8=args.int8)
         name, context = args.name or Path(args.model).resolve().name, lm.config.context
         del lm  # the engine has its own copy of the parameters
         limits = Limits(body=args.max_body, choices=args.max_choices, tokens=args.max_tokens)
