@@ -12,7 +12,7 @@ from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference import speculative
 from jaxgpt.inference.engine import Engine, Request
-from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.sampling import Sampling, draw
 from jaxgpt.inference.speculative import SpeculativeDecoder, judge
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.parallel import mesh_of, shardings
@@ -156,7 +156,7 @@ def test_the_drafts_own_texts_are_not(tiny_pair: tuple[Pair, Pair], monkeypatch:
     def careless(p_BTV, q_BTV, proposed_BT, accept_key_B, draw_key_B):
         accepted_B, _ = judge(p_BTV, q_BTV, proposed_BT, accept_key_B, draw_key_B)
         p_BV = jnp.take_along_axis(p_BTV, accepted_B[:, None, None], axis=1)[:, 0]
-        return accepted_B, speculative._draw(p_BV, draw_key_B)
+        return accepted_B, draw(draw_key_B, jnp.log(p_BV))
 
     monkeypatch.setattr(speculative, "judge", careless)
     speculative._round.clear_cache()

@@ -111,14 +111,11 @@ def choose(
     if not plan.draws:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     key_B = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(seed_B, number_B)
-    if plan.filters and logits_BV.shape[1] > CANDIDATES:
-        drawn_B = _draw_candidate(key_B, logits_BV, settings, plan)
-    else:
-        drawn_B = _draw(key_B, filtered(logits_BV, settings, plan))
+    drawn_B = draw(key_B, filtered(logits_BV, settings, plan))
     return jnp.where(settings.temperature > 0, drawn_B, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
 
 
-def _draw(key_B: Array, logits_BV: Array) -> Array:
+def draw(key_B: Array, logits_BV: Array) -> Array:
     """A token of each row with the probabilities of softmax (the Gumbel-max trick).
 
     `top_k` of one instead of argmax, into which XLA on CPU fuses the random numbers, and is slower (8 rows of 50,304:
@@ -128,41 +125,35 @@ def _draw(key_B: Array, logits_BV: Array) -> Array:
     return jax.lax.top_k(logits_BV + noise_BV, 1)[1][:, 0]
 
 
-def _draw_candidate(key_B: Array, logits_BV: Array, settings: Settings, plan: Plan) -> Array:
-    """A token of each row: of its CANDIDATES most probable ones where the filters keep no other, else of all.
+def filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
+    """The logits that tokens are drawn from: after temperature (rows of temperature 0 keep theirs) and the filters.
 
-    Which of the two is the row's own affair, so that rows still do not depend on each other.
+    Where a row's CANDIDATES most probable tokens hold all that the filters keep, they tell what the smallest is; only
+    where they do not is the whole vocabulary searched.
     """
-    logits_BV = _tempered(logits_BV, settings)
-    most_BC, token_BC = jax.lax.top_k(logits_BV, CANDIDATES)
-    kept_BC = keep_top_k(most_BC, settings.top_k)
-    total_B, kept_total_B = (jax.nn.logsumexp(logits, axis=-1) for logits in (logits_BV, kept_BC))
-    total_B = jnp.where(settings.top_k == 0, total_B, kept_total_B)
-    kept_BC = keep_min_p(keep_top_p(kept_BC, settings.top_p, total_B), settings.min_p)
-    enough_B = (settings.top_k <= CANDIDATES) & (kept_BC[:, -1] == -jnp.inf)  # no token past the last is as probable
-    drawn_B = jnp.take_along_axis(token_BC, _draw(key_B, kept_BC)[:, None], axis=-1)[:, 0]
+    logits_BV = logits_BV - logits_BV.max(axis=-1, keepdims=True)  # or a small temperature would overflow
+    logits_BV = logits_BV / jnp.where(settings.temperature > 0, settings.temperature, 1.0)[:, None]
+    if not plan.filters:
+        return logits_BV
+    if logits_BV.shape[1] <= CANDIDATES:
+        return _keep(logits_BV, settings)
+    kept_BC = _keep(jax.lax.top_k(logits_BV, CANDIDATES)[0], settings, jax.nn.logsumexp(logits_BV, axis=-1))
+    found_B = (settings.top_k <= CANDIDATES) & (kept_BC[:, -1] == -jnp.inf)  # if the last is out, so are all behind it
+    smallest_B = jnp.where(kept_BC == -jnp.inf, jnp.inf, kept_BC).min(axis=-1)
+    kept_BV = jnp.where(logits_BV >= smallest_B[:, None], logits_BV, -jnp.inf)
     return jax.lax.cond(
-        (enough_B | (settings.temperature == 0)).all(),
-        lambda: drawn_B,
-        lambda: jnp.where(enough_B, drawn_B, _draw(key_B, _filtered(logits_BV, settings, plan))),
+        (found_B | (settings.temperature == 0)).all(),
+        lambda: kept_BV,
+        lambda: jnp.where(found_B[:, None], kept_BV, _keep(logits_BV, settings)),
     )
 
 
-def filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
-    """The logits that tokens are drawn from: after temperature (rows of temperature 0 keep theirs) and the filters."""
-    return _filtered(_tempered(logits_BV, settings), settings, plan)
-
-
-def _tempered(logits_BV: Array, settings: Settings) -> Array:
-    logits_BV = logits_BV - logits_BV.max(axis=-1, keepdims=True)  # or a small temperature would overflow
-    return logits_BV / jnp.where(settings.temperature > 0, settings.temperature, 1.0)[:, None]
-
-
-def _filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
-    if not plan.filters:
-        return logits_BV
-    logits_BV = keep_top_k(logits_BV, settings.top_k)
-    return keep_min_p(keep_top_p(logits_BV, settings.top_p), settings.min_p)
+def _keep(logits_BV: Array, settings: Settings, total_B: Array | None = None) -> Array:
+    """-inf for what a row's filters do not keep; `total_B` is what `keep_top_p` needs where nothing is out by top-k."""
+    kept_BV = keep_top_k(logits_BV, settings.top_k)
+    if total_B is not None:
+        total_B = jnp.where(settings.top_k == 0, total_B, jax.nn.logsumexp(kept_BV, axis=-1))
+    return keep_min_p(keep_top_p(kept_BV, settings.top_p, total_B), settings.min_p)
 
 
 @jax.tree_util.register_dataclass

@@ -22,7 +22,7 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference.layout import heads_sharding, kernels_for, mesh_under, on_heads, served
 from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, bucket_of
-from jaxgpt.inference.sampling import Plan, Sampling, Settings, filtered, settings_of
+from jaxgpt.inference.sampling import Plan, Sampling, Settings, draw, filtered, settings_of
 from jaxgpt.model.cache import KVCache, lengthened
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.model.linear import Kernels
@@ -214,7 +214,7 @@ def _start(
     last_BD, target_cache = target.read_prompt(params[0], tokens_BT, length_B, span)
     _, draft_cache = draft.read_prompt(params[1], tokens_BT, length_B - 1, span)
     key_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seed_B)
-    first_B = _draw(target.distribution(params[0], last_BD, settings, plan), key_B)
+    first_B = draw(key_B, jnp.log(target.distribution(params[0], last_BD, settings, plan)))
     last_B = jnp.take_along_axis(tokens_BT, (length_B - 1)[:, None], axis=1)[:, 0]
     return jnp.stack([last_B, first_B], axis=1), (target_cache, draft_cache)
 
@@ -256,18 +256,18 @@ def _propose(
     It reads the last two tokens first: where all it proposed was accepted, its cache lacks the last of that.
     """
 
-    def draw(x_BD: Array, step: Array | int) -> tuple[Array, Array]:
+    def propose(x_BD: Array, step: Array | int) -> tuple[Array, Array]:
         q_BV = draft.distribution(params, x_BD, settings, plan)
-        return _draw(q_BV, jax.vmap(jax.random.fold_in, (0, None))(key_B, step)), q_BV
+        return draw(jax.vmap(jax.random.fold_in, (0, None))(key_B, step), jnp.log(q_BV)), q_BV
 
     def one_more(carry: tuple[KVCache, Array], step: Array) -> tuple[tuple[KVCache, Array], tuple[Array, Array]]:
         cache, token_B = carry
         x_BTD, cache = draft.read(params, token_B[:, None], cache)
-        token_B, q_BV = draw(x_BTD[:, 0], step)
+        token_B, q_BV = propose(x_BTD[:, 0], step)
         return (cache, token_B), (token_B, q_BV)
 
     x_BTD, cache = draft.read(params, last_B2, cache)
-    first = draw(x_BTD[:, 1], 0)
+    first = propose(x_BTD[:, 1], 0)
     (cache, _), later = jax.lax.scan(one_more, (cache, first[0]), jnp.arange(1, lookahead))
     token_BT, q_BTV = (
         jnp.concatenate([one[:, None], jnp.moveaxis(more, 0, 1)], axis=1)
@@ -297,9 +297,4 @@ def judge(
     p_BV, q_BV = (jnp.take_along_axis(of, accepted_B[:, None, None], axis=1)[:, 0] for of in (p_BTV, none_BTV))
     rest_BV = jnp.maximum(p_BV - q_BV, 0)
     rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)  # p = q, refused by a rounding error
-    return accepted_B, _draw(rest_BV, draw_key_B)
-
-
-def _draw(weights_BV: Array, key_B: Array) -> Array:
-    """A token of each row [B], with probabilities in proportion to the weights."""
-    return jax.vmap(jax.random.categorical)(key_B, jnp.log(weights_BV)).astype(jnp.int32)
+    return accepted_B, draw(draw_key_B, jnp.log(rest_BV))
