@@ -11,12 +11,13 @@ import pytest
 
 from jaxgpt.cli import main
 from jaxgpt.config import GPTConfig
+from jaxgpt.inference.beam import beam_search
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.verbs.generate import SamplingFlags
 
 BYTES = load_tokenizer("bytes")
@@ -162,6 +163,11 @@ def test_int8_writes_what_an_int8_engine_does(lm: LanguageModel, generate: Any) 
         (["--logprobs", "21"], 2, "logprobs = 21"),
         (["--min-p", "2"], 2, "min_p = 2"),
         (["--examples", "nothing.jsonl"], 66, "nothing.jsonl"),
+        (["--beams", "-1", "--max-new-tokens", "9"], 2, "beams = -1"),
+        (["--beams", "2", "--int8"], 2, "--beams with --int8"),
+        (["--beams", "2", "--draft", "gpt2"], 2, "--beams with --draft"),
+        (["--draft", "gpt2", "--logprobs", "1"], 2, "--draft with --logprobs"),
+        (["b" * 60, "--beams", "2", "--max-new-tokens", "9"], 2, "after 60 tokens of prompt 2: the context is 64"),
     ],
 )
 @pytest.mark.parametrize("way", ["--stream", "--no-stream"])
@@ -170,6 +176,42 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     out, err = generate("a", *flags, way, code=code)
     assert out == "" and why in err
+
+
+def test_beams_find_the_text_that_beam_search_finds(lm: LanguageModel, generate: Any, tmp_path: Path) -> None:
+    params = jax.tree.map(lambda leaf: leaf / 5, lm.params)  # logits that differ less: greedy text is not the best
+    LanguageModel(lm.config, params, BYTES).save(tmp_path / "soft")
+    search = {"beams": 4, "max_new_tokens": 12, "length_penalty": 0.5, "end": 256}
+    a, q = (BYTES.decode(beam_search(lm.config, params, BYTES.encode(p), **search)[0].tokens) for p in ("ab", "q"))
+    flags = ("--beams", 4, "--length-penalty", 0.5, "--max-new-tokens", 12)
+    for way in ("--stream", "--no-stream"):
+        assert generate("ab", "q", *flags, way, model=tmp_path / "soft")[0] == f"ab{a}\nq{q}\n"
+    greedy, _ = generate("ab", "q", "--temperature", 0, "--max-new-tokens", 12, model=tmp_path / "soft")
+    assert greedy != f"ab{a}\nq{q}\n"
+    assert generate("ab", *flags, "--max-new-tokens", 0)[0] == "ab\n"
+
+
+def test_a_draft_leaves_greedy_text_as_it_is(lm: LanguageModel, lm_folder: Path, generate: Any, tmp_path: Path) -> None:
+    other = jax.jit(define(lm.config).init)(jax.random.key(9))
+    LanguageModel(lm.config, other, BYTES).save(tmp_path / "other")
+    flags = ("ab", "q", "--temperature", 0, "--max-new-tokens", 30)
+    plain, _ = generate(*flags)
+    for draft, accepted in ((lm_folder, "100% accepted, 0.2"), (tmp_path / "other", "draft: ")):
+        text, told = generate(*flags, "--draft", draft)
+        assert text == plain and told.count(accepted) == 1
+    stop = plain.splitlines()[0][4:6]
+    text, told = generate("ab", *flags[2:], "--draft", lm_folder, "--stop", stop)
+    assert text == generate("ab", *flags[2:], "--stop", stop)[0] and "accepted" in told
+
+
+def test_a_draft_needs_the_same_tokenizer_and_no_penalties(lm_folder: Path, generate: Any, tmp_path: Path) -> None:
+    config = GPTConfig(vocab=258, context=64, layers=1, heads=1, width=8)
+    pairs = Tokenizer({**BYTES.ranks, b"ab": 256})
+    LanguageModel(config, jax.jit(define(config).init)(jax.random.key(3)), pairs).save(tmp_path / "pairs")
+    out, err = generate("ab", "--draft", tmp_path / "pairs", "--max-new-tokens", 5, code=2)
+    assert not out and "its tokenizer is another" in err
+    out, err = generate("ab", "--draft", lm_folder, "--max-new-tokens", 5, "--presence-penalty", 1, code=2)
+    assert not out and "penalties" in err and "accepted" not in err
 
 
 def test_no_new_tokens_are_no_new_text(generate: Any) -> None:

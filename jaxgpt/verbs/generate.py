@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxgpt.errors import ConfigError
-from jaxgpt.verbs.engine_flags import EngineFlags
+from jaxgpt.verbs.decoders import Decoder, DecoderFlags
 
 if TYPE_CHECKING:
-    from jaxgpt.inference.engine import Engine, NewToken, Request
+    from jaxgpt.inference.engine import NewToken, Request
     from jaxgpt.inference.sampling import Sampling
     from jaxgpt.text.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ class SamplingFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArgs(SamplingFlags, EngineFlags):
+class GenerateArgs(SamplingFlags, DecoderFlags):
     """Continue each PROMPT and write prompt and continuation to stdout.
 
     With --instruction or --examples a PROMPT is a query instead, put behind them, and only the answer is written.
@@ -83,7 +83,6 @@ class GenerateArgs(SamplingFlags, EngineFlags):
 
 def run(args: GenerateArgs) -> None:
     """Write the texts. What cannot be run is refused before anything is written."""
-    from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt, read_examples
     from jaxgpt.language_model import MOST_SLOTS
     from jaxgpt.verbs.display import note
@@ -102,29 +101,29 @@ def run(args: GenerateArgs) -> None:
         if len(request.prompt) > lm.config.context:
             note(f"a prompt of {len(request.prompt)} tokens: only the last {lm.config.context}, the context, are read")
     slots = 1 if args.stream else min(MOST_SLOTS, 1 << (len(prompts) - 1).bit_length())
-    engine = Engine(lm.text_config, lm.params, slots=slots, end=tokenizer.end_of_text, int8=args.int8)
     written: list[_Output] = [
         _Output(tokenizer, stop, prompt=None if asks else prompt, lines=None if args.logprobs is None else number)
         for number, prompt in enumerate(prompts)
     ]
-    if args.stream:
-        for request, output in zip(requests, written, strict=True):
-            for _, piece in _pieces(engine, [request], [output]):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-        return
-    wholes = [""] * len(prompts)
-    for place, piece in _pieces(engine, requests, written):
-        wholes[place] += piece
-    sys.stdout.write("".join(wholes))
+    with args.decoder(lm, requests, slots=slots) as decoder:
+        if args.stream:
+            for request, output in zip(requests, written, strict=True):
+                for _, piece in _pieces(decoder, [request], [output]):
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+        else:
+            wholes = [""] * len(prompts)
+            for place, piece in _pieces(decoder, requests, written):
+                wholes[place] += piece
+            sys.stdout.write("".join(wholes))
 
 
-def _pieces(engine: "Engine", requests: "Sequence[Request]", outputs: "Sequence[_Output]") -> Iterator[tuple[int, str]]:
+def _pieces(decoder: Decoder, requests: "Sequence[Request]", outputs: "Sequence[_Output]") -> Iterator[tuple[int, str]]:
     """What is to be written for these requests, as it comes, with each one's place in the list."""
-    for place, new in engine.run(requests):
+    for place, new in decoder.run(requests):
         yield place, outputs[place].take(new)
         if outputs[place].stopped:
-            engine.cancel(new.request)
+            decoder.cancel(new.request)
     for place, output in enumerate(outputs):
         yield place, output.end()
 
