@@ -4,10 +4,11 @@ A prompt is read in one pass (`programs.prefill`), padded to a power of two, and
 slot of the cache. Then all slots go on together (`programs.decode`), several tokens a call of the device. The cache is
 as long as the longest row needs, rounded up to a power of two, so that any mix of lengths compiles at most
 
-    prefill: (number of bucket lengths) x (number of powers of two up to the slots)     decode: number of spans
+    prefill: (number of bucket lengths) x (number of powers of two up to the slots)
+    pick: number of powers of two up to the slots     decode: number of spans
 
-programs for each combination of what is asked for (`Plan`, log-probabilities). Rows never mix: what a request gets does
-not depend on the requests beside it.
+programs, the last two for each combination of what is asked for (`Plan`, log-probabilities). Rows never mix: what a
+request gets does not depend on the requests beside it.
 
 Past the context window a request slides (the older half is dropped and the rest is read again from position 0) or
 stops, as it says. A prompt longer than the window is cut to its last tokens the same way.
@@ -245,10 +246,10 @@ class Engine:
         length_B = np.array([len(window) for _, _, window in group], np.int32)
         rows = [row for _, row, _ in group]
         seen = _seen_of(rows, self.config) if any(row.request.sampling.penalises for row in rows) else None
-        picked, keys, values = programs.prefill(
-            self._params, tokens_BT, length_B, *self._drawing(rows), seen,
-            config=self.config, kernels=self._kernels, plan=_plan(rows), logprobs=_reports(rows),
-        )  # fmt: skip
+        logits_BV, keys, values = programs.prefill(
+            self._params, tokens_BT, length_B, config=self.config, kernels=self._kernels
+        )
+        picked = programs.pick(logits_BV, *self._drawing(rows), seen, plan=_plan(rows), logprobs=_reports(rows))
         slots = np.array([slot for slot, _, _ in group], np.int32)
         self._cache = programs.put(self._room_for(bucket), keys, values, slots, sharding=self._heads)
         self._seen = None  # made anew when next needed

@@ -1,4 +1,4 @@
-"""What the engine has the device do, each a compiled program: read prompts, fill slots, decode, score.
+"""What the engine has the device do, each a compiled program: read prompts, draw, fill slots, decode, score.
 
 A program is compiled once for each combination of shapes and static arguments; lengths are rounded up (`bucket_of`) so
 that there are few.
@@ -49,9 +49,12 @@ def longer_cache(cache: KVCache, *, span: int, sharding: NamedSharding) -> KVCac
     return on_heads(lengthened(cache, span), sharding)
 
 
-def _pick(
-    logits_BV: Array, settings: Settings, seed_B: Array, number_B: Array, seen: Seen | None, plan: Plan, logprobs: bool
-) -> Picked:
+@functools.partial(jax.jit, static_argnames=("plan", "logprobs"))
+def pick(
+    logits_BV: Array, settings: Settings, seed_B: Array, number_B: Array, seen: Seen | None, *, plan: Plan,
+    logprobs: bool,
+) -> Picked:  # fmt: skip
+    """The next token of every row."""
     token_B = choose(logits_BV, settings, seed_B, number_B, plan, seen)
     if not logprobs:
         return Picked(token_B, None, None)
@@ -60,18 +63,16 @@ def _pick(
     return Picked(token_B, jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0], (top[0], top[1]))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kernels", "plan", "logprobs"))
+@functools.partial(jax.jit, static_argnames=("config", "kernels"))
 def prefill(
-    params: Params, tokens_BT: Array, length_B: Array, settings: Settings, seed_B: Array, number_B: Array,
-    seen: Seen | None, *, config: GPTConfig, kernels: Kernels, plan: Plan, logprobs: bool,
-) -> tuple[Picked, tuple[Array, ...], tuple[Array, ...]]:  # fmt: skip
-    """The token after each window, and the windows' keys and values. Padding stands on the right, unseen."""
+    params: Params, tokens_BT: Array, length_B: Array, *, config: GPTConfig, kernels: Kernels
+) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+    """The logits [B, V] after each window, and the windows' keys and values. Padding stands on the right, unseen."""
     model = define(config, kernels=kernels)
     x_BTD, cache = model.hidden(params, tokens_BT, keep=True)
     assert cache is not None
     last_BD = jnp.take_along_axis(x_BTD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-    picked = _pick(model.unembed(params, last_BD), settings, seed_B, number_B, seen, plan, logprobs)
-    return picked, cache.keys, cache.values
+    return model.unembed(params, last_BD), cache.keys, cache.values
 
 
 @functools.partial(jax.jit, donate_argnames="cache", static_argnames="sharding")
@@ -105,11 +106,11 @@ def decode(
     """
     model = define(config, kernels=kernels)
 
-    def pick(cache: KVCache, seen: Seen | None, token_B: Array, number_B: Array) -> tuple[KVCache, Picked]:
+    def read(cache: KVCache, seen: Seen | None, token_B: Array, number_B: Array) -> tuple[KVCache, Picked]:
         x_BTD, longer = model.hidden(params, token_B[:, None], cache=cache)
         assert longer is not None
         logits_BV = model.unembed(params, x_BTD[:, 0])
-        return longer, _pick(logits_BV, settings, seed_B, number_B, seen, plan, logprobs)
+        return longer, pick(logits_BV, settings, seed_B, number_B, seen, plan=plan, logprobs=logprobs)
 
     def going_on(carry: Any) -> Array:
         step, *_, left_B, _, _ = carry
@@ -117,7 +118,7 @@ def decode(
 
     def one_step(carry: Any) -> Any:
         step, cache, seen, token_B, number_B, left_B, made_B, picked = carry
-        longer, one = pick(cache, seen, token_B, number_B)
+        longer, one = read(cache, seen, token_B, number_B)
         active_B = left_B > 0
         cache = on_heads(longer, sharding)
         cache = KVCache(cache.keys, cache.values, jnp.where(active_B, longer.length_B, longer.length_B - 1))
@@ -128,7 +129,7 @@ def decode(
         left_B = jnp.where(active_B & (token_B != end), left_B - 1, 0)
         return step + 1, cache, seen, token_B, number_B + active_B, left_B, made_B + active_B, picked
 
-    shapes = jax.eval_shape(pick, cache, seen, token_B, number_B)[1]
+    shapes = jax.eval_shape(read, cache, seen, token_B, number_B)[1]
     picked = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
     start = (jnp.int32(0), cache, seen, token_B, number_B, left_B, jnp.zeros_like(left_B), picked)
     _, cache, seen, _, _, _, made_B, picked = jax.lax.while_loop(going_on, one_step, start)
