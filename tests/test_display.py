@@ -1,6 +1,8 @@
+import sys
+
 import pytest
 
-from jaxgpt.verbs.display import TrainingDisplay, duration, waiting
+from jaxgpt.verbs.display import TrainingDisplay, duration, waiting, write_text
 
 
 @pytest.mark.parametrize(
@@ -9,6 +11,16 @@ from jaxgpt.verbs.display import TrainingDisplay, duration, waiting
 )
 def test_durations_as_people_say_them(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_models_text_cannot_steer_a_terminal(
+    terminal: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "a\tb\r\n\x1b[2J\x07\x9b1m\x7f é\u3000"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    write_text(text)
+    assert capsys.readouterr().out == ("a\tb\r\n�[2J��1m� é\u3000" if terminal else text)
 
 
 def test_a_wait_is_named_before_it_begins(capsys: pytest.CaptureFixture) -> None:

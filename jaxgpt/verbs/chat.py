@@ -78,7 +78,7 @@ def run(args: ChatArgs) -> None:
 def _reply(engine: "Engine", talk: "Conversation", request: "Request", line: str, stop: tuple[str, ...]) -> None:
     """Write the answer to a line as it comes, and remember it; each answer draws with a seed of its own."""
     from jaxgpt.serving.chat import answer_pieces
-    from jaxgpt.verbs.display import note
+    from jaxgpt.verbs.display import note, write_text
 
     with _interruptible() as stopped:
         ids, left_out = talk.ask(line)
@@ -89,11 +89,9 @@ def _reply(engine: "Engine", talk: "Conversation", request: "Request", line: str
         said = []
         for piece in answer_pieces(engine, request, talk.tokenizer, talk.stop + stop, stopped):
             said.append(piece)
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            write_text(piece)
         talk.answer("".join(said))
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        write_text("\n")
         if stopped():
             note("(stopped)")
 

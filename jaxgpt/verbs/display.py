@@ -1,5 +1,6 @@
-"""What a person sees while waiting, all of it on stderr: notes, bars, and the progress of training."""
+"""What a person sees: a model's text on stdout; notes, bars and the progress of training on stderr."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +9,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+# What moves the cursor, recolours or does worse to a terminal: control characters, but tab, newline and return.
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def write_text(text: str) -> None:
+    """Write a model's text to stdout at once: as it is to a file or pipe, without control characters to a terminal."""
+    sys.stdout.write(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def note(text: str) -> None:

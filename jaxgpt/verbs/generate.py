@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +84,7 @@ def run(args: GenerateArgs) -> None:
     """Write the texts. What cannot be run is refused before anything is written."""
     from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt, read_examples
     from jaxgpt.language_model import MOST_SLOTS
-    from jaxgpt.verbs.display import note
+    from jaxgpt.verbs.display import note, write_text
 
     sampling, prompts, stop = args.sampling(), list(args.prompts), args.stop
     asks = bool(args.instruction) or args.examples is not None
@@ -109,13 +108,12 @@ def run(args: GenerateArgs) -> None:
         if args.stream:
             for request, output in zip(requests, written, strict=True):
                 for _, piece in _pieces(decoder, [request], [output]):
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    write_text(piece)
         else:
             wholes = [""] * len(prompts)
             for place, piece in _pieces(decoder, requests, written):
                 wholes[place] += piece
-            sys.stdout.write("".join(wholes))
+            write_text("".join(wholes))
 
 
 def _pieces(decoder: Decoder, requests: "Sequence[Request]", outputs: "Sequence[_Output]") -> Iterator[tuple[int, str]]:
