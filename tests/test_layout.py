@@ -32,6 +32,19 @@ def test_another_layout_is_the_same_model(
     assert dtypes <= {"float32", config.compute_dtype}
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("kernels", [Kernels(), Kernels(turned=True), Kernels(int8=True)], ids=str)
+def test_parameters_that_are_consumed_make_the_same_and_their_blocks_are_gone(
+    config: GPTConfig, layers: int, kernels: Kernels
+) -> None:
+    config = dataclasses.replace(config, layers=layers)
+    params = jax.jit(define(config).init)(jax.random.key(3))
+    expected = jax.device_get(served(params, config, kernels, ONE))
+    consumed = served(params, config, kernels, ONE, consume=True)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params["h"]))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(consumed), expected)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 40])
 @pytest.mark.parametrize("outputs", [(24,), (3, 8), (7,)])
 def test_a_turned_product_is_the_product(rows: int, outputs: tuple[int, ...]) -> None:

@@ -83,7 +83,8 @@ class Engine:
 
     `slots` rows decode together; more requests wait. `end` is the id that ends a text. `steps` is how many tokens a
     call of the device makes at most: requests join and leave between calls. `int8` quantises the weights. On a mesh,
-    parameters lie as in training, heads over its `tensor` axis.
+    parameters lie as in training, heads over its `tensor` axis. The engine keeps a copy of the parameters, laid out
+    for it; `consume` gives it those given instead, which nothing else can use any more.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Engine:
         steps: int = 16,
         int8: bool = False,
         mesh: Mesh | None = None,
+        consume: bool = False,
     ) -> None:
         if slots < 1 or steps < 1:
             raise ConfigError(f"slots = {slots}, steps = {steps}", why="both must be 1 or more", fix="change it")
@@ -103,7 +105,7 @@ class Engine:
         self.config, self.slots, self.steps = config, slots, steps
         self._end = -1 if end is None else end
         self._kernels = kernels_for(mesh, int8=int8)
-        self._params = served(params, config, self._kernels, mesh)
+        self._params = served(params, config, self._kernels, mesh, consume=consume)
         self._heads = heads_sharding(config, mesh)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._rows: list[_Row | None] = [None] * slots

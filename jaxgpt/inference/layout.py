@@ -26,11 +26,14 @@ def kernels_for(mesh: Mesh, *, int8: bool) -> Kernels:
     return Kernels(turned=one_cpu, int8=int8)
 
 
-def served(params: Params, config: GPTConfig, kernels: Kernels, mesh: Mesh) -> Params:
+def served(params: Params, config: GPTConfig, kernels: Kernels, mesh: Mesh, *, consume: bool = False) -> Params:
     """The parameters as `define(config, kernels=kernels)` takes them, `h` a tuple of layers, on the mesh.
 
     Stacked leaves are taken apart one at a time; matrices are stored in the dtype they are computed with. int8 rounds
     each output's weights to 255 steps of their largest magnitude / 127 (symmetric, per output channel).
+
+    `consume` deletes the stacked leaves as they are taken apart, so that there are never two copies of the blocks; the
+    parameters given are of no more use then.
     """
     tree: dict[str, Any] = {"h": tuple({} for _ in range(config.layers))}
     for place, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -44,6 +47,9 @@ def served(params: Params, config: GPTConfig, kernels: Kernels, mesh: Mesh) -> P
                 node = node.setdefault(parent, {})
             for name, array in part.items():
                 node[name] = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*specs[name])))
+        if consume and stacked:
+            jax.block_until_ready(parts)
+            leaf.delete()
     return tree
 
 

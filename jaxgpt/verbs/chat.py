@@ -57,7 +57,9 @@ def run(args: ChatArgs) -> None:
     template = template_of(args.model) if args.template == "auto" else args.template
     lm = args.load(args.model)
     tokenizer = lm.tokenizer
-    engine = Engine(lm.text_config, lm.params, end=tokenizer.end_of_text, slots=1, steps=STEPS, int8=args.int8)
+    engine = Engine(
+        lm.text_config, lm.params, end=tokenizer.end_of_text, slots=1, steps=STEPS, int8=args.int8, consume=True
+    )  # fmt: skip
     request = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)
     room = room_for_prompt(lm.config.context, args.max_new_tokens)
     talk = Conversation(tokenizer, template, room, args.system)

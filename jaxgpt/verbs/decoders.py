@@ -38,7 +38,7 @@ class DecoderFlags(EngineFlags):
 
         end = lm.tokenizer.end_of_text
         if not self.beams and self.draft is None:
-            yield Engine(lm.text_config, lm.params, slots=slots, end=end, int8=self.int8)
+            yield Engine(lm.text_config, lm.params, slots=slots, end=end, int8=self.int8, consume=True)
             return
         way = "beams" if self.beams else "draft"
         logprobs = any(request.logprobs is not None for request in requests)
