@@ -114,6 +114,15 @@ def test_of_many_tokens_those_are_drawn_that_the_filters_keep(settings: dict[str
         assert abs(np.isin(tokens, some_V).mean() - share) <= 4 * np.sqrt(share * (1 - share) / FEWER_DRAWS) + 1e-6
 
 
+def test_an_accelerator_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    samplings = [Sampling(), Sampling(top_k=5), Sampling(top_p=0.5), Sampling(top_k=400), Sampling(min_p=0.1)]
+    logits_BV = 2 * jax.random.normal(jax.random.key(1), (5, 2000))
+    drawing = settings_of(samplings), np.arange(5, dtype=np.uint32), np.arange(5, dtype=np.int32), Plan.of(samplings)
+    here = choose(logits_BV, *drawing)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    np.testing.assert_array_equal(choose(logits_BV, *drawing), here)
+
+
 def test_ties_past_the_candidates_stay() -> None:
     logits_BV = jnp.where(jnp.arange(2000) % 4 == 0, 1.0, -1.0)[None].repeat(FEWER_DRAWS, axis=0)
     tokens = chosen(logits_BV, Sampling(top_k=5))  # 500 are as probable as the fifth
