@@ -41,7 +41,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command line (default: this process's) and exit with the code that DESIGN's table gives it."""
+    """Run one command line (default: this process's) and exit with 0, or with the code of the error (`errors`)."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

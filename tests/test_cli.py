@@ -186,16 +186,17 @@ SAMPLING_FLAGS = [
     "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty",
     "--frequency-penalty", "--stop", "--seed", "--int8", "--compute-dtype", "--tensor",
 ]  # fmt: skip
-FLAGS = {  # DESIGN section 6
+FLAGS = {  # what scripts rely on
     "info": [],
     "prepare": ["--out", "--tokenizer", "--val-fraction", "TEXT"],
     "tokenizer": ["--vocab", "--out", "TEXT"],
     "pretrain": ["--from", "--out-dir", "--data.path", "--steps", "--seed", "--log-every", "--eval-every",
                  "--checkpoint-every", "--optim.learning-rate", "--mesh.fsdp", "CONFIG"],
-    "generate": [*SAMPLING_FLAGS, "--instruction", "--examples", "--logprobs", "--stream", "MODEL", "PROMPT"],
+    "generate": [*SAMPLING_FLAGS, "--instruction", "--examples", "--logprobs", "--stream", "--beams", "--length-penalty",
+                 "--draft", "--lookahead", "MODEL", "PROMPT"],
     "evaluate": ["--data", "--examples", "--shots", "--instruction", "--seed", "--int8", "--json", "MODEL"],
     "chat": [*SAMPLING_FLAGS, "--template", "--system", "MODEL"],
-    "serve": ["--host", "--port", "--api-key", "--slots", "--queue", "--int8", "--tensor", "MODEL"],
+    "serve": ["--host", "--port", "--api-key", "--slots", "--queue", "--int8", "--tensor", "--warm-up", "MODEL"],
     "convert": ["--to", "--check", "--dtype", "--vocab", "--layer-norm-epsilon", "SRC", "DST"],
     "bench": ["train", "generate", "--preset", "--batch", "--prompt", "--new", "--json"],
 }  # fmt: skip

@@ -222,6 +222,17 @@ def test_any_mix_of_lengths_compiles_few_programs(params: Params) -> None:
     assert all(p._cache_size() - b <= m for p, b, m in zip(compiled, before, most, strict=True))
 
 
+def test_after_a_warm_up_common_requests_compile_nothing(config: GPTConfig, params: Params) -> None:
+    engine = Engine(config, params, slots=2, steps=3)
+    engine.warm_up()
+    compiled = programs.prefill, programs.pick, programs.put, programs.decode
+    before = [program._cache_size() for program in compiled]
+    for sampling in (GREEDY, Sampling(temperature=0.7), WILD, Sampling(min_p=0.1)):
+        for logprobs in (None, 5):
+            assert len(texts(engine, [request([1, 2, 3], 9, sampling, logprobs=logprobs)])[0]) == 9
+    assert [program._cache_size() for program in compiled] == before
+
+
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1, fsdp=2, tensor=4), MeshConfig(data=2, tensor=4)], ids=str)
 def test_a_mesh_gives_the_tokens_of_one_device(config: GPTConfig, params: Params, mesh: MeshConfig) -> None:
     requests = [request(prompt_of(n), 40, WILD if n % 2 else GREEDY, seed=n) for n in (3, 8, 31)]

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -447,11 +448,14 @@ def test_work_for_a_client_that_left_is_cancelled() -> None:
 def test_sigterm_lets_a_running_request_end_and_exits_with_0(model: LanguageModel, tmp_path: Path) -> None:
     model.save(tmp_path / "tiny")
     BYTES.save_json(tmp_path / "tiny" / "tokenizer.json")
-    code = "import sys; from jaxgpt.verbs.serve import *; run(ServeArgs(model=sys.argv[1], port=0, steps=1))"
+    code = (
+        "import sys; from jaxgpt.verbs.serve import *; run(ServeArgs(model=sys.argv[1], port=0, steps=1, warm_up=True))"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "tiny")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"XLA_FLAGS": ""}, text=True)
     assert process.stderr
     with process, process.stderr:
+        assert "compiling ...\n" in itertools.takewhile(lambda line: "compiling:" not in line, process.stderr)
         port = next(int(found[1]) for line in process.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)/ ", line)))
         with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 180, "stream": True, "seed": 1})

@@ -177,6 +177,17 @@ class Engine:
             for number in places:
                 self.cancel(number)
 
+    def warm_up(self) -> None:
+        """Compile what common requests run: greedy, drawn, and filtered, each with log-probabilities and without.
+
+        Short texts, one at a time; longer ones and more at a time compile a program more when they first come.
+        """
+        for sampling in (Sampling(temperature=0), Sampling(), Sampling(top_p=0.9)):
+            for logprobs in (None, 0):
+                request = Request(prompt=(0,), max_new_tokens=2, sampling=sampling, logprobs=logprobs)
+                for _ in self.run([request]):
+                    pass
+
     def score(self, ids: Sequence[int], alternatives: int = 0) -> list[NewToken]:
         """Log-probabilities of the tokens of a text, each given those before it; the first has none.
 

@@ -44,6 +44,8 @@ class ServeArgs(EngineFlags):
     """Prompts times n that one call may ask for."""
     max_body: int = 1 << 20
     """Bytes of a request's body."""
+    warm_up: bool = False
+    """Compile what common requests run before the first one comes."""
     drain: int = 30
     """Seconds that running requests have to end after SIGTERM."""
 
@@ -75,6 +77,9 @@ def run(args: ServeArgs) -> None:
             engine = Engine(
                 lm.text_config, lm.params, slots=args.slots, steps=args.steps, int8=args.int8, consume=True
             )  # fmt: skip
+        if args.warm_up:
+            with waiting("compiling"):
+                engine.warm_up()
         name, context = args.name or Path(args.model).resolve().name, lm.config.context
         del lm
         limits = Limits(body=args.max_body, choices=args.max_choices, tokens=args.max_tokens)
