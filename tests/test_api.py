@@ -222,13 +222,6 @@ def test_what_comes_after_a_stop_string_is_not_counted() -> None:
     assert choice.written == 3
 
 
-def test_an_id_the_tokenizer_does_not_know_has_a_name_and_no_text() -> None:
-    choice = Choice(BYTES, [])
-    piece = choice.add([NewToken(1, 300, -1.0, ((300, -1.0), (97, -2.0)), "length")])
-    answer = Answer(completion(prompt="x", logprobs=1), "tiny", BYTES).chunk(0, piece)
-    assert answer["choices"][0]["text"] == "" and answer["choices"][0]["logprobs"]["tokens"] == ["token:300"]
-
-
 def test_the_chosen_token_is_always_among_the_alternatives() -> None:
     piece = Choice(BYTES, []).add([NewToken(1, 99, -4.0, ((97, -0.1), (98, -3.0)), "length")])
     logprobs = Answer(completion(prompt="x", logprobs=2), "tiny", BYTES).chunk(0, piece)["choices"][0]["logprobs"]
