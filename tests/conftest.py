@@ -60,6 +60,15 @@ def lm_folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+@pytest.fixture(scope="session")
+def model() -> LanguageModel:
+    """A model of bytes with 192 tokens of context, whose text depends on the position: what the server serves."""
+    config = GPTConfig(vocab=257, context=192, layers=1, heads=2, width=16)
+    params = jax.jit(define(config).init)(jax.random.key(0))
+    moved = {"wpe": {"embedding": 100 * params["wpe"]["embedding"]}}
+    return LanguageModel(config, params | moved, load_tokenizer("bytes"))
+
+
 @jax.jit
 def shaken(params: Params) -> Params:
     """Random numbers added to every parameter, except to the embedding's padding rows."""

@@ -4,12 +4,10 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import pytest
-from test_server import BYTES, CONFIG, SECRET, Served, until
+from test_server import SECRET, Served, until
 
 from jaxgpt.language_model import LanguageModel
-from jaxgpt.model.gpt import define
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium")
@@ -19,12 +17,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="needs Debian's Chromium: apt-get install chromium"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    params = jax.jit(define(CONFIG).init)(jax.random.key(0))
-    return LanguageModel(CONFIG, params | {"wpe": {"embedding": 100 * params["wpe"]["embedding"]}}, BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +103,7 @@ def test_escape_stops_and_frees_the_slot(page: Any, server: Served) -> None:
     server.engine.let_go()
     until(lambda: server.scheduler.running == 0)
     playwright.expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    assert 0 < page.locator(".token").count() < 30
 
 
 def test_copy_takes_prompt_and_text(page: Any) -> None:
@@ -130,6 +123,7 @@ def test_an_error_of_the_server_is_said(page: Any) -> None:
     page.locator("#prompt").fill("a" * 200)
     page.keyboard.press("Control+Enter")
     playwright.expect(page.locator("#status")).to_contain_text("prompt must have at most 192 tokens")
+    assert page.locator(".token").count() == 0
 
 
 def test_the_key_is_asked_for_and_kept_in_memory(browser: Any, model: LanguageModel) -> None:

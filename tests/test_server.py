@@ -19,15 +19,13 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
-from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
-from jaxgpt.inference.engine import Engine, NewToken
+from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import chat_prompt
+from jaxgpt.inference.requests import NewToken
 from jaxgpt.language_model import LanguageModel
-from jaxgpt.model.gpt import define
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.verbs import serve
 
@@ -42,7 +40,6 @@ from jaxgpt.serving.scheduler import Scheduler
 from jaxgpt.serving.server import create_app, uvicorn_server
 
 BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
-CONFIG = GPTConfig(vocab=257, context=192, layers=1, heads=2, width=16)
 SECRET = "SECRET7351"
 JSON_TYPE = {"Content-Type": "application/json"}
 
@@ -123,12 +120,6 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.002)
-
-
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    params = jax.jit(define(CONFIG).init)(jax.random.key(0))
-    return LanguageModel(CONFIG, params | {"wpe": {"embedding": 100 * params["wpe"]["embedding"]}}, BYTES)
 
 
 @pytest.fixture(scope="module")
