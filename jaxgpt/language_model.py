@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.model.gpt import Params, define

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgpt.inference.engine import NewToken
 from jaxgpt.inference.prompts import CHAT_STOP, chat_prompt
+from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.serving.answers import Answer, Choice, Piece
 from jaxgpt.serving.api import Call, Limits, Prompt, Reader

@@ -12,7 +12,8 @@ from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference import beam as beam_module
 from jaxgpt.inference.beam import Beam, Candidates, beam_search
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.parallel import mesh_of, shardings

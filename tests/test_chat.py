@@ -19,8 +19,9 @@ import pytest
 
 from jaxgpt.cli import main
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import chat_prompt
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.serving.chat import CHAT_FILE, Conversation, answer_pieces, room_for_prompt, template_of

@@ -16,7 +16,7 @@ import pytest
 
 import jaxgpt
 from jaxgpt.cli import main
-from jaxgpt.inference.engine import NewToken
+from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.sampling import Sampling
 
 TEXT = "\n".join(f"{a} times {b} is {a * b}, and {b} times {a} is {a * b}." for a in range(40) for b in range(40))

@@ -12,7 +12,8 @@ import pytest
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference import programs
-from jaxgpt.inference.engine import Engine, NewToken, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.sampling import Plan, Sampling, choose, settings_of
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.parallel import mesh_of, shardings

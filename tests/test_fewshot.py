@@ -10,8 +10,9 @@ import pytest
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.fewshot import labels_of, score_examples, shots_of
-from jaxgpt.inference.engine import Engine, NewToken, Request
+from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import few_shot_prompt
+from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.text.tokenizer import load_tokenizer

@@ -99,7 +99,7 @@ class Scripted:
         return self
 
     def run(self, requests: Any) -> Any:
-        from jaxgpt.inference.engine import NewToken
+        from jaxgpt.inference.requests import NewToken
 
         for token in BYTES.encode(self.text):
             yield 0, NewToken(1, token, None, (), None)

@@ -10,7 +10,8 @@ import jax
 import pytest
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.inference.engine import Engine, NewToken, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.serving.scheduler import EngineFailed, QueueFull, Scheduler

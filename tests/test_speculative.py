@@ -11,7 +11,8 @@ import pytest
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference import speculative
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling, draw
 from jaxgpt.inference.speculative import SpeculativeDecoder, judge
 from jaxgpt.model.gpt import Params, define

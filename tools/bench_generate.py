@@ -20,7 +20,8 @@ import tyro
 
 OURS = """
 import dataclasses, sys, jax, numpy as np, jaxgpt
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 preset, batch, prompt, new = sys.argv[1], *map(int, sys.argv[2:])
 config = dataclasses.replace(jaxgpt.load_recipe(preset).model, compute_dtype="float32")

@@ -19,7 +19,8 @@ import jax
 import tyro
 
 import jaxgpt
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.speculative import SpeculativeDecoder
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxgpt.errors import ConfigError
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import FEW_SHOT_STOP, Example, few_shot_prompt
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.text.tokenizer import Tokenizer

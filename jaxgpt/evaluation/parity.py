@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.tokenizer import Tokenizer

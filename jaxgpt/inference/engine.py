@@ -16,8 +16,7 @@ stops, as it says. A prompt longer than the window is cut to its last tokens the
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -28,41 +27,12 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference import programs
 from jaxgpt.inference.layout import heads_sharding, kernels_for, mesh_under, served
-from jaxgpt.inference.programs import MOST_LOGPROBS, SHORTEST_PROMPT, SHORTEST_SPAN, Picked, bucket_of
+from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, Picked, bucket_of
+from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.sampling import Plan, Sampling, Seen, Settings, settings_of
 from jaxgpt.model.cache import KVCache
 from jaxgpt.model.gpt import Params
 from jaxgpt.text.batches import check_ids
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A text to continue, and how."""
-
-    prompt: tuple[int, ...]
-    """At least one id."""
-    max_new_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-    """Decides the random numbers, whatever else is in the batch: token n draws with fold_in(key(seed), n)."""
-    logprobs: int | None = None
-    """How many alternatives to report with each token's log-probability, 0 to 20; None reports nothing."""
-    slide: bool = True
-    """Past the context window, drop the older half and go on; False finishes there."""
-
-
-class NewToken(NamedTuple):
-    """Something that happened to a request: a token, its end, or both."""
-
-    request: int
-    """What `submit` returned."""
-    token: int | None
-    logprob: float | None
-    """Of the token under the model itself, before penalties and temperature; in nats."""
-    alternatives: tuple[tuple[int, float], ...]
-    """The most probable tokens and their log-probabilities."""
-    finish: str | None
-    """`length` (max_new_tokens, or the window without sliding), `end` (the model ended its text); None: not yet."""
 
 
 @dataclass
@@ -117,15 +87,7 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queue a request; its number. Raises ConfigError for what cannot be run, DataError for ids of no token."""
-        if not request.prompt:
-            raise ConfigError("empty prompt", why="there is nothing to continue", fix="give at least one token")
-        if request.max_new_tokens < 0:
-            raise ConfigError(f"max_new_tokens = {request.max_new_tokens}", why="it must be 0 or more", fix="change it")
-        if not 0 <= request.seed < 2**32:
-            raise ConfigError(f"seed = {request.seed}", why="it must be a 32-bit unsigned integer", fix="change it")
-        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
-            raise ConfigError(f"logprobs = {request.logprobs}", why=f"it must be 0 to {MOST_LOGPROBS}", fix="change it")
-        check_ids(np.asarray([request.prompt]), self.config.vocab)
+        request.check(self.config.vocab)
         self._number += 1
         self._waiting.append((self._number, request))
         return self._number

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxgpt.inference.engine import NewToken
+from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.serving.api import Call, Prompt
 from jaxgpt.text.tokenizer import Tokenizer

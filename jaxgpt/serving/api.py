@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxgpt.errors import ConfigError, JaxgptError
-from jaxgpt.inference.engine import MOST_LOGPROBS, Request
+from jaxgpt.inference.programs import MOST_LOGPROBS
 from jaxgpt.inference.prompts import CHAT_STOP, ROLES, chat_prompt
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.serving.fields import ApiError, Fields, parse_object
 from jaxgpt.text.tokenizer import Tokenizer

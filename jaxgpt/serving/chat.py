@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference.engine import Engine, Request
+from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import CHAT_STOP, chat_prompt
+from jaxgpt.inference.requests import Request
 from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.text.tokenizer import Tokenizer
 

@@ -17,7 +17,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
-from jaxgpt.inference.engine import Engine, NewToken, Request
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import NewToken, Request
 
 Scores = list[NewToken]
 _Text = tuple[Sequence[int], int, "Future[Scores]"]  # ids, alternatives, and where the answer goes

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from jaxgpt.config import GPTConfig
 
 if TYPE_CHECKING:
-    from jaxgpt.inference.engine import Engine, Request
+    from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.requests import Request
     from jaxgpt.verbs.bench import BenchArgs
 
 COPIED = 1 << 29  # bytes of the copy that measures the memory's bandwidth: more than caches hold
@@ -20,7 +21,8 @@ def generate_figures(args: "BenchArgs", config: GPTConfig) -> dict[str, Any]:
     import numpy as np
 
     from jaxgpt.errors import ConfigError
-    from jaxgpt.inference.engine import Engine, Request
+    from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.requests import Request
     from jaxgpt.inference.sampling import Sampling
     from jaxgpt.model.gpt import define
     from jaxgpt.parallel import mesh_of

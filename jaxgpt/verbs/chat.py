@@ -17,7 +17,8 @@ from jaxgpt.verbs.engine_flags import EngineFlags
 from jaxgpt.verbs.generate import SamplingFlags
 
 if TYPE_CHECKING:
-    from jaxgpt.inference.engine import Engine, Request
+    from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.requests import Request
     from jaxgpt.serving.chat import Conversation
 
 HELP = """/reset  forget the conversation
@@ -49,7 +50,8 @@ class ChatArgs(SamplingFlags, EngineFlags):
 
 def run(args: ChatArgs) -> None:
     """Read lines and answer them until the end of input or /quit."""
-    from jaxgpt.inference.engine import Engine, Request
+    from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.requests import Request
     from jaxgpt.serving.chat import Conversation, room_for_prompt, template_of
     from jaxgpt.verbs.display import note
 

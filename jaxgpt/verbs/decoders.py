@@ -9,7 +9,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.verbs.engine_flags import EngineFlags
 
 if TYPE_CHECKING:
-    from jaxgpt.inference.engine import NewToken, Request
+    from jaxgpt.inference.requests import NewToken, Request
     from jaxgpt.language_model import LanguageModel
 
 
@@ -110,7 +110,7 @@ class OneByOne:
         self._cancelled: set[int] = set()
 
     def run(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, NewToken]]":
-        from jaxgpt.inference.engine import NewToken
+        from jaxgpt.inference.requests import NewToken
 
         self._cancelled.clear()
         for place, request in enumerate(requests):

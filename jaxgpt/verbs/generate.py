@@ -13,7 +13,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.verbs.decoders import Decoder, DecoderFlags
 
 if TYPE_CHECKING:
-    from jaxgpt.inference.engine import NewToken, Request
+    from jaxgpt.inference.requests import NewToken, Request
     from jaxgpt.inference.sampling import Sampling
     from jaxgpt.text.tokenizer import Tokenizer
 
