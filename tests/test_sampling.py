@@ -96,6 +96,18 @@ def test_rows_of_other_settings_draw_what_each_draws_alone(vocab: int) -> None:
     assert len(set(np.asarray(together).tolist())) > 3
 
 
+def kept_by_sorting(logits_V: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """The probabilities after temperature and the filters, as their definitions say it; no logits may tie."""
+    p_V = np.exp(logits_V / sampling.temperature)
+    order_V = np.argsort(-p_V)
+    if sampling.top_k:
+        p_V[order_V[sampling.top_k :]] = 0
+    before_V = np.cumsum(p_V[order_V]) - p_V[order_V]  # the weight of those before each
+    p_V[order_V[before_V >= sampling.top_p * p_V.sum()]] = 0
+    p_V[p_V < sampling.min_p * p_V.max()] = 0
+    return p_V / p_V.sum()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -106,9 +118,11 @@ def test_rows_of_other_settings_draw_what_each_draws_alone(vocab: int) -> None:
 def test_of_many_tokens_those_are_drawn_that_the_filters_keep(settings: dict[str, Any]) -> None:
     logits_1V = 2 * jax.random.normal(jax.random.key(1), (1, 2000))
     sampling = Sampling(**settings)
-    expected_V = jax.nn.softmax(filtered(logits_1V, settings_of([sampling]), Plan.of([sampling])))[0]
+    expected_V = kept_by_sorting(np.asarray(logits_1V[0], np.float64), sampling)
     tokens = chosen(jnp.broadcast_to(logits_1V, (FEWER_DRAWS, 2000)), sampling)
     assert (expected_V[tokens] > 0).all()
+    kept_V = np.isfinite(filtered(logits_1V, settings_of([sampling]), Plan.of([sampling])))[0]
+    np.testing.assert_array_equal(kept_V, expected_V > 0)
     for some_V in np.array_split(np.argsort(-expected_V), [1, 2, 5, 20, 100]):  # from the most probable down
         share = float(expected_V[some_V].sum())
         assert abs(np.isin(tokens, some_V).mean() - share) <= 4 * np.sqrt(share * (1 - share) / FEWER_DRAWS) + 1e-6
