@@ -29,9 +29,17 @@ _HOMES = {
     "load_tokenizer": "text.tokenizer",
 }
 __all__ = [
-    "GPTConfig", "JaxgptError", "LanguageModel", "Model", "Tokenizer", "TrainConfig",
-    "define", "load", "load_recipe", "load_tokenizer",
-]  # fmt: skip
+    "GPTConfig",
+    "JaxgptError",
+    "LanguageModel",
+    "Model",
+    "Tokenizer",
+    "TrainConfig",
+    "define",
+    "load",
+    "load_recipe",
+    "load_tokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -69,7 +69,10 @@ def _run(args: list[str]) -> int:
         return 0 if args else 2
     name, rest = args[0], args[1:]
     if name not in VERBS:
-        print(f"jaxgpt: error: no verb {name!r}: it is one of {', '.join(VERBS)}; see jaxgpt --help", file=sys.stderr)
+        print(
+            f"jaxgpt: error: no verb {name!r}: it is one of {', '.join(VERBS)}; see jaxgpt --help",
+            file=sys.stderr,
+        )
         return 2
     verb = VERBS[name]
     if verb.arguments is None:
@@ -91,15 +94,18 @@ def _parse_recipe(name: str, args: list[str]) -> TrainConfig:
     class Pretrain:
         """Train a model from text; the same command again resumes where it stopped."""
 
-        config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG", help=f"{presets}, or a TOML file")]
+        config: Annotated[
+            str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG", help=f"{presets}, or a TOML file")
+        ]
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default
 
     parsed = tyro.cli(Pretrain, prog=f"jaxgpt {name}", args=args)
     if parsed.config != recipe:  # its settings were not read: the defaults of the flags would pass for them
         raise ConfigError(
-            f"CONFIG {parsed.config!r}", why="it stands behind a flag",
+            f"CONFIG {parsed.config!r}",
+            why="it stands behind a flag",
             fix=f"write it first: jaxgpt {name} {parsed.config} --...",
-        )  # fmt: skip
+        )
     return parsed.settings
 
 

@@ -18,7 +18,7 @@ from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.model.gpt import Params, define
-from jaxgpt.text.batches import check_ids
+from jaxgpt.text.batch import check_ids
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.weights.convert import open_model, tokenizer_of, write_model
 from jaxgpt.weights.params import read_params, stored_params
@@ -42,15 +42,18 @@ class LanguageModel:
         """Its tokenizer. Raises DataError when the model came without one."""
         if self.given_tokenizer is None:
             raise DataError(
-                "no tokenizer", fix="put its tokenizer.json beside its weights",
+                "no tokenizer",
+                fix="put its tokenizer.json beside its weights",
                 why=f"the model came without one, and its {self.config.vocab} ids are not GPT-2's",
-            )  # fmt: skip
+            )
         return self.given_tokenizer
 
     @property
     def text_config(self) -> GPTConfig:
         """`config` for writing text: ids that the tokenizer has no text for do not exist (50,257 of 50,304, say)."""
-        return self.config if self.given_tokenizer is None else self.config.with_only(self.given_tokenizer.vocab)
+        return (
+            self.config if self.given_tokenizer is None else self.config.with_only(self.given_tokenizer.vocab)
+        )
 
     def logits(self, tokens_BT: np.ndarray) -> Array:
         """float32 logits [B, T, V] for ids [B, T].
@@ -60,7 +63,9 @@ class LanguageModel:
         tokens_BT = np.asarray(tokens_BT)
         if tokens_BT.shape[1] > self.config.context:
             raise ConfigError(
-                f"{tokens_BT.shape[1]} tokens", why=f"the context is {self.config.context}", fix="pass fewer tokens"
+                f"{tokens_BT.shape[1]} tokens",
+                why=f"the context is {self.config.context}",
+                fix="pass fewer tokens",
             )
         return _logits(self.params, jnp.asarray(check_ids(tokens_BT, self.config.vocab)), config=self.config)
 
@@ -79,7 +84,7 @@ class LanguageModel:
         ids = self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
         return Request(
             prompt=tuple(ids), max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), seed=seed
-        )  # fmt: skip
+        )
 
     def stream(
         self, prompt: str, *, max_new_tokens: int = 100, sampling: Sampling | None = None, seed: int = 0
@@ -110,7 +115,9 @@ class LanguageModel:
         It ends before the first of the `stop` strings, after `max_new_tokens`, or where the model ends its text.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        requests = [self.request(p, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed) for p in prompts]
+        requests = [
+            self.request(p, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed) for p in prompts
+        ]
         streams, texts = [TextStream(self.tokenizer, stop) for _ in prompts], ["" for _ in prompts]
         slots = min(MOST_SLOTS, 1 << max(0, len(prompts) - 1).bit_length())
         engine = self.engine(slots)
@@ -130,7 +137,9 @@ class LanguageModel:
         write_model(StoredModel(self.config, stored.tensors, self.given_tokenizer), Path(path), format)
 
 
-def load(model: str | Path, *, mesh: Mesh | None = None, layer_norm_epsilon: float | None = None) -> LanguageModel:
+def load(
+    model: str | Path, *, mesh: Mesh | None = None, layer_norm_epsilon: float | None = None
+) -> LanguageModel:
     """Load MODEL: a run directory, a folder or file of weights in any format, or a public name such as `gpt2`.
 
     Parameters keep their stored dtype and go straight to their place on `mesh` (default: this process's first device).

@@ -66,7 +66,9 @@ def partition_spec(path: str) -> PartitionSpec:
     fitting = [spec for pattern, spec in RULES if re.fullmatch(rf"(.*/)?({pattern})", path)]
     if len(fitting) != 1:
         raise ConfigError(
-            f"parameter {path}", why=f"{len(fitting)} sharding rules fit it", fix="give it one rule in parallel.RULES"
+            f"parameter {path}",
+            why=f"{len(fitting)} sharding rules fit it",
+            fix="give it one rule in parallel.RULES",
         )
     return fitting[0]
 
@@ -88,7 +90,9 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
     placed = jax.tree_util.tree_map_with_path(place, tree)
     if problems:
-        raise ConfigError("mesh does not divide the model", why=", ".join(problems), fix="choose other mesh sizes")
+        raise ConfigError(
+            "mesh does not divide the model", why=", ".join(problems), fix="choose other mesh sizes"
+        )
     return placed
 
 

@@ -74,7 +74,10 @@ def shaken(params: Params) -> Params:
     """Random numbers added to every parameter, except to the embedding's padding rows."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) * (leaf != 0).any(-1, keepdims=True).astype(leaf.dtype)
-             if leaf.ndim == 2 and leaf.shape[0] == 64 else leaf + 0.1 * jax.random.normal(k, leaf.shape)
-             for leaf, k in zip(leaves, keys, strict=True)]  # fmt: skip
+    moved = [
+        leaf + 0.1 * jax.random.normal(k, leaf.shape) * (leaf != 0).any(-1, keepdims=True).astype(leaf.dtype)
+        if leaf.ndim == 2 and leaf.shape[0] == 64
+        else leaf + 0.1 * jax.random.normal(k, leaf.shape)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
     return jax.tree.unflatten(tree, moved)

@@ -115,11 +115,15 @@ class FakeHub:
                 start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
                 if start:
                     headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-                self.answer(206 if start else 200, body[start:], headers, max(0, hub.cut.get(name, len(body)) - start))
+                self.answer(
+                    206 if start else 200, body[start:], headers, max(0, hub.cut.get(name, len(body)) - start)
+                )
                 if self.command == "GET":
                     hub.after(name)
 
-            def answer(self, status: int, body: bytes, headers: dict[str, str], upto: int | None = None) -> None:
+            def answer(
+                self, status: int, body: bytes, headers: dict[str, str], upto: int | None = None
+            ) -> None:
                 self.send_response(status)
                 for name, value in (headers | {"Content-Length": str(len(body))}).items():
                     self.send_header(name, value)

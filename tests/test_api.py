@@ -50,9 +50,16 @@ def test_defaults_are_openais() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "ids"),
-    [("ab", [[97, 98]]), (["a", "b"], [[97], [98]]), ([97, 256], [[97, 256]]), ([[1], [2, 3]], [[1], [2, 3]]),
-     ("", [[END]]), (None, [[END]]), (["a", [7]], [[97], [7]])],
-)  # fmt: skip
+    [
+        ("ab", [[97, 98]]),
+        (["a", "b"], [[97], [98]]),
+        ([97, 256], [[97, 256]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+        ("", [[END]]),
+        (None, [[END]]),
+        (["a", [7]], [[97], [7]]),
+    ],
+)
 def test_a_prompt_is_text_or_ids_one_or_several(prompt: Any, ids: list[list[int]]) -> None:
     assert [list(each.ids) for each in completion(prompt=prompt).prompts] == ids
 
@@ -61,7 +68,9 @@ def test_choices_of_a_prompt_draw_with_seeds_in_a_row_and_never_slide() -> None:
     requests = completion(prompt=["a", "b"], n=3, seed=2**32 - 2, top_k=5, min_p=0.1, logprobs=2).requests()
     assert [request.seed for request in requests] == [2**32 - 2, 2**32 - 1, 0] * 2
     assert [request.prompt for request in requests] == [(97,)] * 3 + [(98,)] * 3
-    assert {(r.slide, r.logprobs, r.sampling.top_k, r.sampling.min_p) for r in requests} == {(False, 2, 5, 0.1)}
+    assert {(r.slide, r.logprobs, r.sampling.top_k, r.sampling.min_p) for r in requests} == {
+        (False, 2, 5, 0.1)
+    }
     assert completion(prompt="a", max_tokens=0, echo=True).requests() == []
 
 
@@ -82,19 +91,55 @@ def test_fields_without_effect_are_let_through_and_null_is_absent() -> None:
 
 
 WRONG = [
-    *[(name, value) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty")
-      for value in (SECRET, [1], True, -3, 1e9, 10**400, {"a": 1})],
-    ("temperature", 1e-40), ("top_p", 0), ("top_p", 1e-40), ("repetition_penalty", 0),
-    *[(name, value) for name in ("n", "max_tokens", "logprobs", "seed", "top_k")
-      for value in (SECRET, 1.5, True, -1, 2**70, [])],
-    ("n", 0), ("n", 9), ("max_tokens", 101), ("logprobs", 21), ("best_of", 2),
+    *[
+        (name, value)
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty")
+        for value in (SECRET, [1], True, -3, 1e9, 10**400, {"a": 1})
+    ],
+    ("temperature", 1e-40),
+    ("top_p", 0),
+    ("top_p", 1e-40),
+    ("repetition_penalty", 0),
+    *[
+        (name, value)
+        for name in ("n", "max_tokens", "logprobs", "seed", "top_k")
+        for value in (SECRET, 1.5, True, -1, 2**70, [])
+    ],
+    ("n", 0),
+    ("n", 9),
+    ("max_tokens", 101),
+    ("logprobs", 21),
+    ("best_of", 2),
     *[(name, value) for name in ("echo", "stream") for value in (SECRET, 1, [])],
     *[("stop", value) for value in (1, [SECRET] * 5, [1], "", [""], "a" * 257, {SECRET: 1})],
-    *[("prompt", value) for value in (1.5, {}, [], [[]], [SECRET, 1.5], [257], [-1], [True], [2**80], [[1], "a", None],
-                                      "\ud800", SECRET * 26, [1] * 257, ["a"] * 9, SECRET * 10_000)],
-    ("model", 5), ("model", SECRET), ("logit_bias", {"1": 2}), ("suffix", SECRET), ("tools", []),
-    ("stream_options", {"include_usage": True}), ("stream_options", SECRET),
-]  # fmt: skip
+    *[
+        ("prompt", value)
+        for value in (
+            1.5,
+            {},
+            [],
+            [[]],
+            [SECRET, 1.5],
+            [257],
+            [-1],
+            [True],
+            [2**80],
+            [[1], "a", None],
+            "\ud800",
+            SECRET * 26,
+            [1] * 257,
+            ["a"] * 9,
+            SECRET * 10_000,
+        )
+    ],
+    ("model", 5),
+    ("model", SECRET),
+    ("logit_bias", {"1": 2}),
+    ("suffix", SECRET),
+    ("tools", []),
+    ("stream_options", {"include_usage": True}),
+    ("stream_options", SECRET),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{n}-{str(v)[:12]!a}" for n, v in WRONG])
@@ -106,29 +151,45 @@ def test_what_is_wrong_is_refused_by_the_name_of_its_field(name: str, value: Any
 
 @pytest.mark.parametrize(
     ("fields", "param"),
-    [({"messages": []}, "messages"), ({"messages": [SECRET]}, "messages"),
-     ({"messages": [TURN | {"role": SECRET}]}, "messages.role"),
-     ({"messages": [TURN | {"role": [1]}]}, "messages.role"),
-     ({"messages": [TURN | {"content": [{"type": "image_url", "image_url": SECRET}]}]}, "messages.content"),
-     ({"messages": [TURN | {"content": 5}]}, "messages.content"),
-     ({"messages": [TURN | {"tool_calls": [SECRET]}]}, "messages.tool_calls"),
-     ({"messages": [TURN, {"role": "system", "content": SECRET}]}, "messages"),
-     ({"messages": [TURN | {"content": SECRET * 30}]}, "messages"),
-     ({"messages": [TURN | {"content": "\udfff"}]}, "messages"),
-     ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": 2}, "logprobs"), ({"max_tokens": 0}, "max_tokens"),
-     ({"stream": True, "stream_options": {"x": SECRET}}, "stream_options.x"), ({"echo": True}, "echo")],
-)  # fmt: skip
-def test_what_is_wrong_in_a_chat_is_refused_by_the_name_of_its_field(fields: dict[str, Any], param: str) -> None:
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [SECRET]}, "messages"),
+        ({"messages": [TURN | {"role": SECRET}]}, "messages.role"),
+        ({"messages": [TURN | {"role": [1]}]}, "messages.role"),
+        (
+            {"messages": [TURN | {"content": [{"type": "image_url", "image_url": SECRET}]}]},
+            "messages.content",
+        ),
+        ({"messages": [TURN | {"content": 5}]}, "messages.content"),
+        ({"messages": [TURN | {"tool_calls": [SECRET]}]}, "messages.tool_calls"),
+        ({"messages": [TURN, {"role": "system", "content": SECRET}]}, "messages"),
+        ({"messages": [TURN | {"content": SECRET * 30}]}, "messages"),
+        ({"messages": [TURN | {"content": "\udfff"}]}, "messages"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": 2}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stream": True, "stream_options": {"x": SECRET}}, "stream_options.x"),
+        ({"echo": True}, "echo"),
+    ],
+)
+def test_what_is_wrong_in_a_chat_is_refused_by_the_name_of_its_field(
+    fields: dict[str, Any], param: str
+) -> None:
     error = refused(chat, **fields)
     assert (error.status, error.param) == (400, param)
 
 
-def test_the_context_counts_tokens_and_what_cannot_fit_is_not_even_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_counts_tokens_and_what_cannot_fit_is_not_even_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     merged = Tokenizer(BYTES.ranks | {b"aa": 256, b"aaaa": 257})
     reader = Reader("tiny", merged, 4, Limits())
     assert reader.completion(b'{"prompt": "%s"}' % (b"a" * 16)).prompts[0].ids == (257,) * 4
     for text in ("aaaaab" * 2, "b" * 5):
-        assert refused(lambda text=text: reader.completion(json.dumps({"prompt": text}).encode())).param == "prompt"
+        assert (
+            refused(lambda text=text: reader.completion(json.dumps({"prompt": text}).encode())).param
+            == "prompt"
+        )
     monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("it was encoded"))
     assert refused(lambda: reader.completion(b'{"prompt": "%s"}' % (b"a" * 17))).param == "prompt"
 
@@ -139,9 +200,21 @@ def test_only_what_can_be_a_field_is_repeated_as_a_fields_name() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b'"a"', b"null", b"\xff\xfe{}", b'{"n": NaN}', b'{"n": Infinity}', b'{"n": 1, "n": 1}',
-     b'{"a": ' + b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", "{}".encode("utf-16")],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"a"',
+        b"null",
+        b"\xff\xfe{}",
+        b'{"n": NaN}',
+        b'{"n": Infinity}',
+        b'{"n": 1, "n": 1}',
+        b'{"a": ' + b"[" * 100_000,
+        b'{"n": ' + b"9" * 5000 + b"}",
+        "{}".encode("utf-16"),
+    ],
+)
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         parse_object(body)
@@ -150,10 +223,23 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
 NAMES = st.sampled_from(
-    ["prompt", "messages", "n", "max_tokens", "temperature", "top_p", "stop", "logprobs", "echo", "stream", "seed"]
+    [
+        "prompt",
+        "messages",
+        "n",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "stop",
+        "logprobs",
+        "echo",
+        "stream",
+        "seed",
+    ]
 )
 
 
@@ -175,14 +261,22 @@ def news(ids: list[int], finish: str = "length") -> list[NewToken]:
     return [*pairs[:-1], pairs[-1]._replace(finish=finish)]
 
 
-def grown(ids: list[int], stop: list[str], at_a_time: int = 1, finish: str = "length") -> tuple[Choice, list[Piece]]:
+def grown(
+    ids: list[int], stop: list[str], at_a_time: int = 1, finish: str = "length"
+) -> tuple[Choice, list[Piece]]:
     choice, events = Choice(BYTES, stop), news(ids, finish)
     return choice, [choice.add(events[i : i + at_a_time]) for i in range(0, len(events), at_a_time)]
 
 
-@given(st.lists(st.integers(0, 255), min_size=1, max_size=30) | st.text(min_size=1).map(lambda s: list(s.encode())),
-       st.lists(st.sampled_from(["a", "bc", "é", "\n\n"]), max_size=2), st.integers(1, 5))  # fmt: skip
-def test_pieces_join_to_the_text_before_the_first_stop_string(ids: list[int], stop: list[str], at_a_time: int) -> None:
+@given(
+    st.lists(st.integers(0, 255), min_size=1, max_size=30)
+    | st.text(min_size=1).map(lambda s: list(s.encode())),
+    st.lists(st.sampled_from(["a", "bc", "é", "\n\n"]), max_size=2),
+    st.integers(1, 5),
+)
+def test_pieces_join_to_the_text_before_the_first_stop_string(
+    ids: list[int], stop: list[str], at_a_time: int
+) -> None:
     whole = BYTES.decode(ids)
     cut = min((place for text in stop if (place := whole.find(text)) >= 0), default=None)
     choice, pieces = grown(ids, stop, at_a_time)
@@ -224,7 +318,9 @@ def test_what_comes_after_a_stop_string_is_not_counted() -> None:
 
 def test_the_chosen_token_is_always_among_the_alternatives() -> None:
     piece = Choice(BYTES, []).add([NewToken(1, 99, -4.0, ((97, -0.1), (98, -3.0)), "length")])
-    logprobs = Answer(completion(prompt="x", logprobs=2), "tiny", BYTES).chunk(0, piece)["choices"][0]["logprobs"]
+    logprobs = Answer(completion(prompt="x", logprobs=2), "tiny", BYTES).chunk(0, piece)["choices"][0][
+        "logprobs"
+    ]
     assert logprobs["top_logprobs"] == [{"a": -0.1, "b": -3.0, "c": -4.0}]
 
 
@@ -240,7 +336,9 @@ def test_chat_has_its_own_shapes() -> None:
     assert whole["usage"] == {"prompt_tokens": read, "completion_tokens": 2, "total_tokens": read + 2}
     assert answer.opening(0)["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     chunk = answer.chunk(0, pieces[1])
-    assert chunk["choices"][0]["delta"] == {"content": "k"} and chunk["choices"][0]["finish_reason"] == "length"
+    assert (
+        chunk["choices"][0]["delta"] == {"content": "k"} and chunk["choices"][0]["finish_reason"] == "length"
+    )
     closing = answer.closing(2)
     assert chunk["usage"] is None and closing["choices"] == [] and closing["usage"] == whole["usage"]
 

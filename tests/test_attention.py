@@ -46,7 +46,9 @@ def test_identity_projections_give_simple_attention_up_to_the_scale(x_BTD: jax.A
     np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_causal_weights_are_the_masked_ones_renormalised(x_BTD: jax.Array, projections: list[jax.Array]) -> None:
+def test_causal_weights_are_the_masked_ones_renormalised(
+    x_BTD: jax.Array, projections: list[jax.Array]
+) -> None:
     w = [p[:, :K] for p in projections]
     _, full_BTT = self_attention(x_BTD, *w)
     _, causal_BTT = causal_self_attention(x_BTD, *w)
@@ -65,10 +67,14 @@ def test_split_heads_equal_wrapped_heads(x_BTD: jax.Array, projections: list[jax
 
 def qkv(T: int, S: int | None = None) -> list[jax.Array]:
     keys = jax.random.split(jax.random.key(2), 3)
-    return [jax.random.normal(key, (B, size, H, K)) for key, size in zip(keys, (T, S or T, S or T), strict=True)]
+    return [
+        jax.random.normal(key, (B, size, H, K)) for key, size in zip(keys, (T, S or T, S or T), strict=True)
+    ]
 
 
-def plainly(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: jax.Array, **more: float) -> jax.Array:
+def plainly(
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: jax.Array, **more: float
+) -> jax.Array:
     q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
     return jnp.moveaxis(scaled_dot_product_attention(q, k, v, mask_TS=mask, **more)[0], 1, 2)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxgpt.errors import DataError
-from jaxgpt.text.batches import Batch, TrainingBatches, ValidationBatches, Windows, check_ids, shifted
+from jaxgpt.text.batch import Batch, check_ids, shifted
+from jaxgpt.text.batches import TrainingBatches, ValidationBatches, Windows
 from jaxgpt.text.prepare import prepare
 from jaxgpt.text.shards import ShardWriter, TokenStream, open_split
 
@@ -26,8 +27,12 @@ def stream_of(folder: Path, tokens: int, *, shard_tokens: int = 7) -> TokenStrea
     return TokenStream([folder / shard.file for shard in writer.finish()])
 
 
-def training(stream: TokenStream, *, context: int = 10, stride: int = 10, sequences: int = 4, seed: int = 0, vocab=V):
-    return TrainingBatches(stream, context=context, stride=stride, sequences=sequences, seed=seed, vocab=vocab)
+def training(
+    stream: TokenStream, *, context: int = 10, stride: int = 10, sequences: int = 4, seed: int = 0, vocab=V
+):
+    return TrainingBatches(
+        stream, context=context, stride=stride, sequences=sequences, seed=seed, vocab=vocab
+    )
 
 
 def starts(batches: TrainingBatches, steps: range) -> list[int]:
@@ -62,7 +67,9 @@ def test_the_seed_decides_the_order(stream: TokenStream) -> None:
     steps = range(10)
     assert starts(training(stream, seed=1), steps) == starts(training(stream, seed=1), steps)
     assert starts(training(stream, seed=1), steps) != starts(training(stream, seed=2), steps)
-    assert sorted(starts(training(stream, seed=2**32 - 1), range(5)))[::2] == list(range(0, 91, 10))  # 2 epochs of 10
+    assert sorted(starts(training(stream, seed=2**32 - 1), range(5)))[::2] == list(
+        range(0, 91, 10)
+    )  # 2 epochs of 10
 
 
 def joined(parts: list[Batch]) -> Batch:
@@ -91,7 +98,9 @@ def test_rows_of_a_global_batch_follow_one_another_in_the_shuffled_stream(stream
     assert starts(training(stream, sequences=5), range(4)) == starts(training(stream, sequences=2), range(10))
 
 
-@pytest.mark.parametrize(("tokens", "context", "sequences"), [(101, 10, 4), (100, 10, 4), (102, 10, 3), (2, 10, 4)])
+@pytest.mark.parametrize(
+    ("tokens", "context", "sequences"), [(101, 10, 4), (100, 10, 4), (102, 10, 3), (2, 10, 4)]
+)
 def test_validation_predicts_every_token_but_the_first_once(
     tmp_path: Path, tokens: int, context: int, sequences: int
 ) -> None:
@@ -103,7 +112,9 @@ def test_validation_predicts_every_token_but_the_first_once(
         assert set(np.unique(batch.weights_BT)) <= {0, 1} and batch.weights_BT.any()
         targets += batch.targets_BT[batch.weights_BT == 1].tolist()
         inputs += batch.inputs_BT[batch.weights_BT == 1].tolist()
-        for a, b in zip(joined([batches.rows(number, n, n + 1) for n in range(sequences)])[:3], batch[:3], strict=True):
+        for a, b in zip(
+            joined([batches.rows(number, n, n + 1) for n in range(sequences)])[:3], batch[:3], strict=True
+        ):
             np.testing.assert_array_equal(a, b)
     assert targets == list(range(1, tokens)) and inputs == list(range(tokens - 1))
 
@@ -141,5 +152,7 @@ def test_training_and_validation_share_no_position_of_a_document(tmp_path: Path)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     manifest = prepare([str(tmp_path / "text.txt")], tmp_path / "out", tokenizer="bytes", val_fraction=0.2)
     splits = [open_split(tmp_path / "out", split) for split in ("train", "val")]
-    train, val = (bytes(id for id in split.read(0, len(split)).tolist() if id < 256).decode() for split in splits)
+    train, val = (
+        bytes(id for id in split.read(0, len(split)).tolist() if id < 256).decode() for split in splits
+    )
     assert manifest.end_of_text == 256 and train + val == text and len(val) == 200

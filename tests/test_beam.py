@@ -64,7 +64,9 @@ def test_one_beam_is_greedy_decoding(config: GPTConfig, params: Params, length: 
     greedy = [new.token for _, new in Engine(config, params, slots=1).run([request])]
     (beam,) = beam_search(config, params, prompt, beams=1, max_new_tokens=12)
     assert list(beam.tokens) == greedy and len(set(greedy)) > 2 and not beam.finished
-    (ended,) = beam_search(config, params, prompt, beams=1, max_new_tokens=12, end=greedy[4], length_penalty=0)
+    (ended,) = beam_search(
+        config, params, prompt, beams=1, max_new_tokens=12, end=greedy[4], length_penalty=0
+    )
     assert list(ended.tokens) == greedy[: greedy.index(greedy[4])] and ended.finished
 
 
@@ -116,9 +118,9 @@ def test_length_penalty_by_hand() -> None:
     found = Candidates(np.array([-2.0, -2.7]), np.array([1, 0]), np.array([9, 9]))
     for penalty, first in ((0.0, (7,)), (1.0, (7, 8)), (0.5, (7,))):  # at 0.5: -1.414 and -1.559
         ended = [
-            beam_module._sorted_out(Candidates(*(leaf[n : n + 1] for leaf in found)), texts, 2, 9, length**penalty)[0][
-                0
-            ]
+            beam_module._sorted_out(
+                Candidates(*(leaf[n : n + 1] for leaf in found)), texts, 2, 9, length**penalty
+            )[0][0]
             for n, length in ((0, 2), (1, 3))
         ]
         assert beam_module._best(ended, 1)[0].tokens == first
@@ -128,12 +130,17 @@ def test_length_penalty_by_hand() -> None:
 @pytest.mark.parametrize(
     ("penalty", "score", "decided"),
     [  # what runs has -0.9 nats, and 2 to 4 tokens at its end
-        (0.0, -0.8, True), (0.0, -1.0, False),
-        (1.0, -0.2, True), (1.0, -0.3, False),  # -0.9 / 4 = -0.225
-        (-1.0, -1.7, True), (-1.0, -2.0, False),  # -0.9 * 2 = -1.8
+        (0.0, -0.8, True),
+        (0.0, -1.0, False),
+        (1.0, -0.2, True),
+        (1.0, -0.3, False),  # -0.9 / 4 = -0.225
+        (-1.0, -1.7, True),
+        (-1.0, -2.0, False),  # -0.9 * 2 = -1.8
     ],
-)  # fmt: skip
-def test_it_is_decided_once_no_length_lets_a_running_beam_win(penalty: float, score: float, decided: bool) -> None:
+)
+def test_it_is_decided_once_no_length_lets_a_running_beam_win(
+    penalty: float, score: float, decided: bool
+) -> None:
     finished, running = [Beam((), score, score, True)], beam_module._Rows([(1,)], [-0.9], [0])
     assert beam_module._decided(finished, running, 1, 2, 4, penalty) == decided
     assert not beam_module._decided(finished, running, 2, 2, 4, penalty)  # one of two results is missing
@@ -146,7 +153,9 @@ def test_the_search_ends_where_nothing_better_can_come(tiny: Params, monkeypatch
     )
     most_probable = search(tiny, 25)[0].tokens
     steps[0] = 0
-    (beam,) = beam_search(TINY, tiny, PROMPT, beams=5, max_new_tokens=14, end=most_probable[0], length_penalty=0)
+    (beam,) = beam_search(
+        TINY, tiny, PROMPT, beams=5, max_new_tokens=14, end=most_probable[0], length_penalty=0
+    )
     assert beam.tokens == () and beam.finished and steps[0] < 13
 
 
@@ -172,7 +181,9 @@ def test_any_mix_of_lengths_compiles_few_programs() -> None:
 
 def test_a_mesh_finds_what_one_device_does(config: GPTConfig, params: Params) -> None:
     placed = jax.device_put(params, shardings(params, mesh_of(MeshConfig(data=1, fsdp=2, tensor=4))))
-    one, mesh = (beam_search(config, p, [5, 9], beams=3, max_new_tokens=6, results=3) for p in (params, placed))
+    one, mesh = (
+        beam_search(config, p, [5, 9], beams=3, max_new_tokens=6, results=3) for p in (params, placed)
+    )
     assert [beam.tokens for beam in mesh] == [beam.tokens for beam in one]
     np.testing.assert_allclose([beam.logprob for beam in mesh], [beam.logprob for beam in one], atol=1e-5)
 

@@ -48,7 +48,10 @@ def test_figures_of_generation_agree_with_one_another(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert figures["tokens_per_second"] == pytest.approx(2 * 9 / figures["seconds"])
     assert figures["seconds"] == pytest.approx(figures["first_token_seconds"] + 8 * figures["step_seconds"])
-    assert 0 < figures["seconds_min"] <= figures["seconds"] <= figures["seconds_max"] and figures["compile_seconds"] > 0
+    assert (
+        0 < figures["seconds_min"] <= figures["seconds"] <= figures["seconds_max"]
+        and figures["compile_seconds"] > 0
+    )
     read = figures["bytes_per_step"] / figures["step_seconds"]
     assert figures["share_of_bandwidth"] == pytest.approx(read / figures["copy_bytes_per_second"])
     # One layer of width 8: 12 D^2 + 13 D, two LayerNorm vectors, 128 rows of 8 (of positions one is read, uncounted);

@@ -19,12 +19,12 @@ import pytest
 
 from jaxgpt.cli import main
 from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.inference.conversation import CHAT_FILE, Conversation, answer_pieces, room_for_prompt, template_of
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import chat_prompt
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.language_model import LanguageModel
-from jaxgpt.serving.chat import CHAT_FILE, Conversation, answer_pieces, room_for_prompt, template_of
 from jaxgpt.text.tokenizer import load_tokenizer
 from jaxgpt.verbs.chat import _interruptible
 
@@ -108,7 +108,9 @@ def test_a_cut_never_splits_a_character() -> None:
 
 def test_a_system_text_that_takes_all_the_room_is_refused_and_nothing_changes() -> None:
     talk = Conversation(BYTES, "plain", 5, "SYSTEM")
-    with pytest.raises(ConfigError, match=r"6 tokens before anything is said: there is room for 5; shorten --system"):
+    with pytest.raises(
+        ConfigError, match=r"6 tokens before anything is said: there is room for 5; shorten --system"
+    ):
         talk.ask("a")
     assert talk.exchanges == [] and talk.turns == 0
 
@@ -132,7 +134,9 @@ def test_the_template_is_plain_unless_the_folder_says_otherwise(tmp_path: Path) 
     assert template_of(tmp_path) == "instruction"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"chat": "chatml"}', '{"chat": "plain", "more": 1}', '{"chat": []}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"chat": "chatml"}', '{"chat": "plain", "more": 1}', '{"chat": []}']
+)
 def test_a_damaged_chat_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / CHAT_FILE).write_text(content)
     with pytest.raises(DataError, match=CHAT_FILE):
@@ -145,7 +149,9 @@ def test_an_answer_is_what_generate_writes_and_can_be_stopped_between_tokens(lm:
     whole = lm.generate(["ab"], max_new_tokens=20, temperature=0)[0]
     assert "".join(answer_pieces(engine, request, BYTES, (), lambda: False)) == whole
     stop = whole[5:7]
-    assert "".join(answer_pieces(engine, request, BYTES, (stop,), lambda: False)) == whole[: whole.index(stop)]
+    assert (
+        "".join(answer_pieces(engine, request, BYTES, (stop,), lambda: False)) == whole[: whole.index(stop)]
+    )
     said: list[str] = []
     for piece in answer_pieces(engine, request, BYTES, (), lambda: len(said) == 3):
         said.append(piece)
@@ -189,13 +195,19 @@ def test_piped_lines_are_answered_on_stdout_and_nothing_else_is(
 
 
 def test_auto_takes_the_template_of_the_folder(
-    lm: LanguageModel, lm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    lm: LanguageModel,
+    lm_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     lm.save(tmp_path / "tuned")
     (tmp_path / "tuned" / CHAT_FILE).write_text(json.dumps({"chat": "instruction"}))
     shown = []
     for model, more in ((lm_folder, ("--template", "instruction")), (tmp_path / "tuned", ())):
-        chat("a\n\n", model, "--system", "S", *GREEDY, *more, monkeypatch=monkeypatch)  # an empty line asks nothing
+        chat(
+            "a\n\n", model, "--system", "S", *GREEDY, *more, monkeypatch=monkeypatch
+        )  # an empty line asks nothing
         shown.append(capsys.readouterr().out)
     prompt = chat_prompt([("system", "S"), ("user", "a")])
     assert shown == [lm.generate([prompt], max_new_tokens=6, temperature=0)[0] + "\n"] * 2
@@ -236,9 +248,13 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, b"\x20\x00\xc8\x00\x00\x00\x00\x00")  # 32 rows of 200
         environment = os.environ | {"TERM": "dumb", "JAX_PLATFORMS": "cpu"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, "chat", *argv], stdin=slave, stdout=slave, stderr=slave,
-            start_new_session=True, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-c", program, "chat", *argv],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env=environment,
+        )
         os.close(slave)
         self.shown = b""
 

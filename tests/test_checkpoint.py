@@ -39,7 +39,9 @@ def bits(tree: Any) -> list[tuple[Any, ...]]:
     """Every leaf's type, shape and bytes."""
 
     def plain(leaf: Any) -> np.ndarray:
-        return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+        return np.asarray(
+            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        )
 
     return [(leaf.dtype, leaf.shape, plain(leaf).tobytes()) for leaf in jax.tree.leaves(tree)]
 
@@ -53,7 +55,9 @@ def tree() -> Tree:
         "tuple": (jnp.arange(4, dtype=jnp.bfloat16), {"count": jnp.int32(16777217)}, ()),
         "ids": jnp.array([0, -1, 2**31 - 1], jnp.int32),
         "key": jax.random.key(7),
-        "large": jnp.asarray(rng.standard_normal((50, 40)), jnp.float32),  # small ones lie in a table with checksums
+        "large": jnp.asarray(
+            rng.standard_normal((50, 40)), jnp.float32
+        ),  # small ones lie in a table with checksums
     }
 
 
@@ -109,7 +113,11 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(saved: Path, tree: Tree) -
     rng = np.random.default_rng(0)
     for path in files:
         content = path.read_bytes()
-        for place in {0, len(content) - 1, *rng.integers(0, len(content), 10 if "d" in path.parts else 4).tolist()}:
+        for place in {
+            0,
+            len(content) - 1,
+            *rng.integers(0, len(content), 10 if "d" in path.parts else 4).tolist(),
+        }:
             flipped = bytearray(content)
             flipped[place] ^= 1 << int(rng.integers(8))
             path.write_bytes(flipped)
@@ -121,7 +129,9 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(saved: Path, tree: Tree) -
             finally:
                 path.write_bytes(content)
     assert tries > 50 and len(refusals) > 10
-    assert any("other contents than were saved" in refusal for refusal in refusals)  # Orbax had nothing against it
+    assert any(
+        "other contents than were saved" in refusal for refusal in refusals
+    )  # Orbax had nothing against it
     assert bits(restore(saved, 5, "params", target)) == expected
     for _ in range(5):  # what Orbax left behind is collected here and not in another module
         gc.collect()
@@ -193,7 +203,12 @@ def test_elements_in_another_place_change_the_digest(values: list[int]) -> None:
 
 
 def test_a_digest_tells_types_and_shapes_apart() -> None:
-    zeros = [np.zeros(4, np.float32), np.zeros(4, np.int32), np.zeros((2, 2), np.float32), np.zeros((4, 1), np.float32)]
+    zeros = [
+        np.zeros(4, np.float32),
+        np.zeros(4, np.int32),
+        np.zeros((2, 2), np.float32),
+        np.zeros((4, 1), np.float32),
+    ]
     assert len({digests({"x": leaf})["x"] for leaf in zeros}) == 4
 
 
@@ -201,7 +216,9 @@ def small(step: int) -> Tree:
     return {"params": {"x": jnp.full(3, step, jnp.float32)}}
 
 
-def test_an_unfinished_directory_is_not_the_latest_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_directory_is_not_the_latest_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert latest_step(tmp_path) is None
     with Checkpoints(tmp_path) as checkpoints:
         assert latest_step(tmp_path) is None
@@ -212,7 +229,9 @@ def test_an_unfinished_directory_is_not_the_latest_step(tmp_path: Path, capsys: 
         assert latest_step(tmp_path) == 20
     assert latest_step(tmp_path) == 20
     assert f"{tmp_path / '100'} is not a finished checkpoint" in capsys.readouterr().err
-    with Checkpoints(tmp_path, keep=2) as checkpoints:  # what lies in the way is replaced, and evicts nothing real
+    with Checkpoints(
+        tmp_path, keep=2
+    ) as checkpoints:  # what lies in the way is replaced, and evicts nothing real
         checkpoints.save(40, small(40), {})
         checkpoints.save(100, small(100), {})
     assert latest_step(tmp_path) == 100
@@ -253,7 +272,9 @@ def test_a_full_disk_is_a_storage_error_however_one_hears_of_it(
     assert caught.value.exit_code == 74 and str(tmp_path) in str(caught.value)
 
 
-def test_an_error_inside_is_not_hidden_by_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_inside_is_not_hidden_by_a_failed_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -261,12 +282,17 @@ def test_an_error_inside_is_not_hidden_by_a_failed_save(tmp_path: Path, monkeypa
     with pytest.raises(StorageError) as caught, checkpoints:
         monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
         raise JaxgptError("stopped", why="a signal came", fix="run again")
-    assert "stopped" in str(caught.value.__context__.__context__)  # and the failed save says that it is not on disk
+    assert "stopped" in str(
+        caught.value.__context__.__context__
+    )  # and the failed save says that it is not on disk
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
-    with pytest.raises(StorageError, match="checkpoint not saved"), Checkpoints(tmp_path / "file") as checkpoints:
+    with (
+        pytest.raises(StorageError, match="checkpoint not saved"),
+        Checkpoints(tmp_path / "file") as checkpoints,
+    ):
         checkpoints.save(1, small(1), {})
 
 
@@ -291,8 +317,12 @@ with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
 
 @pytest.mark.parametrize("failing", [False, True])
 def test_leaving_finishes_the_save(tmp_path: Path, failing: bool) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), *["fail"] * failing], capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), *["fail"] * failing], capture_output=True
+    )
     assert done.returncode == int(failing), done.stderr
     assert latest_step(tmp_path) == 3
     target = target_of({"x": jnp.zeros(3_000_000)})
-    np.testing.assert_array_equal(restore(tmp_path, 3, "params", target)["x"], np.arange(3e6, dtype=np.float32))
+    np.testing.assert_array_equal(
+        restore(tmp_path, 3, "params", target)["x"], np.arange(3e6, dtype=np.float32)
+    )

@@ -42,8 +42,12 @@ def error_of(capsys: pytest.CaptureFixture[str], code: int, *argv: Any) -> str:
 def test_a_key_that_does_not_exist_is_named_with_the_nearest(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "a.toml").write_text("step = 3\nseed = 'a'\n[optim]\nlearning_rat = 0.1\n")
     error = error_of(capsys, 2, "pretrain", tmp_path / "a.toml")
-    for part in ("unknown key step (did you mean 'steps'?)", "optim.learning_rat (did you mean 'learning_rate'?)",
-                 "seed = 'a' is not int", str(tmp_path / "a.toml")):  # fmt: skip
+    for part in (
+        "unknown key step (did you mean 'steps'?)",
+        "optim.learning_rat (did you mean 'learning_rate'?)",
+        "seed = 'a' is not int",
+        str(tmp_path / "a.toml"),
+    ):
         assert part in error
 
 
@@ -51,7 +55,10 @@ def test_a_key_that_does_not_exist_is_named_with_the_nearest(tmp_path: Path, cap
 def test_a_flag_that_does_not_exist_is_named_with_the_nearest(flag: str, capsys: Any) -> None:
     assert code_of("pretrain", "nano", flag, "3") == 2
     error = capsys.readouterr().err
-    assert flag in error and {"--optim.learning-rat": "--optim.learning-rate", "--stepz": "--steps"}[flag] in error
+    assert (
+        flag in error
+        and {"--optim.learning-rat": "--optim.learning-rate", "--stepz": "--steps"}[flag] in error
+    )
 
 
 def test_a_verb_that_does_not_exist_is_answered_with_all_there_are(capsys: Any) -> None:
@@ -60,7 +67,8 @@ def test_a_verb_that_does_not_exist_is_answered_with_all_there_are(capsys: Any) 
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["prepare"], ["pretrain"], ["generate"], ["pretrain", "nano", "--steps", "many"], ["info", "more"]]
+    "argv",
+    [[], ["prepare"], ["pretrain"], ["generate"], ["pretrain", "nano", "--steps", "many"], ["info", "more"]],
 )
 def test_bad_usage_is_2(argv: list[str], capsys: Any) -> None:
     assert code_of(*argv) == 2
@@ -91,7 +99,10 @@ def test_flags_change_the_recipe_they_stand_behind(tmp_path: Path, monkeypatch: 
     seen: list[TrainConfig] = []
     monkeypatch.setattr("jaxgpt.verbs.pretrain.run", seen.append)
     (tmp_path / "a.toml").write_text("steps = 7\nseed = 3\n[optim]\nbeta1 = 0.5\n")
-    assert code_of("pretrain", tmp_path / "a.toml", "--optim.beta2", "0.6", "--seed", "4", "--from", "runs/x") == 0
+    assert (
+        code_of("pretrain", tmp_path / "a.toml", "--optim.beta2", "0.6", "--seed", "4", "--from", "runs/x")
+        == 0
+    )
     optim = TrainConfig().optim
     changed = type(optim)(**vars(optim) | {"beta1": 0.5, "beta2": 0.6})
     assert seen == [TrainConfig(steps=7, seed=4, optim=changed, init_from="runs/x")]
@@ -142,7 +153,9 @@ def test_a_folder_in_use_is_69(verb: str, tmp_path: Path, capsys: Any) -> None:
 
 @pytest.mark.parametrize("verb", ["pretrain", "prepare"])
 @pytest.mark.parametrize("inside", ["", "run"])
-def test_an_output_folder_that_cannot_be_made_is_74(verb: str, inside: str, tmp_path: Path, capsys: Any) -> None:
+def test_an_output_folder_that_cannot_be_made_is_74(
+    verb: str, inside: str, tmp_path: Path, capsys: Any
+) -> None:
     out = tmp_path / "file" / inside
     (tmp_path / "file").write_text("no folder")
     argv = {"pretrain": ["nano", "--out-dir", out], "prepare": ["builtin", "--out", out]}[verb]
@@ -152,10 +165,18 @@ def test_an_output_folder_that_cannot_be_made_is_74(verb: str, inside: str, tmp_
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (ZeroDivisionError("division by zero"), 70, "internal error: ZeroDivisionError('division by zero'); run with"),
+        (
+            ZeroDivisionError("division by zero"),
+            70,
+            "internal error: ZeroDivisionError('division by zero'); run with",
+        ),
         (JaxgptError("fault", why="ours", fix="report it"), 70, "fault: ours; report it"),
         (OSError(28, "No space left on device"), 74, "No space left on device"),
-        (StoppedError("stopped", why="SIGTERM came", fix="run again"), 75, "stopped: SIGTERM came; run again"),
+        (
+            StoppedError("stopped", why="SIGTERM came", fix="run again"),
+            75,
+            "stopped: SIGTERM came; run again",
+        ),
         (KeyboardInterrupt(), 75, "stopped by Ctrl-C"),
         (DivergedError("diverged", why="loss is nan", fix="lower it"), 76, "diverged: loss is nan; lower it"),
         (BusyError("in use", path="/a", why="b", fix="c"), 69, "jaxgpt: error: in use (/a): b; c"),
@@ -183,23 +204,66 @@ def test_success_is_0(tmp_path: Path, capsys: Any) -> None:
 
 
 SAMPLING_FLAGS = [
-    "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty",
-    "--frequency-penalty", "--stop", "--seed", "--int8", "--compute-dtype", "--tensor",
-]  # fmt: skip
+    "--max-new-tokens",
+    "--temperature",
+    "--top-k",
+    "--top-p",
+    "--min-p",
+    "--repetition-penalty",
+    "--presence-penalty",
+    "--frequency-penalty",
+    "--stop",
+    "--seed",
+    "--int8",
+    "--compute-dtype",
+    "--tensor",
+]
 FLAGS = {  # what scripts rely on
     "info": [],
     "prepare": ["--out", "--tokenizer", "--val-fraction", "TEXT"],
     "tokenizer": ["--vocab", "--out", "TEXT"],
-    "pretrain": ["--from", "--out-dir", "--data.path", "--steps", "--seed", "--log-every", "--eval-every",
-                 "--checkpoint-every", "--optim.learning-rate", "--mesh.fsdp", "CONFIG"],
-    "generate": [*SAMPLING_FLAGS, "--instruction", "--examples", "--logprobs", "--stream", "--beams",
-                 "--length-penalty", "--draft", "--lookahead", "MODEL", "PROMPT"],
+    "pretrain": [
+        "--from",
+        "--out-dir",
+        "--data.path",
+        "--steps",
+        "--seed",
+        "--log-every",
+        "--eval-every",
+        "--checkpoint-every",
+        "--optim.learning-rate",
+        "--mesh.fsdp",
+        "CONFIG",
+    ],
+    "generate": [
+        *SAMPLING_FLAGS,
+        "--instruction",
+        "--examples",
+        "--logprobs",
+        "--stream",
+        "--beams",
+        "--length-penalty",
+        "--draft",
+        "--lookahead",
+        "MODEL",
+        "PROMPT",
+    ],
     "evaluate": ["--data", "--examples", "--shots", "--instruction", "--seed", "--int8", "--json", "MODEL"],
     "chat": [*SAMPLING_FLAGS, "--template", "--system", "MODEL"],
-    "serve": ["--host", "--port", "--api-key", "--slots", "--queue", "--int8", "--tensor", "--warm-up", "MODEL"],
+    "serve": [
+        "--host",
+        "--port",
+        "--api-key",
+        "--slots",
+        "--queue",
+        "--int8",
+        "--tensor",
+        "--warm-up",
+        "MODEL",
+    ],
     "convert": ["--to", "--check", "--dtype", "--vocab", "--layer-norm-epsilon", "SRC", "DST"],
     "bench": ["train", "generate", "--preset", "--batch", "--prompt", "--new", "--json"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("verb", VERBS)

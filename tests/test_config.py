@@ -1,10 +1,23 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jaxgpt.config import GPTConfig, TrainConfig, load_recipe, preset_names, read_config, recipes_folder, save_config
+from jaxgpt.config import (
+    DataConfig,
+    GPTConfig,
+    MeshConfig,
+    OptimConfig,
+    TrainConfig,
+    load_recipe,
+    preset_names,
+    read_config,
+    recipes_folder,
+    save_config,
+)
 from jaxgpt.errors import ConfigError, DataError, MissingError
 
 
@@ -17,21 +30,36 @@ def recipe(folder: Path, text: str) -> str:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads_and_its_comment_gives_its_command(name: str) -> None:
     assert isinstance(load_recipe(name), TrainConfig)
-    comment = [line for line in (recipes_folder() / f"{name}.toml").read_text().splitlines() if line.startswith("#")]
+    comment = [
+        line for line in (recipes_folder() / f"{name}.toml").read_text().splitlines() if line.startswith("#")
+    ]
     assert any(f"jaxgpt pretrain {name}" in line for line in comment)
 
 
 def test_defaults_are_gpt2_small() -> None:
     config = GPTConfig()
-    assert (config.vocab, config.context, config.layers, config.heads, config.width) == (50257, 1024, 12, 12, 768)
+    assert (config.vocab, config.context, config.layers, config.heads, config.width) == (
+        50257,
+        1024,
+        12,
+        12,
+        768,
+    )
     assert (config.mlp_size, config.head_size, config.padded_vocab) == (3072, 64, 50304)
 
 
 def test_unknown_keys_and_wrong_types_are_all_listed_with_the_nearest_name(tmp_path: Path) -> None:
-    path = recipe(tmp_path, 'steps = 1.5\n[optim]\nlerning_rate = 1\nschedule = "cosmic"\n[model]\nbias = 1\n')
+    path = recipe(
+        tmp_path, 'steps = 1.5\n[optim]\nlerning_rate = 1\nschedule = "cosmic"\n[model]\nbias = 1\n'
+    )
     with pytest.raises(ConfigError) as caught:
         load_recipe(path)
-    for part in ("steps = 1.5", "optim.lerning_rate (did you mean 'learning_rate'?)", "'cosmic'", "model.bias = 1"):
+    for part in (
+        "steps = 1.5",
+        "optim.lerning_rate (did you mean 'learning_rate'?)",
+        "'cosmic'",
+        "model.bias = 1",
+    ):
         assert part in str(caught.value)
 
 
@@ -53,6 +81,52 @@ def test_an_integer_will_do_for_a_float_and_nothing_else(tmp_path: Path) -> None
 def test_impossible_models_are_refused_with_the_value(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GPTConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (GPTConfig, {"position": "Rotary"}, "position = 'Rotary' is not one of 'learned'"),
+        (GPTConfig, {"layers": 2.0}, "layers = 2.0 is not int"),
+        (GPTConfig, {"bias": 1, "heads": True}, "heads = True is not int; bias = 1 is not bool"),
+        (GPTConfig, {"activation": {}}, "activation = {} is not one of"),
+        (OptimConfig, {"schedule": "step"}, "schedule = 'step' is not one of"),
+        (MeshConfig, {"fsdp": "8"}, "fsdp = '8' is not int"),
+        (DataConfig, {"stride": 1.5}, "stride = 1.5 is not"),
+        (TrainConfig, {"model": None}, "model = None is not GPTConfig"),
+    ],
+)
+def test_settings_of_another_type_are_refused_also_in_python(kind: Any, settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        kind(**settings)
+
+
+def test_a_recipe_takes_settings_by_dotted_names() -> None:
+    changed = load_recipe("nano", {"steps": 7, "model.layers": 2, "optim.learning_rate": 1})
+    expected = load_recipe("nano")
+    expected = dataclasses.replace(
+        expected,
+        steps=7,
+        model=dataclasses.replace(expected.model, layers=2),
+        optim=dataclasses.replace(expected.optim, learning_rate=1.0),
+    )
+    assert changed == expected
+    for wrong in ({"model.layer": 2}, {"modell.layers": 2}, {"steps.layers": 2}, {"steps": "7"}):
+        with pytest.raises(ConfigError, match=r"layer|steps"):
+            load_recipe("nano", wrong)
+
+
+def test_settings_of_other_formats(tmp_path: Path) -> None:
+    """Format 0 is that of runs made before there was a number; a newer one is not guessed at."""
+    save_config(TrainConfig(steps=3), tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored.pop("format") == 1
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert read_config(tmp_path) == TrainConfig(steps=3)
+    for newer in (2, "1", None):
+        (tmp_path / "config.json").write_text(json.dumps(stored | {"format": newer}))
+        with pytest.raises(DataError, match="install a newer jaxgpt"):
+            read_config(tmp_path)
 
 
 def test_not_toml_is_a_config_error_and_no_file_a_missing_one(tmp_path: Path) -> None:

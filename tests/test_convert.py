@@ -20,9 +20,19 @@ from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor
 GOLDEN = Path(__file__).parent / "golden"
 # (folder, epsilon to be stated) -> logits computed in float64 by the library that made it
 MADE_ELSEWHERE = [
-    "plain", "sharded", "headless", "odd", "scaled", "untied", "bfloat16", "bin", "nanogpt", "nanogpt_compiled",
-    "openai_tf/plain", "openai_tf/odd",
-]  # fmt: skip
+    "plain",
+    "sharded",
+    "headless",
+    "odd",
+    "scaled",
+    "untied",
+    "bfloat16",
+    "bin",
+    "nanogpt",
+    "nanogpt_compiled",
+    "openai_tf/plain",
+    "openai_tf/odd",
+]
 
 
 def open_golden(name: str) -> StoredModel:
@@ -72,7 +82,9 @@ def test_every_format_gives_back_what_it_was_given(tmp_path: Path, name: str, to
 def test_odd_shapes_come_back(tmp_path: Path, shape: dict, dtype: str, to: str) -> None:
     config = GPTConfig(**{"vocab": 61, "context": 16, "heads": 2, "width": 4} | shape)
     rng = np.random.default_rng(0)
-    tensors = {place.name: Tensor.of(rng.normal(size=place.shape).astype(DTYPES[dtype])) for place in places(config)}
+    tensors = {
+        place.name: Tensor.of(rng.normal(size=place.shape).astype(DTYPES[dtype])) for place in places(config)
+    }
     model = StoredModel(config, tensors)
     if (to in ("nanogpt", "llmc") and config.mlp_width) or (to, dtype) == ("llmc", "float16"):
         with pytest.raises(ConfigError, match=f"{to} cannot say"):
@@ -81,7 +93,9 @@ def test_odd_shapes_come_back(tmp_path: Path, shape: dict, dtype: str, to: str) 
     write_model(model, tmp_path / "out", to)
     back = open_model(tmp_path / "out")
     assert back.config.differences(config) == {}
-    assert {name: bits(tensor) for name, tensor in back.tensors.items()} == {n: bits(t) for n, t in tensors.items()}
+    assert {name: bits(tensor) for name, tensor in back.tensors.items()} == {
+        n: bits(t) for n, t in tensors.items()
+    }
 
 
 @pytest.mark.parametrize(("name", "to"), [("model.pt", "nanogpt"), ("model.bin", "llmc")])
@@ -97,7 +111,9 @@ def test_biases_a_format_must_have_are_zeros_and_said_to_be(tmp_path: Path) -> N
     model = open_golden("nanogpt_compiled")
     written = write_model(model, tmp_path / "out", "huggingface")
     added = written.tensors.keys() - model.tensors.keys()
-    assert len(added) == 6 * model.config.layers + 1 and not any(written.tensors[name].read().any() for name in added)
+    assert len(added) == 6 * model.config.layers + 1 and not any(
+        written.tensors[name].read().any() for name in added
+    )
     assert written.notes == (f"{len(added)} biases of zeros added: huggingface has no model without",)
     assert jaxgpt.load(tmp_path / "out").config.bias
 
@@ -124,7 +140,9 @@ def test_llmc_has_no_float16(tmp_path: Path) -> None:
 
 
 def test_stored_dtypes_are_kept_and_a_cast_rounds_to_the_nearest(tmp_path: Path) -> None:
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(jaxgpt.load(GOLDEN / "bfloat16").params)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(jaxgpt.load(GOLDEN / "bfloat16").params)} == {
+        "bfloat16"
+    }
     model = open_golden("plain")
     cast = with_dtype(model, "bfloat16")
     exact, rounded = (m.tensors["wpe.weight"].read().astype(np.float64) for m in (model, cast))
@@ -181,7 +199,9 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     broken = dataclasses.replace(model.tensors["ln_f.bias"], read=fail)
     for to in FORMATS:
         with pytest.raises(DataError, match="it is damaged"):
-            write_model(dataclasses.replace(model, tensors={**model.tensors, "ln_f.bias": broken}), tmp_path / "o", to)
+            write_model(
+                dataclasses.replace(model, tensors={**model.tensors, "ln_f.bias": broken}), tmp_path / "o", to
+            )
         assert not list(tmp_path.iterdir())
 
 
@@ -228,7 +248,9 @@ def test_a_saved_language_model_is_the_same_one(tmp_path: Path) -> None:
         assert jax.tree.leaves(back.params)[0].dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04.", b"PK\x03\x04", (20240326).to_bytes(4, "little")])
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\x80\x04.", b"PK\x03\x04", (20240326).to_bytes(4, "little")]
+)
 @pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.safetensors"])
 def test_a_file_of_something_else_is_no_model(tmp_path: Path, name: str, content: bytes) -> None:
     shutil.copy(GOLDEN / "plain" / "config.json", tmp_path)
@@ -250,6 +272,8 @@ def test_converted_weights_are_a_start_and_no_run(tmp_path: Path) -> None:
 
     write_model(open_golden("plain"), tmp_path / "out", "jaxgpt")
     position = Position(fingerprint="", seed=0, sequences=1, context=1, stride=1)
-    with pytest.raises(ConfigError, match=r"they were converted, not trained here; start from them elsewhere: --from"):
+    with pytest.raises(
+        ConfigError, match=r"they were converted, not trained here; start from them elsewhere: --from"
+    ):
         resumable_step(TrainConfig(), tmp_path / "out", position)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model"]["vocab"] == 61

@@ -43,7 +43,9 @@ def test_a_conversion_that_changes_the_model_fails_its_check(tmp_path: Path, cap
     """llm.c computes another GELU than nanoGPT: the file is written, and the check says what is not the same."""
     assert convert(GOLDEN / "nanogpt", tmp_path / "out", "--to", "llmc", "--check") == 65
     error = capsys.readouterr().err
-    assert "what was written is not what was meant" in error and "activation: 'gelu' meant, 'gelu_tanh'" in error
+    assert (
+        "what was written is not what was meant" in error and "activation: 'gelu' meant, 'gelu_tanh'" in error
+    )
     proof = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert not proof["passed"] and proof["byte_exact"]
 
@@ -59,14 +61,19 @@ def test_a_cast_and_another_vocabulary_are_said_and_done(tmp_path: Path, capsys:
 def test_openais_checkpoint_says_the_epsilon_it_was_read_with(tmp_path: Path, capsys: Any) -> None:
     assert convert(GOLDEN / "openai_tf" / "odd", tmp_path / "assumed") == 0
     assert "1e-05 assumed" in capsys.readouterr().err
-    assert convert(GOLDEN / "openai_tf" / "odd", tmp_path / "stated", "--layer-norm-epsilon", "1e-3", "--check") == 0
+    assert (
+        convert(GOLDEN / "openai_tf" / "odd", tmp_path / "stated", "--layer-norm-epsilon", "1e-3", "--check")
+        == 0
+    )
     assert "assumed" not in capsys.readouterr().err
     assert json.loads((tmp_path / "stated" / "config.json").read_text())["layer_norm_epsilon"] == 1e-3
 
 
 def test_the_script_is_the_verb(tmp_path: Path) -> None:
     script = [sys.executable, ROOT / "tools" / "convert_weights.py"]
-    subprocess.run([*script, GOLDEN / "plain", tmp_path / "out", "--to", "nanogpt"], check=True, capture_output=True)
+    subprocess.run(
+        [*script, GOLDEN / "plain", tmp_path / "out", "--to", "nanogpt"], check=True, capture_output=True
+    )
     assert weights.open_model(tmp_path / "out").config.vocab == 61
     failed = subprocess.run([*script, tmp_path / "nothing", tmp_path / "x"], capture_output=True, text=True)
     assert failed.returncode == 66 and failed.stderr.startswith("jaxgpt: error: no model")

@@ -60,7 +60,9 @@ def test_a_text_file_is_one_document_to_the_letter(tmp_path, monkeypatch, block)
 
 
 def test_json_lines_are_a_document_each_and_gzip_is_read_too(tmp_path):
-    lines = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(["one\n", "zwö"])).encode()
+    lines = "".join(
+        json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(["one\n", "zwö"])
+    ).encode()
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress("ä".encode()))
@@ -237,7 +239,9 @@ def test_what_cannot_be_had_names_the_address_and_where_to_put_it(server, tmp_pa
         download = Download(address="http://127.0.0.1:1/file", file="data.txt")
     with pytest.raises(MissingError) as caught:
         fetch(download, folder=tmp_path)
-    assert download.address in str(caught.value) and f"put the file at {tmp_path / 'data.txt'}" in str(caught.value)
+    assert download.address in str(caught.value) and f"put the file at {tmp_path / 'data.txt'}" in str(
+        caught.value
+    )
 
 
 def test_a_file_put_there_by_hand_is_taken(tmp_path):

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from jaxgpt.verbs.display import TrainingDisplay, duration, waiting, write_text
+from jaxgpt.display import TrainingDisplay, duration, waiting, write_text
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,10 @@ def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.
     lines = [line.rstrip() for line in err.splitlines()]
     assert out == ""
     assert lines == [
-        "step 10: loss 1.235  12,346 tokens/s", "step 20: val_loss 2.5000", "step 20: average_val_loss 2.2500",
-        "step 20: sample", "    [bold]one[/bold]", "    two",
-    ]  # fmt: skip
+        "step 10: loss 1.235  12,346 tokens/s",
+        "step 20: val_loss 2.5000",
+        "step 20: average_val_loss 2.2500",
+        "step 20: sample",
+        "    [bold]one[/bold]",
+        "    two",
+    ]

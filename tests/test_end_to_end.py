@@ -19,10 +19,27 @@ from jaxgpt.cli import main
 from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.sampling import Sampling
 
-TEXT = "\n".join(f"{a} times {b} is {a * b}, and {b} times {a} is {a * b}." for a in range(40) for b in range(40))
+TEXT = "\n".join(
+    f"{a} times {b} is {a * b}, and {b} times {a} is {a * b}." for a in range(40) for b in range(40)
+)
 MODEL = ["--model.context", "16", "--model.layers", "2", "--model.heads", "2", "--model.width", "16"]
-SHORT = [*MODEL, "--batch", "8", "--log-every", "1", "--eval-every", "4", "--eval-batches", "2", "--sample-tokens", "5",
-         "--optim.warmup-steps", "2", "--optim.learning-rate", "0.02"]  # fmt: skip
+SHORT = [
+    *MODEL,
+    "--batch",
+    "8",
+    "--log-every",
+    "1",
+    "--eval-every",
+    "4",
+    "--eval-batches",
+    "2",
+    "--sample-tokens",
+    "5",
+    "--optim.warmup-steps",
+    "2",
+    "--optim.learning-rate",
+    "0.02",
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +90,9 @@ def test_a_run_directory_holds_what_it_should_and_the_loss_falls(whole: Path) ->
 
 
 @pytest.mark.parametrize("first", [1, 4, 7])
-def test_resume_is_bit_identical(data: Path, whole: Path, tmp_path: Path, first: int, monkeypatch: Any) -> None:
+def test_resume_is_bit_identical(
+    data: Path, whole: Path, tmp_path: Path, first: int, monkeypatch: Any
+) -> None:
     """A run stopped by SIGTERM after any step, and started again, logs what the uninterrupted one does."""
     from jaxgpt.training.metrics import MetricsLog
 
@@ -88,14 +107,19 @@ def test_resume_is_bit_identical(data: Path, whole: Path, tmp_path: Path, first:
         patch.setattr(MetricsLog, "write", write_and_stop)
         pretrain(out, data, "--steps", "12", code=75)
     steps = [step for step, _, _ in measured(out, "loss")]
-    assert steps[-1] in (first, first + 1)  # the step that was under way when the row was written is finished first
+    assert steps[-1] in (
+        first,
+        first + 1,
+    )  # the step that was under way when the row was written is finished first
     pretrain(out, data, "--steps", "12")
     assert measured(out, *LOSSES) == measured(whole, *LOSSES)
     ours, theirs = jaxgpt.load(out), jaxgpt.load(whole)
     np.testing.assert_array_equal(ours.params["wte"]["embedding"], theirs.params["wte"]["embedding"])
 
 
-def test_rows_after_the_checkpoint_are_written_anew_after_a_kill(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_are_written_anew_after_a_kill(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
     """As after SIGKILL: the log is ahead of the newest checkpoint and ends in half a line."""
     out = tmp_path / "run"
     pretrain(out, data, "--steps", "12", "--checkpoint-every", "5")
@@ -109,9 +133,14 @@ def test_rows_after_the_checkpoint_are_written_anew_after_a_kill(data: Path, who
 
 @pytest.mark.parametrize(
     ("more", "reason"),
-    [(("--seed", "1"), "seed: 0 then, 1 now"), (("--batch", "16"), "sequences"), (("--data.stride", "3"), "stride"),
-     (("--model.width", "32"), "model.width: 16 then, 32 now"), (("--steps", "3"), "it has done 12, 3 are")],
-)  # fmt: skip
+    [
+        (("--seed", "1"), "seed: 0 then, 1 now"),
+        (("--batch", "16"), "sequences"),
+        (("--data.stride", "3"), "stride"),
+        (("--model.width", "32"), "model.width: 16 then, 32 now"),
+        (("--steps", "3"), "it has done 12, 3 are"),
+    ],
+)
 def test_a_resume_as_another_run_is_refused(
     data: Path, whole: Path, more: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -121,7 +150,9 @@ def test_a_resume_as_another_run_is_refused(
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_resume_with_other_data_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_resume_with_other_data_is_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "other.txt").write_text(TEXT[::-1])
     verb("prepare", tmp_path / "other.txt", "--out", tmp_path / "data", "--tokenizer", "bytes")
     pretrain(whole, tmp_path / "data", "--steps", "12", code=2)
@@ -142,13 +173,27 @@ def test_a_finished_run_has_nothing_to_do_and_may_be_lengthened(data: Path, tmp_
 @pytest.mark.parametrize("mesh", [("--mesh.fsdp", "4"), ("--mesh.fsdp", "2", "--mesh.tensor", "2")])
 def test_other_meshes_train_the_same(data: Path, whole: Path, tmp_path: Path, mesh: tuple[str, ...]) -> None:
     pretrain(tmp_path / "run", data, "--steps", "12", *mesh, "--model.vocab-multiple", "128")
-    ours, theirs = (np.array([value for *_, value in measured(run, "loss")]) for run in (tmp_path / "run", whole))
+    ours, theirs = (
+        np.array([value for *_, value in measured(run, "loss")]) for run in (tmp_path / "run", whole)
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_accumulation_sees_the_same_sequences(data: Path, whole: Path, tmp_path: Path) -> None:
-    pretrain(tmp_path / "run", data, "--steps", "4", "--accumulate", "2", "--batch", "4", "--mesh.data", "4",
-             "--mesh.tensor", "2")  # fmt: skip
+    pretrain(
+        tmp_path / "run",
+        data,
+        "--steps",
+        "4",
+        "--accumulate",
+        "2",
+        "--batch",
+        "4",
+        "--mesh.data",
+        "4",
+        "--mesh.tensor",
+        "2",
+    )
     ours = [value for *_, value in measured(tmp_path / "run", "loss")]
     theirs = [value for *_, value in measured(whole, "loss")][: len(ours)]
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
@@ -159,15 +204,17 @@ def test_generate_writes_text_to_stdout_only_and_repeats_with_its_seed(
 ) -> None:
     texts = []
     for more in (("--seed", "1"), ("--seed", "1"), ("--seed", "2"), ("--temperature", "0")):
-        verb("generate", whole, "3 times", "--max-new-tokens", "40", *more)  # past the context of 16: the window slides
+        verb(
+            "generate", whole, "3 times", "--max-new-tokens", "40", *more
+        )  # past the context of 16: the window slides
         out, err = capsys.readouterr()
         assert out.startswith("3 times") and err == ""
         texts.append(out)
     assert texts[0] == texts[1] != texts[2]
     lm = jaxgpt.load(whole)
-    assert texts[3].strip("\n") == ("3 times" + lm.generate(["3 times"], max_new_tokens=40, temperature=0)[0]).strip(
-        "\n"
-    )
+    assert texts[3].strip("\n") == (
+        "3 times" + lm.generate(["3 times"], max_new_tokens=40, temperature=0)[0]
+    ).strip("\n")
 
 
 def test_a_new_run_starts_from_given_weights(data: Path, whole: Path, tmp_path: Path) -> None:
@@ -182,7 +229,9 @@ def test_weights_of_another_model_are_no_start(data: Path, whole: Path, tmp_path
     assert "activation is 'gelu_tanh' there, 'relu' here; give the run that model" in capsys.readouterr().err
 
 
-def test_16_bit_weights_are_widened_and_said_to_be(data: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
+def test_16_bit_weights_are_widened_and_said_to_be(
+    data: Path, whole: Path, tmp_path: Path, capsys: Any
+) -> None:
     verb("convert", whole, tmp_path / "half", "--to", "jaxgpt", "--dtype", "bfloat16")
     pretrain(tmp_path / "run", data, "--steps", "1", "--from", tmp_path / "half")
     assert "half: widened from bfloat16 to float32" in capsys.readouterr().err
@@ -237,14 +286,20 @@ def test_a_killed_process_leaves_a_run_that_resumes(data: Path, tmp_path: Path) 
         log = out / "metrics.jsonl"
         return log.read_bytes().count(b'"loss"') if log.exists() else 0
 
-    subprocess.run([*command, "--out-dir", str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
+    subprocess.run(
+        [*command, "--out-dir", str(tmp_path / "whole")], check=True, env=environment, capture_output=True
+    )
     for stop_at in (10, 35):
-        with subprocess.Popen([*command, "--out-dir", str(tmp_path / "run")], env=environment, stderr=-1) as process:
+        with subprocess.Popen(
+            [*command, "--out-dir", str(tmp_path / "run")], env=environment, stderr=-1
+        ) as process:
             end = time.monotonic() + 120
             while rows(tmp_path / "run") < stop_at and process.poll() is None and time.monotonic() < end:
                 time.sleep(0.01)
             process.kill()
-    subprocess.run([*command, "--out-dir", str(tmp_path / "run")], check=True, env=environment, capture_output=True)
+    subprocess.run(
+        [*command, "--out-dir", str(tmp_path / "run")], check=True, env=environment, capture_output=True
+    )
     assert measured(tmp_path / "run", *LOSSES) == measured(tmp_path / "whole", *LOSSES)
 
 
@@ -277,10 +332,14 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     out = tmp_path / "two"
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(number), *map(str, args), "--out-dir", str(out)],
-                         env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(number), *map(str, args), "--out-dir", str(out)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     pretrain(tmp_path / "one", data, "--steps", "12", "--mesh.fsdp", "2")

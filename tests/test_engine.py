@@ -35,7 +35,9 @@ def logits_after(config: GPTConfig, params: Params) -> Logits:
     apply = jax.jit(define(config).apply)
 
     def after(window: list[int]) -> jax.Array:
-        tokens_BT = np.zeros((1, config.context), np.int32)  # one shape; later tokens cannot change earlier logits
+        tokens_BT = np.zeros(
+            (1, config.context), np.int32
+        )  # one shape; later tokens cannot change earlier logits
         tokens_BT[0, : len(window)] = window
         return apply(params, tokens_BT)[:, len(window) - 1]
 
@@ -51,7 +53,9 @@ def expected(logits_after: Logits, config: GPTConfig) -> Callable[..., list[int]
     def ids(prompt: list[int], new: int, sampling: Sampling = GREEDY, seed: int = 0) -> list[int]:
         context, window, found = config.context, prompt[-config.context :], []
         for number in range(new):
-            if len(window) > context:  # full: the older half of what was read goes, the newest token is kept too
+            if (
+                len(window) > context
+            ):  # full: the older half of what was read goes, the newest token is kept too
                 window = window[context - context // 2 :]
             drawing = settings_of([sampling]), np.array([seed], np.uint32), np.array([number], np.int32)
             found.append(int(draw(logits_after(window), *drawing, plan=Plan.of([sampling]))[0]))
@@ -90,7 +94,9 @@ def test_cached_decoding_equals_full_forward_passes(
     assert len(set(ids)) > 6
 
 
-def test_requests_in_a_batch_get_what_each_gets_alone(config: GPTConfig, params: Params, expected: Callable) -> None:
+def test_requests_in_a_batch_get_what_each_gets_alone(
+    config: GPTConfig, params: Params, expected: Callable
+) -> None:
     """Seven lengths through three slots: they wait, join, leave and slide at different times."""
     requests = [
         request(prompt_of(length), 5 + 6 * n, WILD if n % 2 else GREEDY, seed=n)
@@ -122,7 +128,9 @@ def test_a_rows_logprobs_are_the_models_whatever_stands_beside_it(
             assert new.logprob is None and new.alternatives == ()
 
 
-def test_the_same_slot_count_gives_the_same_bits_whatever_stands_beside(config: GPTConfig, params: Params) -> None:
+def test_the_same_slot_count_gives_the_same_bits_whatever_stands_beside(
+    config: GPTConfig, params: Params
+) -> None:
     def logprobs(others: list[Request]) -> list[float | None]:
         engine = Engine(config, params, slots=4)
         mine = request(prompt_of(9), 12, GREEDY, logprobs=0)
@@ -190,7 +198,9 @@ def test_penalties_act_on_each_row_alone(config: GPTConfig, params: Params) -> N
     assert len(set(found[0][:20])) == 20  # also past the end of a device call
 
 
-def test_the_same_seed_gives_the_same_tokens_and_another_gives_others(config: GPTConfig, params: Params) -> None:
+def test_the_same_seed_gives_the_same_tokens_and_another_gives_others(
+    config: GPTConfig, params: Params
+) -> None:
     engine = Engine(config, params, slots=4)
     one, same, other = texts(engine, [request([1, 2, 3], 12, WILD, seed=seed) for seed in (5, 5, 6)])
     assert one == same != other
@@ -215,8 +225,10 @@ def test_any_mix_of_lengths_compiles_few_programs(params: Params) -> None:
     before = [program._cache_size() for program in compiled]
     rng, engine = np.random.default_rng(0), Engine(config, params, slots=4)
     samplings = (GREEDY, WILD)
-    requests = [request(prompt_of(int(rng.integers(1, 301))), int(rng.integers(1, 40)), samplings[n // 30], seed=n)
-                for n in range(60)]  # fmt: skip
+    requests = [
+        request(prompt_of(int(rng.integers(1, 301))), int(rng.integers(1, 40)), samplings[n // 30], seed=n)
+        for n in range(60)
+    ]
     assert [len(text) for text in texts(engine, requests)] == [r.max_new_tokens for r in requests]
     # Buckets of 16, 32, 64, 128, 256 and 300 tokens, for 1, 2 and 4 prompts; spans of 128, 256 and 300; two plans.
     most = 6 * 3, 3 * 2, 3 * 2
@@ -234,7 +246,9 @@ def test_after_a_warm_up_common_requests_compile_nothing(config: GPTConfig, para
     assert [program._cache_size() for program in compiled] == before
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=1, fsdp=2, tensor=4), MeshConfig(data=2, tensor=4)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(data=1, fsdp=2, tensor=4), MeshConfig(data=2, tensor=4)], ids=str
+)
 def test_a_mesh_gives_the_tokens_of_one_device(config: GPTConfig, params: Params, mesh: MeshConfig) -> None:
     requests = [request(prompt_of(n), 40, WILD if n % 2 else GREEDY, seed=n) for n in (3, 8, 31)]
     placed = jax.device_put(params, shardings(params, mesh_of(mesh)))
@@ -274,7 +288,9 @@ def test_int8_weights_are_a_quarter_and_nearly_the_same(config: GPTConfig, param
         ({"logprobs": 21}, "logprobs = 21"),
     ],
 )
-def test_impossible_requests_are_refused_by_name(config: GPTConfig, params: Params, change: dict, said: str) -> None:
+def test_impossible_requests_are_refused_by_name(
+    config: GPTConfig, params: Params, change: dict, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         Engine(config, params).submit(dataclasses.replace(request([1], 1), **change))
 

@@ -42,7 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts").mkdir()
     for number, text in enumerate(TEXTS):
         (folder / "texts" / f"{number}.txt").write_text(text + "é")
-    verb("prepare", folder / "texts", "--out", folder / "data", "--tokenizer", "bytes", "--val-fraction", "0.3")
+    verb(
+        "prepare", folder / "texts", "--out", folder / "data", "--tokenizer", "bytes", "--val-fraction", "0.3"
+    )
     return folder
 
 
@@ -83,7 +85,9 @@ def test_bits_per_byte_count_the_bytes_of_the_text_alone(figures: dict[str, Any]
     ids = stream.read(0, len(stream))
     assert (ids == 256).sum() > 1
     count = int((ids[1:] < 256).sum())
-    assert figures["bits_per_byte"] == pytest.approx(figures["val_loss"] * (len(ids) - 1) / math.log(2) / count)
+    assert figures["bits_per_byte"] == pytest.approx(
+        figures["val_loss"] * (len(ids) - 1) / math.log(2) / count
+    )
     assert f"over {count:,} bytes" in figures["protocols"]["bits_per_byte"]
 
 
@@ -128,21 +132,36 @@ def test_data_of_another_tokenizer_is_refused(run: Path, tmp_path: Path, capsys:
     assert not out and "its tokens are gpt2's, of 50257 ids; the model's tokenizer is bytes of 257" in err
 
 
-def test_the_scores_of_examples_are_written_with_how_they_were_asked(run: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_scores_of_examples_are_written_with_how_they_were_asked(
+    run: Path, tmp_path: Path, capsys: Any
+) -> None:
     from jaxgpt.evaluation.fewshot import score_examples
 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(example) + "\n" for example in EXAMPLES))
-    verb("evaluate", run, "--examples", tmp_path / "a.jsonl", "--shots", "0", "--instruction", "Hm?", "--seed", "3",
-         "--json", tmp_path / "a.json")  # fmt: skip
+    verb(
+        "evaluate",
+        run,
+        "--examples",
+        tmp_path / "a.jsonl",
+        "--shots",
+        "0",
+        "--instruction",
+        "Hm?",
+        "--seed",
+        "3",
+        "--json",
+        tmp_path / "a.json",
+    )
     found, lm = json.loads((tmp_path / "a.json").read_text()), jaxgpt.load(run)
     pairs = [(example["input"], example["output"]) for example in EXAMPLES]
     scores = score_examples(lm.engine(8), BYTES, pairs, shots=0, instruction="Hm?", seed=3)
     protocols = found.pop("protocols")
     assert found == {
-        "model": str(run), "few_shot_exact_match": scores.exact_match,
+        "model": str(run),
+        "few_shot_exact_match": scores.exact_match,
         "few_shot_output_logprob": pytest.approx(scores.output_logprob, rel=1e-5),
         "few_shot_label_accuracy": scores.label_accuracy,
-    }  # fmt: skip
+    }
     assert all("zero-shot, 6 examples" in protocol for protocol in protocols.values())
     assert "most probable of 2 labels" in capsys.readouterr().out
 
@@ -163,6 +182,8 @@ def test_a_model_without_a_tokenizer_is_scored_on_text_of_its_vocabulary(
 ) -> None:
     LanguageModel(lm.config, lm.params, None).save(tmp_path / "bare")
     verb("evaluate", tmp_path / "bare", "--data", run, "--json", tmp_path / "a.json")
-    assert json.loads((tmp_path / "a.json").read_text())["val_loss"] == pytest.approx(figures["val_loss"], rel=1e-6)
+    assert json.loads((tmp_path / "a.json").read_text())["val_loss"] == pytest.approx(
+        figures["val_loss"], rel=1e-6
+    )
     (tmp_path / "a.jsonl").write_text(json.dumps(EXAMPLES[0]) + "\n" + json.dumps(EXAMPLES[1]))
     verb("evaluate", tmp_path / "bare", "--examples", tmp_path / "a.jsonl", "--shots", "0", code=65)

@@ -66,8 +66,10 @@ def test_an_answer_counts_only_when_it_is_the_output_and_then_stops() -> None:
 def test_the_prompt_holds_the_shots_and_the_instruction() -> None:
     engine: Any = Scripted({given: "" for given, _ in EXAMPLES})
     score_examples(engine, BYTES, EXAMPLES, shots=2, instruction="Parity?", seed=9)
-    expected = [few_shot_prompt(given, instruction="Parity?", examples=shots_of(n, EXAMPLES, 2, 9))
-                for n, (given, _) in enumerate(EXAMPLES)]  # fmt: skip
+    expected = [
+        few_shot_prompt(given, instruction="Parity?", examples=shots_of(n, EXAMPLES, 2, 9))
+        for n, (given, _) in enumerate(EXAMPLES)
+    ]
     assert engine.asked == expected and len(set(expected)) == 6
 
 
@@ -88,12 +90,16 @@ def test_scores_are_those_of_the_models_logits(lm: LanguageModel, shots: int) ->
 
     engine = Engine(lm.config, lm.params, slots=2)
     scores = score_examples(engine, BYTES, EXAMPLES, shots=shots, seed=4)
-    prompts = [few_shot_prompt(g, examples=shots_of(n, EXAMPLES, shots, 4)) for n, (g, _) in enumerate(EXAMPLES)]
+    prompts = [
+        few_shot_prompt(g, examples=shots_of(n, EXAMPLES, shots, 4)) for n, (g, _) in enumerate(EXAMPLES)
+    ]
     true = np.concatenate([logprobs(p, output) for p, (_, output) in zip(prompts, EXAMPLES, strict=True)])
     assert scores.output_logprob == pytest.approx(true.mean(), abs=1e-4)
     assert scores.labels == ("even", "odd")
     chosen = [max(scores.labels, key=lambda label: logprobs(p, label).sum()) for p in prompts]
-    assert scores.label_accuracy == np.mean([c == output for c, (_, output) in zip(chosen, EXAMPLES, strict=True)])
+    assert scores.label_accuracy == np.mean(
+        [c == output for c, (_, output) in zip(chosen, EXAMPLES, strict=True)]
+    )
 
 
 def test_the_most_probable_label_decides_not_the_shorter_by_habit() -> None:
@@ -132,5 +138,7 @@ def test_prompts_that_do_not_fit_are_counted_and_refused() -> None:
     longest = len("Input: 0\nOutput: even")
     answers = {given: "" for given, _ in EXAMPLES}
     score_examples(Scripted(answers, context=longest), BYTES, EXAMPLES, shots=0)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=rf"6 of 6 prompts do not fit .* {longest - 1} .*the longest has {longest}\)"):
+    with pytest.raises(
+        ConfigError, match=rf"6 of 6 prompts do not fit .* {longest - 1} .*the longest has {longest}\)"
+    ):
         score_examples(Scripted({}, context=longest - 1), BYTES, EXAMPLES, shots=0)  # type: ignore[arg-type]

@@ -32,7 +32,9 @@ def test_parameter_count_equals_a_list_of_all_shapes():
 
 
 def test_without_biases_only_matrices_and_layer_norm_scales_are_counted():
-    config = GPTConfig(vocab=11, context=7, layers=3, heads=2, width=4, mlp_width=10, bias=False, position="rotary")
+    config = GPTConfig(
+        vocab=11, context=7, layers=3, heads=2, width=4, mlp_width=10, bias=False, position="rotary"
+    )
     assert flops.count_parameters(config) == 11 * 4 + 3 * (4 * 12 + 4 * 4 + 2 * 4 * 10 + 2 * 4) + 4
 
 
@@ -54,7 +56,9 @@ def test_padding_the_vocabulary_changes_neither_count():
 
 
 def test_only_attention_depends_on_the_context():
-    difference = flops.train_flops_per_token(GPT2, context=512) - flops.train_flops_per_token(GPT2, context=256)
+    difference = flops.train_flops_per_token(GPT2, context=512) - flops.train_flops_per_token(
+        GPT2, context=256
+    )
     assert difference == 12 * 12 * 768 * 256
 
 
@@ -97,7 +101,9 @@ def test_utilisation_is_unknown_when_the_peak_is():
 
 
 def test_measured_matmul_flops_are_the_products_over_the_clock(monkeypatch):
-    ticks = iter([0.0, 0.5, 1.0, 1.5, 2.0, 12.0, 13.0, 13.5])  # 0.5, 0.5 and once 10 seconds: the median is 0.5
+    ticks = iter(
+        [0.0, 0.5, 1.0, 1.5, 2.0, 12.0, 13.0, 13.5]
+    )  # 0.5, 0.5 and once 10 seconds: the median is 0.5
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     assert flops.measured_matmul_flops("float32", size=8, seconds=1.0) == 2 * 8**3 / 0.5
 

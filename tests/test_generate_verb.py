@@ -48,8 +48,15 @@ def test_every_setting_of_sampling_has_its_flag(generate: Any, monkeypatch: pyte
     """Given values other than the defaults, each reaches the engine."""
     seen: list[Any] = []
     monkeypatch.setattr(Engine, "run", lambda self, requests: seen.extend(requests) or iter(()))
-    wanted = Sampling(temperature=0.5, top_k=7, top_p=0.8, min_p=0.1, repetition_penalty=1.5, presence_penalty=0.25,
-                      frequency_penalty=-0.5)  # fmt: skip
+    wanted = Sampling(
+        temperature=0.5,
+        top_k=7,
+        top_p=0.8,
+        min_p=0.1,
+        repetition_penalty=1.5,
+        presence_penalty=0.25,
+        frequency_penalty=-0.5,
+    )
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(wanted).items()]
     generate("a", *flags, "--seed", "5", "--max-new-tokens", "3", "--logprobs", "2")
     (request,) = seen
@@ -72,7 +79,9 @@ def test_text_ends_before_any_of_the_stop_strings(lm: LanguageModel, generate: A
     late, early = whole[20:22], whole[8:11]
     end = min(whole.index(late), whole.index(early))
     for way in ("--stream", "--no-stream"):
-        out, _ = generate("ab", "--temperature", 0, "--max-new-tokens", 30, way, "--stop", late, "--stop", early)
+        out, _ = generate(
+            "ab", "--temperature", 0, "--max-new-tokens", 30, way, "--stop", late, "--stop", early
+        )
         assert out == "ab" + whole[:end] + "\n"
 
 
@@ -80,12 +89,22 @@ def test_an_answer_to_a_query_is_written_alone(lm: LanguageModel, generate: Any,
     (tmp_path / "a.jsonl").write_text('{"input": "1", "output": "2"}\n{"input": "3", "output": "4"}\n')
     prompts = [few_shot_prompt(q, instruction="Add", examples=[("1", "2"), ("3", "4")]) for q in ("5", "6")]
     texts = lm.generate(prompts, max_new_tokens=9, temperature=0, stop=FEW_SHOT_STOP)
-    flags = ("--examples", tmp_path / "a.jsonl", "--instruction", "Add", "--temperature", 0, "--max-new-tokens", 9)
+    flags = (
+        "--examples",
+        tmp_path / "a.jsonl",
+        "--instruction",
+        "Add",
+        "--temperature",
+        0,
+        "--max-new-tokens",
+        9,
+    )
     for way in ("--stream", "--no-stream"):
         out, _ = generate("5", "6", *flags, way)
         assert out == "".join(text.removeprefix(" ") + "\n" for text in texts)
-    (zero_shot,) = lm.generate([few_shot_prompt("5", instruction="Add")], max_new_tokens=9, temperature=0,
-                               stop=FEW_SHOT_STOP)  # fmt: skip
+    (zero_shot,) = lm.generate(
+        [few_shot_prompt("5", instruction="Add")], max_new_tokens=9, temperature=0, stop=FEW_SHOT_STOP
+    )
     assert generate("5", "--instruction", "Add", *flags[4:])[0] == zero_shot.removeprefix(" ") + "\n"
 
 
@@ -134,7 +153,9 @@ def test_log_probabilities_are_those_of_the_text(lm: LanguageModel, generate: An
 
 
 @pytest.mark.parametrize("way", ["--stream", "--no-stream"])
-def test_lines_end_with_the_token_that_completes_a_stop_string(lm: LanguageModel, generate: Any, way: str) -> None:
+def test_lines_end_with_the_token_that_completes_a_stop_string(
+    lm: LanguageModel, generate: Any, way: str
+) -> None:
     flags = ("--logprobs", 0, "--temperature", 0, "--max-new-tokens", 30, way)
     whole, _ = generate("ab", *flags)
     text = "".join(json.loads(line)["text"] for line in whole.splitlines())
@@ -167,7 +188,11 @@ def test_int8_writes_what_an_int8_engine_does(lm: LanguageModel, generate: Any) 
         (["--beams", "2", "--int8"], 2, "--beams with --int8"),
         (["--beams", "2", "--draft", "gpt2"], 2, "--beams with --draft"),
         (["--draft", "gpt2", "--logprobs", "1"], 2, "--draft with --logprobs"),
-        (["b" * 60, "--beams", "2", "--max-new-tokens", "9"], 2, "after 60 tokens of prompt 2: the context is 64"),
+        (
+            ["b" * 60, "--beams", "2", "--max-new-tokens", "9"],
+            2,
+            "after 60 tokens of prompt 2: the context is 64",
+        ),
     ],
 )
 @pytest.mark.parametrize("way", ["--stream", "--no-stream"])
@@ -179,10 +204,14 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 
 def test_beams_find_the_text_that_beam_search_finds(lm: LanguageModel, generate: Any, tmp_path: Path) -> None:
-    params = jax.tree.map(lambda leaf: leaf / 5, lm.params)  # logits that differ less: greedy text is not the best
+    params = jax.tree.map(
+        lambda leaf: leaf / 5, lm.params
+    )  # logits that differ less: greedy text is not the best
     LanguageModel(lm.config, params, BYTES).save(tmp_path / "soft")
     search = {"beams": 4, "max_new_tokens": 12, "length_penalty": 0.5, "end": 256}
-    a, q = (BYTES.decode(beam_search(lm.config, params, BYTES.encode(p), **search)[0].tokens) for p in ("ab", "q"))
+    a, q = (
+        BYTES.decode(beam_search(lm.config, params, BYTES.encode(p), **search)[0].tokens) for p in ("ab", "q")
+    )
     flags = ("--beams", 4, "--length-penalty", 0.5, "--max-new-tokens", 12)
     for way in ("--stream", "--no-stream"):
         assert generate("ab", "q", *flags, way, model=tmp_path / "soft")[0] == f"ab{a}\nq{q}\n"
@@ -191,7 +220,9 @@ def test_beams_find_the_text_that_beam_search_finds(lm: LanguageModel, generate:
     assert generate("ab", *flags, "--max-new-tokens", 0)[0] == "ab\n"
 
 
-def test_a_draft_leaves_greedy_text_as_it_is(lm: LanguageModel, lm_folder: Path, generate: Any, tmp_path: Path) -> None:
+def test_a_draft_leaves_greedy_text_as_it_is(
+    lm: LanguageModel, lm_folder: Path, generate: Any, tmp_path: Path
+) -> None:
     other = jax.jit(define(lm.config).init)(jax.random.key(9))
     LanguageModel(lm.config, other, BYTES).save(tmp_path / "other")
     flags = ("ab", "q", "--temperature", 0, "--max-new-tokens", 30)
@@ -204,7 +235,9 @@ def test_a_draft_leaves_greedy_text_as_it_is(lm: LanguageModel, lm_folder: Path,
     assert text == generate("ab", *flags[2:], "--stop", stop)[0] and "accepted" in told
 
 
-def test_a_draft_needs_the_same_tokenizer_and_no_penalties(lm_folder: Path, generate: Any, tmp_path: Path) -> None:
+def test_a_draft_needs_the_same_tokenizer_and_no_penalties(
+    lm_folder: Path, generate: Any, tmp_path: Path
+) -> None:
     config = GPTConfig(vocab=258, context=64, layers=1, heads=1, width=8)
     pairs = Tokenizer({**BYTES.ranks, b"ab": 256})
     LanguageModel(config, jax.jit(define(config).init)(jax.random.key(3)), pairs).save(tmp_path / "pairs")
@@ -227,7 +260,9 @@ def test_a_prompt_longer_than_the_context_is_told(generate: Any) -> None:
 @pytest.mark.parametrize("flags", [("--tensor", "2"), ("--compute-dtype", "bfloat16"), ("--int8",)], ids=str)
 def test_another_layout_has_nearly_the_same_log_probabilities(generate: Any, flags: tuple[str, ...]) -> None:
     def first(*more: str) -> dict[str, Any]:
-        return json.loads(generate("Hello", "--max-new-tokens", "3", "--logprobs", "1", *more)[0].splitlines()[0])
+        return json.loads(
+            generate("Hello", "--max-new-tokens", "3", "--logprobs", "1", *more)[0].splitlines()[0]
+        )
 
     exact, other = first("--temperature", "0"), first("--temperature", "0", *flags)
     assert other["alternatives"][0][1] == pytest.approx(exact["alternatives"][0][1], abs=1.0)

@@ -37,17 +37,23 @@ def test_parameter_counts_are_the_published_ones(sizes: tuple[int, int, int], pu
     assert stored_parameters(config) == count_parameters(config) == published
 
 
-@pytest.mark.parametrize("changes", [{"tied_head": False}, {"bias": False}, {"position": "alibi"}, {"mlp_width": 7}])
+@pytest.mark.parametrize(
+    "changes", [{"tied_head": False}, {"bias": False}, {"position": "alibi"}, {"mlp_width": 7}]
+)
 def test_the_counting_formula_counts_what_is_made(config: GPTConfig, changes: dict[str, Any]) -> None:
     changed = dataclasses.replace(config, **changes)
     assert stored_parameters(changed) == count_parameters(changed)
 
 
-def test_future_tokens_cannot_change_the_past(config: GPTConfig, params: Params, tokens_BT: np.ndarray) -> None:
+def test_future_tokens_cannot_change_the_past(
+    config: GPTConfig, params: Params, tokens_BT: np.ndarray
+) -> None:
     """The gradient of one position's loss with respect to embeddings of other positions: zero after it, not before."""
     model = define(dataclasses.replace(config, vocab=config.context, position="learned", vocab_multiple=8))
     params = params | {"wte": {"embedding": params["wte"]["embedding"][: config.context]}}
-    tokens_1T = jnp.arange(config.context)[None]  # every token once: its row of the table is its position's embedding
+    tokens_1T = jnp.arange(config.context)[
+        None
+    ]  # every token once: its row of the table is its position's embedding
 
     def loss_at(table_VD: jax.Array, position: int) -> jax.Array:
         x_BTD, _ = model.hidden(params | {"wte": {"embedding": table_VD}}, tokens_1T)
@@ -91,7 +97,9 @@ def test_recomputing_really_recomputes(config: GPTConfig, params: Params, tokens
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_cached_decoding_equals_the_full_forward_pass(config: GPTConfig, tokens_BT: np.ndarray, position: str) -> None:
+def test_cached_decoding_equals_the_full_forward_pass(
+    config: GPTConfig, tokens_BT: np.ndarray, position: str
+) -> None:
     config = dataclasses.replace(config, position=position)
     model = define(config)
     params, hidden = shaken(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.hidden)
@@ -135,8 +143,13 @@ def test_padding_rows_are_never_predicted_and_never_trained(
     assert (model.unembed(params, x_BTD)[..., config.vocab :] == -jnp.inf).all()
     rows_VD = jax.jit(model.init)(jax.random.key(0))["wte"]["embedding"]
     assert rows_VD.shape[0] == config.padded_vocab > config.vocab and not rows_VD[config.vocab :].any()
-    grads = jax.jit(jax.grad(lambda p: cross_entropy(model.unembed(p, x_BTD), jnp.asarray(tokens_BT)).sum()))(params)
-    assert not grads["wte"]["embedding"][config.vocab :].any() and grads["wte"]["embedding"][: config.vocab].any()
+    grads = jax.jit(jax.grad(lambda p: cross_entropy(model.unembed(p, x_BTD), jnp.asarray(tokens_BT)).sum()))(
+        params
+    )
+    assert (
+        not grads["wte"]["embedding"][config.vocab :].any()
+        and grads["wte"]["embedding"][: config.vocab].any()
+    )
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_logits(
@@ -165,7 +178,9 @@ def test_initial_loss_is_log_vocabulary_plus_half_logit_variance(name: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in preset_names() if name not in ("nano", "shakespeare-char")])
+@pytest.mark.parametrize(
+    "name", [name for name in preset_names() if name not in ("nano", "shakespeare-char")]
+)
 def test_initial_loss_of_the_large_presets(name: str) -> None:
     check_initial_loss(load_recipe(name).model)
 

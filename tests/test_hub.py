@@ -12,8 +12,8 @@ from fake_hub import FAILURES, FakeHub, Files, identity, offline
 from huggingface_hub import close_session, constants
 
 from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.weights.formats.huggingface import open_huggingface
 from jaxgpt.weights.hub import PUBLIC, _asking, _hash, _Unfetched, fetch
-from jaxgpt.weights.huggingface import open_huggingface
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = "model.safetensors"
@@ -40,7 +40,9 @@ def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
     beside = {"tokenizer.json": b'{"version": "1.0"}', "generation_config.json": b"{}"}
-    unneeded = dict.fromkeys(["pytorch_model.bin", "tf_model.h5", "64.tflite", "vocab.json", "onnx/config.json"], b"x")
+    unneeded = dict.fromkeys(
+        ["pytorch_model.bin", "tf_model.h5", "64.tflite", "vocab.json", "onnx/config.json"], b"x"
+    )
     with FakeHub(PUBLIC["gpt2"], stored("plain") | beside | unneeded) as running:
         yield running
 
@@ -55,7 +57,9 @@ def fetched(hub: FakeHub, tmp_path: Path) -> Fetch:
 
 def files_under(folder: Path) -> set[str]:
     """The names of all files of a cache, but for the client's own notes."""
-    return {path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".TAG")}
+    return {
+        path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".TAG")
+    }
 
 
 def test_a_fetched_folder_is_the_repositorys_model_and_nothing_else(hub: FakeHub, fetched: Fetch) -> None:
@@ -121,8 +125,13 @@ def test_without_a_hub_and_a_cache_it_is_said_what_to_put_where(
         fetched()
     assert time.monotonic() - start < 5
     message = str(raised.value)
-    assert message.startswith(f"cannot fetch gpt2 ({hub.endpoint}/openai-community/gpt2): ") and "\n" not in message
-    assert "download config.json, model.safetensors and tokenizer.json from there and give the folder" in message
+    assert (
+        message.startswith(f"cannot fetch gpt2 ({hub.endpoint}/openai-community/gpt2): ")
+        and "\n" not in message
+    )
+    assert (
+        "download config.json, model.safetensors and tokenizer.json from there and give the folder" in message
+    )
     assert not any(tmp_path.iterdir())
 
 
@@ -201,7 +210,9 @@ def test_a_cache_without_links_is_checked_and_used_too(
 def test_a_transfer_cut_off_leaves_no_half_file(
     hub: FakeHub, fetched: Fetch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits a second before each of its retries
+    monkeypatch.setattr(
+        "time.sleep", lambda seconds: None
+    )  # the client waits a second before each of its retries
     hub.cut = {WEIGHTS: 1000}
     with pytest.raises(MissingError, match=r"cannot fetch gpt2 .*closed connection"):
         fetched()
@@ -245,15 +256,21 @@ def test_a_server_that_names_no_hashes_is_no_hub(hub: FakeHub, fetched: Fetch) -
 
 def test_small_files_are_hashed_as_git_hashes_them(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"hello\n")
-    assert _hash(tmp_path / "file", "0" * 40) == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object file
+    assert (
+        _hash(tmp_path / "file", "0" * 40) == "ce013625030ba8dba906f756967f9e9ca394464a"
+    )  # git hash-object file
 
 
-@pytest.mark.parametrize("lost", ["config.json", WEIGHTS, f"{WEIGHTS}.index.json", "model-00013-of-00013.safetensors"])
+@pytest.mark.parametrize(
+    "lost", ["config.json", WEIGHTS, f"{WEIGHTS}.index.json", "model-00013-of-00013.safetensors"]
+)
 def test_a_repository_without_a_whole_model_is_not_begun(hub: FakeHub, fetched: Fetch, lost: str) -> None:
     files = stored("sharded" if "-0" in lost or "index" in lost else "plain")
     del files[lost]
     hub.push(files)
-    with pytest.raises(MissingError, match=r"the repository has no config\.json with model\.safetensors or all shards"):
+    with pytest.raises(
+        MissingError, match=r"the repository has no config\.json with model\.safetensors or all shards"
+    ):
         fetched()
     assert not hub.contents()
 
@@ -263,7 +280,9 @@ def test_a_hub_that_lists_but_does_not_serve_is_a_missing_input(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(hub, "files_status", 503)
-    with pytest.raises(MissingError, match=r"cannot fetch gpt2 .*: the server answered 503 Service Unavailable;"):
+    with pytest.raises(
+        MissingError, match=r"cannot fetch gpt2 .*: the server answered 503 Service Unavailable;"
+    ):
         fetched()
 
 
@@ -285,7 +304,9 @@ def test_a_hub_that_goes_when_all_has_come_has_done_enough(
         (RuntimeError(), _Unfetched, "^RuntimeError$"),
     ],
 )
-def test_what_the_client_raises_is_the_disks_or_the_networks(raised: Exception, becomes: type, said: str) -> None:
+def test_what_the_client_raises_is_the_disks_or_the_networks(
+    raised: Exception, becomes: type, said: str
+) -> None:
     with pytest.raises(becomes, match=said) as caught, _asking():
         raise raised
     assert caught.type is becomes

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxgpt.errors import DataError, MissingError
 from jaxgpt.text.tokenizer import load_tokenizer
-from jaxgpt.weights.huggingface import open_huggingface, write_tokenizer
-from jaxgpt.weights.huggingface_config import config_json, read_config_json
-from jaxgpt.weights.torch_zip import open_torch, write_torch
+from jaxgpt.weights.formats.huggingface import open_huggingface, write_tokenizer
+from jaxgpt.weights.formats.huggingface_config import config_json, read_config_json
+from jaxgpt.weights.formats.torch_zip import open_torch, write_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -41,10 +41,18 @@ def test_all_misfits_are_listed_at_once(tmp_path: Path) -> None:
 
 
 def test_all_problems_of_a_config_are_listed_at_once(tmp_path: Path) -> None:
-    folder = copied(tmp_path, activation_function="quick_gelu", n_ctx=8, rope_theta=1e4, n_layer="2", n_head=True)
+    folder = copied(
+        tmp_path, activation_function="quick_gelu", n_ctx=8, rope_theta=1e4, n_layer="2", n_head=True
+    )
     with pytest.raises(DataError) as caught:
         read_config_json(folder / "config.json")
-    for said in ("activation_function = quick_gelu", "n_ctx is not", "unknown key rope_theta", "n_layer = 2", "n_head"):
+    for said in (
+        "activation_function = quick_gelu",
+        "n_ctx is not",
+        "unknown key rope_theta",
+        "n_layer = 2",
+        "n_head",
+    ):
         assert said in str(caught.value)
 
 
@@ -67,7 +75,9 @@ def test_what_would_change_the_computation_is_refused_by_name(tmp_path: Path, ch
         read_config_json(copied(tmp_path, **change) / "config.json")
 
 
-def test_keys_without_effect_are_listed_at_debug_level(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_without_effect_are_listed_at_debug_level(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("DEBUG", "jaxgpt"):
         read_config_json(copied(tmp_path, resid_pdrop=0.3) / "config.json")
     assert "'resid_pdrop': 0.3" in caplog.text
@@ -124,7 +134,9 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         open_huggingface(folder)
 
 
-@pytest.mark.parametrize("index", ['{"weight_map": {"a": "../../etc/passwd"}}', "{}", '{"weight_map": {"a": 3}}', "[]"])
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"a": "../../etc/passwd"}}', "{}", '{"weight_map": {"a": 3}}', "[]"]
+)
 def test_an_index_that_names_no_files_of_the_folder_is_refused(tmp_path: Path, index: str) -> None:
     folder = copied(tmp_path, "sharded")
     (folder / "model.safetensors.index.json").write_text(index)
@@ -144,7 +156,9 @@ def test_the_tokenizer_files_say_the_same_merges(tmp_path: Path) -> None:
 def test_torch_files_in_shards_are_read_as_one(tmp_path: Path) -> None:
     shutil.copy(GOLDEN / "bin" / "config.json", tmp_path)
     whole = open_torch(GOLDEN / "bin" / "pytorch_model.bin")
-    files = {name: f"pytorch_model-0000{1 + place % 2}-of-00002.bin" for place, name in enumerate(sorted(whole))}
+    files = {
+        name: f"pytorch_model-0000{1 + place % 2}-of-00002.bin" for place, name in enumerate(sorted(whole))
+    }
     for file in set(files.values()):
         write_torch(tmp_path / file, {name: whole[name] for name in whole if files[name] == file})
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))

@@ -129,7 +129,9 @@ def test_more_tokens_than_the_context_are_refused(small: LanguageModel) -> None:
 
 def test_what_is_no_model_is_a_missing_input(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingError, match=r"no model '.*nothing': it is neither a file or folder here nor one of"):
+    with pytest.raises(
+        MissingError, match=r"no model '.*nothing': it is neither a file or folder here nor one of"
+    ):
         jaxgpt.load(tmp_path / "nothing")
     with pytest.raises(MissingError, match=r"no model .*empty\): it is no run directory and has neither"):
         jaxgpt.load(tmp_path / "empty")
@@ -138,10 +140,16 @@ def test_what_is_no_model_is_a_missing_input(tmp_path: Path) -> None:
 def test_parameters_go_straight_to_their_place_on_a_mesh(plain: Path) -> None:
     mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
     on_mesh, alone = jaxgpt.load(plain, mesh=mesh), jaxgpt.load(plain)
-    assert len(on_mesh.params["h"]["mlp"]["c_fc"]["kernel"].addressable_shards[0].data.ravel()) * 4 == 2 * 20 * 80
+    assert (
+        len(on_mesh.params["h"]["mlp"]["c_fc"]["kernel"].addressable_shards[0].data.ravel()) * 4
+        == 2 * 20 * 80
+    )
     jax.tree.map(np.testing.assert_array_equal, on_mesh.params, alone.params)
-    jax.tree.map(lambda leaf, place: leaf.sharding == place or pytest.fail(str(leaf)), on_mesh.params,
-                 shardings(alone.params, mesh))  # fmt: skip
+    jax.tree.map(
+        lambda leaf, place: leaf.sharding == place or pytest.fail(str(leaf)),
+        on_mesh.params,
+        shardings(alone.params, mesh),
+    )
 
 
 def test_a_run_without_a_checkpoint_is_a_missing_input(tmp_path: Path, small: LanguageModel) -> None:
@@ -156,8 +164,12 @@ def test_a_run_is_loaded_from_its_latest_checkpoint_averaged_if_it_keeps_an_aver
     tmp_path: Path, small: LanguageModel, ema_decay: float
 ) -> None:
     """In float32 and without dropout, however it was trained."""
-    train = TrainConfig(model=jaxgpt.GPTConfig(**vars(small.config) | {"dropout": 0.5, "compute_dtype": "bfloat16"}))
-    train = TrainConfig(**vars(train) | {"optim": type(train.optim)(ema_decay=ema_decay), "mesh": MeshConfig(data=1)})
+    train = TrainConfig(
+        model=jaxgpt.GPTConfig(**vars(small.config) | {"dropout": 0.5, "compute_dtype": "bfloat16"})
+    )
+    train = TrainConfig(
+        **vars(train) | {"optim": type(train.optim)(ema_decay=ema_decay), "mesh": MeshConfig(data=1)}
+    )
     save_config(train, tmp_path)
     BYTES.save(tmp_path / TOKENIZER_FILE)
     average = jax.tree.map(lambda leaf: leaf + 1, small.params)

@@ -1,42 +1,99 @@
 """Data flows down the list of rooms and never back up."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import jaxgpt
 
 ROOT = Path(jaxgpt.__file__).parent
 STOREYS = [
-    "errors", "config", "parallel", "text", "model", "weights", "training", "inference", "evaluation", "finetuning",
-    "language_model", "serving", "verbs", "cli", "__main__",
-]  # fmt: skip
+    "errors",
+    "files",
+    "config",
+    "hosts",
+    "display",
+    "parallel",
+    "text",
+    "model",
+    "weights",
+    "training",
+    "inference",
+    "evaluation",
+    "finetuning",
+    "pretraining",
+    "language_model",
+    "runs",
+    "serving",
+    "verbs",
+    "cli",
+    "__main__",
+]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of jaxgpt that a file imports, wherever in the file it does."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        rooms |= {name.split(".")[1] for name in names if name.startswith("jaxgpt.")}
-    return rooms
+def module_of(path: Path) -> str:
+    """The dotted name of a file, a package's `__init__` standing for the package."""
+    parts = [*path.relative_to(ROOT.parent).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in ROOT.rglob("*.py")}
+
+
+def imported_modules(source: str, modules: Collection[str]) -> set[str]:
+    """The modules among `modules` that a source imports, wherever in it, in any of Python's ways to say so."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            within = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else node.module or "" for name in within}
+    return found & set(modules)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_way_to_import_is_seen() -> None:
+    modules = {"jaxgpt", "jaxgpt.text", "jaxgpt.text.bpe", "jaxgpt.model.gpt"}
+    assert imported_modules("from jaxgpt import text", modules) == {"jaxgpt.text"}
+    assert imported_modules("from jaxgpt.text import bpe, other", modules) == {
+        "jaxgpt.text.bpe",
+        "jaxgpt.text",
+    }
+    assert imported_modules("def f():\n    import jaxgpt.model.gpt as g", modules) == {"jaxgpt.model.gpt"}
+    assert imported_modules("import jax, os.path", modules) == set()
 
 
 def test_a_room_imports_only_what_stands_above_it() -> None:
     wrong = []
-    for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if room == "__init__":
+    for module, path in MODULES.items():
+        if module == "jaxgpt":
             continue
+        room = room_of(module)
         assert room in STOREYS, f"{room} has no storey: add it to the list in the right place"
-        below = [name for name in imported_rooms(path) if STOREYS.index(name) > STOREYS.index(room)]
-        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in below]
+        for name in imported_modules(path.read_text(), MODULES):
+            if name == "jaxgpt" or STOREYS.index(room_of(name)) > STOREYS.index(room):
+                wrong.append(f"{module} imports {name}")
     assert not wrong
+
+
+def test_no_files_of_a_room_import_one_another_in_a_circle() -> None:
+    graph = {
+        module: imported_modules(path.read_text(), MODULES) - {"jaxgpt"} for module, path in MODULES.items()
+    }
+    graph.pop("jaxgpt")  # its names resolve lazily
+    try:
+        order = list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        raise AssertionError(f"a circle of imports: {' -> '.join(error.args[1])}") from None
+    assert set(graph) <= set(order)
 
 
 def test_importing_the_package_and_the_command_line_imports_no_jax() -> None:

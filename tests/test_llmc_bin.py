@@ -8,13 +8,23 @@ import pytest
 
 from jaxgpt.errors import DataError
 from jaxgpt.weights.convert import open_model, with_dtype, write_model
-from jaxgpt.weights.llmc_bin import open_llmc
+from jaxgpt.weights.formats.llmc_bin import open_llmc
 
 PLAIN = Path(__file__).parent / "golden" / "plain"
 BLOCK = (
-    "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias",
-    "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias",
-)  # fmt: skip
+    "ln_1.weight",
+    "ln_1.bias",
+    "attn.c_attn.weight",
+    "attn.c_attn.bias",
+    "attn.c_proj.weight",
+    "attn.c_proj.bias",
+    "ln_2.weight",
+    "ln_2.bias",
+    "mlp.c_fc.weight",
+    "mlp.c_fc.bias",
+    "mlp.c_proj.weight",
+    "mlp.c_proj.bias",
+)
 
 
 def by_hand(dtype: type, version: int) -> bytes:

@@ -26,10 +26,22 @@ class Recorder:
         self.calls: list[tuple[str, int]] = []
         self.rows: list[Row] = []
         self.losses: dict[int, float] = {}
-        self.settings = {"steps": 10, "log_every": 4, "save_every": 100, "events": [], "stop": Stop()} | settings
+        self.settings = {
+            "steps": 10,
+            "log_every": 4,
+            "save_every": 100,
+            "events": [],
+            "stop": Stop(),
+        } | settings
 
     def loop(self, **changes: Any) -> Loop:
-        given = {"tokens_per_step": 8, "sinks": [self], "batch_at": self.batch_at, "step": self.step, "save": self.save}
+        given = {
+            "tokens_per_step": 8,
+            "sinks": [self],
+            "batch_at": self.batch_at,
+            "step": self.step,
+            "save": self.save,
+        }
         return Loop(**given | self.settings | changes)
 
     def train(self, start: int = 0, measured: Callable[[int, str], bool] = lambda step, name: False) -> Any:
@@ -102,8 +114,14 @@ def test_metrics_are_read_only_after_the_next_step_was_launched() -> None:
     run = Recorder(steps=3)
     run.train()
     assert run.calls == [
-        ("step", 1), ("step", 2), ("read", 1), ("step", 3), ("read", 2), ("read", 3), ("save", 3)
-    ]  # fmt: skip
+        ("step", 1),
+        ("step", 2),
+        ("read", 1),
+        ("step", 3),
+        ("read", 2),
+        ("read", 3),
+        ("save", 3),
+    ]
 
 
 def test_events_run_before_the_first_step_every_so_many_and_after_the_last() -> None:
@@ -175,7 +193,9 @@ def test_a_signal_saves_the_step_that_is_done_and_stops(number: signal.Signals) 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     run = Recorder()
     with (
-        pytest.raises(StoppedError, match=rf"stopped at step 6: {number.name} came; run the same command") as caught,
+        pytest.raises(
+            StoppedError, match=rf"stopped at step 6: {number.name} came; run the same command"
+        ) as caught,
         stop_on_signal() as run.settings["stop"],
     ):
 
@@ -218,7 +238,9 @@ with stop_on_signal() as stop:
         (["SIGINT", "SIGTERM"], -signal.SIGTERM, ["None", "SIGINT"]),
     ],
 )
-def test_a_second_signal_of_either_kind_ends_the_process(signals: list[str], code: int, output: list[str]) -> None:
+def test_a_second_signal_of_either_kind_ends_the_process(
+    signals: list[str], code: int, output: list[str]
+) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, *signals], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert done.stdout.split() == output
@@ -240,7 +262,9 @@ def comparable(rows: list[Row]) -> list[Row]:
 
 @pytest.mark.parametrize("step", [0, 3, 5, 8, 10])
 @pytest.mark.parametrize("where", ["first event", "second event", "step"])
-def test_an_interrupted_run_leaves_the_rows_of_an_uninterrupted_one(tmp_path: Path, step: int, where: str) -> None:
+def test_an_interrupted_run_leaves_the_rows_of_an_uninterrupted_one(
+    tmp_path: Path, step: int, where: str
+) -> None:
     """Events at 0, 4, 8 and 10, so that a signal comes at a step with and one without them."""
 
     def attempt(folder: Path, start: int, interrupt: bool) -> tuple[Recorder, MetricsLog]:
@@ -249,8 +273,10 @@ def test_an_interrupted_run_leaves_the_rows_of_an_uninterrupted_one(tmp_path: Pa
         log.cut_back(start if start else -1)
         run = Recorder()
         with stop_on_signal() as stop:
-            acts = {place: cut_short(stop, step if interrupt and where == place else -1) for place in
-                    ("first event", "second event")}  # fmt: skip
+            acts = {
+                place: cut_short(stop, step if interrupt and where == place else -1)
+                for place in ("first event", "second event")
+            }
 
             def one(state: Any, batch: Any) -> Any:
                 signal_at(step - 1 if interrupt and where == "step" else -1)(state)

@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.model.gpt import Model, Params, define
-from jaxgpt.text.batches import Batch, shifted
+from jaxgpt.text.batch import Batch, shifted
 from jaxgpt.training.loss import cross_entropy, next_token_loss
 
 
@@ -39,7 +39,9 @@ def test_cross_entropy_equals_numpys_in_float64() -> None:
 def test_cross_entropy_by_hand() -> None:
     assert float(cross_entropy(jnp.zeros(4), jnp.array(2))) == pytest.approx(np.log(4))
     logits = jnp.log(jnp.array([1.0, 2.0, 5.0]))
-    assert float(cross_entropy(logits, jnp.array(1))) == pytest.approx(np.log(4), rel=1e-6)  # probability 2 of 8
+    assert float(cross_entropy(logits, jnp.array(1))) == pytest.approx(
+        np.log(4), rel=1e-6
+    )  # probability 2 of 8
 
 
 def test_cross_entropy_survives_large_logits_and_ids_that_cannot_be() -> None:
@@ -101,7 +103,9 @@ def whole(config: GPTConfig, params: Params) -> Any:
     return value_and_grad(config, params, 0)
 
 
-def test_the_loss_is_the_weighted_cross_entropy_of_the_logits(config: GPTConfig, params: Params, whole: Any) -> None:
+def test_the_loss_is_the_weighted_cross_entropy_of_the_logits(
+    config: GPTConfig, params: Params, whole: Any
+) -> None:
     batch = weighted_batch(config, 12)
     logits_BTV = jax.jit(define(config).apply)(params, batch.inputs_BT)
     total = (cross_entropy_numpy(logits_BTV, batch.targets_BT) * batch.weights_BT).sum()

@@ -50,8 +50,13 @@ def test_a_float32_loss_reads_back_bit_for_bit(tmp_path_factory, loss):
 def test_numpy_and_jax_scalars_are_written_as_numbers(path):
     import jax.numpy as jnp
 
-    MetricsLog(path).write(1, {"a": np.int64(3), "b": np.float32(0.1), "c": jnp.float32(0.1), "d": jnp.int32(7)})
-    assert path.read_text() == '{"step": 1, "a": 3, "b": 0.10000000149011612, "c": 0.10000000149011612, "d": 7}\n'
+    MetricsLog(path).write(
+        1, {"a": np.int64(3), "b": np.float32(0.1), "c": jnp.float32(0.1), "d": jnp.int32(7)}
+    )
+    assert (
+        path.read_text()
+        == '{"step": 1, "a": 3, "b": 0.10000000149011612, "c": 0.10000000149011612, "d": 7}\n'
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf")])
@@ -187,6 +192,8 @@ def test_a_resumed_tensorboard_hides_the_steps_after_the_restored_one(tmp_path):
     pytest.importorskip("tensorboardX")
     TensorBoardSink(tmp_path, resumed_at=7).close()
     start = [
-        event.step for event in tensorboard_events(tmp_path) if event.session_log.status == event.session_log.START
+        event.step
+        for event in tensorboard_events(tmp_path)
+        if event.session_log.status == event.session_log.START
     ]
     assert start == [8]  # TensorBoard drops what other event files hold from this step on

@@ -13,7 +13,9 @@ from jaxgpt.weights.names import TABLE, leaf_at, places, tree_of
 from jaxgpt.weights.params import stored_params
 
 
-@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tied_head": False}, {"position": "rotary"}, {"layers": 11}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"bias": False}, {"tied_head": False}, {"position": "rotary"}, {"layers": 11}]
+)
 def test_every_parameter_has_its_tensors_and_every_tensor_its_place(config: GPTConfig, changes: dict) -> None:
     config = dataclasses.replace(config, **changes)
     shapes = jax.eval_shape(define(config).init, jax.random.key(0))

@@ -38,7 +38,9 @@ def test_losses_equal_those_of_a_plain_dictionary_model(train, val):
         total = sum(count for (first, _), count in pairs.items() if first == v)
         successors = sum(first == v for first, _ in pairs)
         unigram -= math.log(p)
-        bigram -= math.log((max(pairs[v, w] - discount, 0) + discount * successors * p) / total if total else p)
+        bigram -= math.log(
+            (max(pairs[v, w] - discount, 0) + discount * successors * p) / total if total else p
+        )
     losses = ngram_losses(np.array(train), np.array(val), VOCAB)
     assert losses.unigram == pytest.approx(unigram / (len(val) - 1))
     assert losses.bigram == pytest.approx(bigram / (len(val) - 1))
@@ -71,7 +73,9 @@ def test_bigram_loss_on_a_markov_chain_is_its_entropy_rate():
 def test_sixteen_bit_ids_give_the_same_losses_as_wide_ones():
     tokens = np.random.default_rng(0).integers(0, 50257, 5_000)
     narrow = tokens.astype(np.uint16)
-    assert ngram_losses(narrow[:4000], narrow[4000:], 50257) == ngram_losses(tokens[:4000], tokens[4000:], 50257)
+    assert ngram_losses(narrow[:4000], narrow[4000:], 50257) == ngram_losses(
+        tokens[:4000], tokens[4000:], 50257
+    )
 
 
 def test_ids_beyond_the_vocabulary_are_refused():

@@ -62,11 +62,18 @@ def test_the_peak_scales_the_schedule() -> None:
 def test_decay_is_for_kernels_and_embeddings_only_whatever_their_rank() -> None:
     config = GPTConfig(vocab=64, context=8, layers=2, heads=2, width=16, tied_head=False)
     shapes = jax.eval_shape(define(config).init, jax.random.key(0))
-    decayed = {path_of(path) for path, true in jax.tree_util.tree_flatten_with_path(decay_mask(shapes))[0] if true}
+    decayed = {
+        path_of(path) for path, true in jax.tree_util.tree_flatten_with_path(decay_mask(shapes))[0] if true
+    }
     assert decayed == {
-        "wte/embedding", "wpe/embedding", "lm_head/embedding", "h/attn/c_attn/kernel", "h/attn/c_proj/kernel",
-        "h/mlp/c_fc/kernel", "h/mlp/c_proj/kernel",
-    }  # fmt: skip
+        "wte/embedding",
+        "wpe/embedding",
+        "lm_head/embedding",
+        "h/attn/c_attn/kernel",
+        "h/attn/c_proj/kernel",
+        "h/mlp/c_fc/kernel",
+        "h/mlp/c_proj/kernel",
+    }
     assert shapes["h"]["mlp"]["c_fc"]["bias"].ndim == 2  # a stacked bias: rank would say matrix
 
 
@@ -98,10 +105,14 @@ def problem() -> tuple[dict, list[dict]]:
     shapes = {"kernel": (4, 3), "embedding": (5, 2), "bias": (2, 3)}
     params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     sizes = [0.05, 3.0, 0.1, 1.0, 0.01, 10.0]
-    return params, [{name: size * rng.standard_normal(shape) for name, shape in shapes.items()} for size in sizes]
+    return params, [
+        {name: size * rng.standard_normal(shape) for name, shape in shapes.items()} for size in sizes
+    ]
 
 
-def updated(optimizer: optax.GradientTransformation, params: dict, gradients: list[dict]) -> tuple[list[dict], Any]:
+def updated(
+    optimizer: optax.GradientTransformation, params: dict, gradients: list[dict]
+) -> tuple[list[dict], Any]:
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     state, trajectory = optimizer.init(params), []
     for grads in gradients:
@@ -115,9 +126,13 @@ def updated(optimizer: optax.GradientTransformation, params: dict, gradients: li
 def test_steps_equal_those_of_numpys_adamw(clip_norm: float) -> None:
     params, gradients = problem()
     # A large epsilon, so that it matters where it is added.
-    config = OptimConfig(learning_rate=0.1, warmup_steps=3, epsilon=1e-2, weight_decay=0.3, clip_norm=clip_norm)
+    config = OptimConfig(
+        learning_rate=0.1, warmup_steps=3, epsilon=1e-2, weight_decay=0.3, clip_norm=clip_norm
+    )
     schedule = learning_rate(config, len(gradients))
-    expected = adamw_numpy(params, gradients, config, [float(schedule(jnp.array(k))) for k in range(len(gradients))])
+    expected = adamw_numpy(
+        params, gradients, config, [float(schedule(jnp.array(k))) for k in range(len(gradients))]
+    )
     actual, _ = updated(adamw(config, schedule), params, gradients)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)
 
@@ -133,7 +148,9 @@ def test_the_average_follows_its_recurrence_and_changes_no_step() -> None:
     average = params
     for new in expected:
         average = {name: 0.75 * average[name] + 0.25 * np.asarray(new[name]) for name in average}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), averaged(state), average)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), averaged(state), average
+    )
     assert averaged(without) is None
 
 

@@ -11,8 +11,15 @@ from jaxgpt.language_model import LanguageModel
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="needs Debian's Chromium: apt-get install chromium"),
@@ -139,7 +146,11 @@ def test_the_key_is_asked_for_and_kept_in_memory(browser: Any, model: LanguageMo
             page.locator("#key").fill(SECRET)
             write(page, "ab")
             assert page.locator(".token").count() > 5
-            assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+            assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [
+                0,
+                0,
+                "",
+            ]
         with browser.new_context(http_credentials={"username": "", "password": SECRET}) as context:
             page = context.new_page()
             page.goto(address)

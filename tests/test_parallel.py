@@ -59,7 +59,10 @@ def test_rows_are_read_once_and_land_in_order() -> None:
 
     def read(start: int, stop: int) -> dict[str, np.ndarray]:
         spans.append((start, stop))
-        return {"x": np.arange(start, stop, dtype=np.int32)[:, None] * np.ones((1, 3), np.int32), "none": None}
+        return {
+            "x": np.arange(start, stop, dtype=np.int32)[:, None] * np.ones((1, 3), np.int32),
+            "none": None,
+        }
 
     placed = place_rows(read, 12, mesh)
     assert sorted(spans) == [(0, 3), (3, 6), (6, 9), (9, 12)]

@@ -16,7 +16,12 @@ from jaxgpt.weights.params import read_params, stored_params
 from jaxgpt.weights.run import one_device
 from jaxgpt.weights.tensors import StoredModel, Tensor
 
-MESHES = [MeshConfig(), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=2, tensor=4), MeshConfig(data=2, fsdp=4)]
+MESHES = [
+    MeshConfig(),
+    MeshConfig(data=1, fsdp=8),
+    MeshConfig(data=1, fsdp=2, tensor=4),
+    MeshConfig(data=2, fsdp=4),
+]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)

@@ -27,7 +27,12 @@ def changed(model: StoredModel, name: str, change: Callable[[np.ndarray], np.nda
 
 def test_the_same_model_passes(model: StoredModel) -> None:
     proof = certificate(model, model, open_model(GOLDEN / "plain"))
-    assert proof["passed"] and proof["byte_exact"] and proof["problems"] == [] and "effect_of_changes" not in proof
+    assert (
+        proof["passed"]
+        and proof["byte_exact"]
+        and proof["problems"] == []
+        and "effect_of_changes" not in proof
+    )
     assert proof["logits"]["max_abs_difference"] < 2e-6 and proof["kl_divergence"]["largest"] < 1e-9
     assert proof["greedy"]["equal"] and len(proof["greedy"]["jaxgpt"]) == GREEDY
     assert len(proof["tokens"]) == 16 and len(proof["loss_per_token"]["reference"]) == 15

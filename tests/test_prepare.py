@@ -27,7 +27,10 @@ from jaxgpt.verbs.prepare import PrepareArgs, run
 GPT2 = load_tokenizer("gpt2")
 END = GPT2.end_of_text
 PROSE = builtin_documents()["with"] + builtin_documents()["if"]
-TRICKY = st.text(st.sampled_from(" \n\t\r\xa0\x85\u3000\u2028\x1c\x00'aéß1²٣.,!😀\u0301sl"), max_size=80) | st.text()
+TRICKY = (
+    st.text(st.sampled_from(" \n\t\r\xa0\x85\u3000\u2028\x1c\x00'aéß1²٣.,!😀\u0301sl"), max_size=80)
+    | st.text()
+)
 
 
 @pytest.fixture
@@ -112,7 +115,9 @@ def test_documents_are_split_whole_each_with_its_end(tmp_path):
     chosen = choose_validation([len(text) for text in texts], 0.1)
     for split, inside in (("train", False), ("val", True)):
         part = [text for i, text in enumerate(texts) if (i in chosen) == inside]
-        assert tokens(tmp_path / "out", split) == [token for text in part for token in (*GPT2.encode(text), END)]
+        assert tokens(tmp_path / "out", split) == [
+            token for text in part for token in (*GPT2.encode(text), END)
+        ]
         assert manifest.splits[split].documents == len(part)
     sizes = {name: split.tokens for name, split in manifest.splits.items()}
     assert 0.08 < sizes["val"] / sum(sizes.values()) < 0.12
@@ -133,9 +138,18 @@ def test_end_of_text_in_the_text_stays_text(tmp_path):
 @pytest.mark.parametrize(("tokenizer", "dtype"), [("gpt2", "uint16"), ("bytes", "uint16")])
 def test_the_folder_holds_the_tokenizer_it_was_made_with(prose, tmp_path, tokenizer, dtype):
     manifest = prepare([prose], tmp_path / "out", tokenizer=tokenizer)
-    assert load_tokenizer(tmp_path / "out").sha256 == manifest.tokenizer_sha256 == load_tokenizer(tokenizer).sha256
+    assert (
+        load_tokenizer(tmp_path / "out").sha256
+        == manifest.tokenizer_sha256
+        == load_tokenizer(tokenizer).sha256
+    )
     assert (manifest.dtype, manifest.vocab) == (dtype, load_tokenizer(tokenizer).vocab)
-    assert sorted(contents(tmp_path / "out")) == [MANIFEST_FILE, TOKENIZER_FILE, "train_000000.bin", "val_000000.bin"]
+    assert sorted(contents(tmp_path / "out")) == [
+        MANIFEST_FILE,
+        TOKENIZER_FILE,
+        "train_000000.bin",
+        "val_000000.bin",
+    ]
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(prose, tmp_path, monkeypatch):
@@ -165,7 +179,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(small, prose, tmp_path, mo
     monkeypatch.setattr(module, "encode_blocks", lambda *args: encoded.append(1) or encode_blocks(*args))
     prepare([prose], tmp_path / "out", shard_tokens=700)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    total = sum(len(list(group_blocks(cut_blocks([Block(t, True)], 100), 100))) for t in halves(tmp_path / "whole"))
+    total = sum(
+        len(list(group_blocks(cut_blocks([Block(t, True)], 100), 100))) for t in halves(tmp_path / "whole")
+    )
     assert len(encoded) == total - at, "what was done is not done again"
 
 
@@ -195,15 +211,20 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(prose, tmp_path):
 
 def test_a_finished_folder_is_left_alone(prose, tmp_path):
     first = prepare([prose], tmp_path / "out")
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.name != ".lock"}
+    before = {
+        path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.name != ".lock"
+    }
     assert prepare([prose], tmp_path / "out") == first
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.name != ".lock"}
+    after = {
+        path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.name != ".lock"
+    }
     assert before == after
 
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
-    ("change", "why"), [({"val_fraction": 0.2}, "val_fraction"), ({"tokenizer": "bytes"}, "tokenizer"), ({}, "texts")]
+    ("change", "why"),
+    [({"val_fraction": 0.2}, "val_fraction"), ({"tokenizer": "bytes"}, "tokenizer"), ({}, "texts")],
 )
 def test_other_data_is_not_overwritten(small, prose, tmp_path, monkeypatch, finished, change, why):
     if finished:
@@ -243,7 +264,9 @@ def test_impossible_settings_are_refused_before_anything_is_made(prose, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("content", "why"), [(b"ab\xff", "offset 2"), (b"", "no text"), (b"a", "cannot be split")])
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"ab\xff", "offset 2"), (b"", "no text"), (b"a", "cannot be split")]
+)
 def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, why):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(DataError, match=why):
@@ -298,6 +321,8 @@ def test_the_verb_says_what_was_made_and_then_that_nothing_changed(prose, tmp_pa
 
 
 def test_the_verbs_arguments_are_cheap_to_import():
-    code = "import sys, json, jaxgpt.verbs.prepare, jaxgpt.verbs.tokenizer; print(json.dumps(list(sys.modules)))"
+    code = (
+        "import sys, json, jaxgpt.verbs.prepare, jaxgpt.verbs.tokenizer; print(json.dumps(list(sys.modules)))"
+    )
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
     assert not {"jax", "tiktoken", "tokenizers", "requests", "rich.progress"} & set(loaded)

@@ -54,16 +54,33 @@ def test_examples_are_read_as_they_stand(tmp_path: Path) -> None:
 
 
 def test_all_problems_of_a_file_of_examples_are_told_at_once(tmp_path: Path) -> None:
-    lines = ['{"input": "a", "output": "b"}', "[1]", '{"input": "a"}', '{"input": "a", "output": "b", "c": 1}', "{",
-             '{"input": 1, "output": null}', '{"input": "a", "output": " "}',
-             json.dumps({"input": "a", "output": "b\n\nc"})]  # fmt: skip
+    lines = [
+        '{"input": "a", "output": "b"}',
+        "[1]",
+        '{"input": "a"}',
+        '{"input": "a", "output": "b", "c": 1}',
+        "{",
+        '{"input": 1, "output": null}',
+        '{"input": "a", "output": " "}',
+        json.dumps({"input": "a", "output": "b\n\nc"}),
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     with pytest.raises(DataError) as caught:
         read_examples(tmp_path / "a.jsonl")
     told = str(caught.value)
-    for part in ("line 2: expected an object", "found a list", "line 3:", "['input']", "line 4:", "'c'",
-                 "line 5: not JSON", "line 6: input and output must be strings", "line 7: output is empty",
-                 r"line 8: output holds '\n\n'", str(tmp_path / "a.jsonl")):  # fmt: skip
+    for part in (
+        "line 2: expected an object",
+        "found a list",
+        "line 3:",
+        "['input']",
+        "line 4:",
+        "'c'",
+        "line 5: not JSON",
+        "line 6: input and output must be strings",
+        "line 7: output is empty",
+        r"line 8: output holds '\n\n'",
+        str(tmp_path / "a.jsonl"),
+    ):
         assert part in told
     assert "line 1:" not in told
 
@@ -88,7 +105,10 @@ def test_examples_that_are_not_there_are_missing(tmp_path: Path) -> None:
 
 
 def test_the_instruction_template_is_the_books() -> None:
-    assert instruction_prompt("Name a bird.") == f"{PREAMBLE}\n\n### Instruction:\nName a bird.\n\n### Response:\n"
+    assert (
+        instruction_prompt("Name a bird.")
+        == f"{PREAMBLE}\n\n### Instruction:\nName a bird.\n\n### Response:\n"
+    )
     assert instruction_prompt("Translate.", "ja") == (
         f"{PREAMBLE}\n\n### Instruction:\nTranslate.\n\n### Input:\nja\n\n### Response:\n"
     )

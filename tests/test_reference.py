@@ -13,9 +13,9 @@ from safetensors import safe_open
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.weights.reference import ACTIVATIONS, ROWS, reference_logits, softmax
+from jaxgpt.evaluation.reference import ACTIVATIONS, ROWS, reference_logits, softmax
+from jaxgpt.weights.formats.torch_zip import open_torch
 from jaxgpt.weights.tensors import DTYPES, Tensor
-from jaxgpt.weights.torch_zip import open_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 HUGGING_FACE = ["plain", "sharded", "headless", "odd", "scaled", "untied", "bfloat16"]
@@ -115,7 +115,9 @@ def test_future_tokens_cannot_change_earlier_logits() -> None:
         other_TV = reference_logits(SMALL, tensors, other_T)
         np.testing.assert_array_equal(other_TV[:length], whole_TV[:length])
         assert np.all(np.abs(other_TV[length:] - whole_TV[length:]).max(axis=1) > 1e-3)
-        np.testing.assert_allclose(reference_logits(SMALL, tensors, tokens_T[:length]), whole_TV[:length], atol=1e-12)
+        np.testing.assert_allclose(
+            reference_logits(SMALL, tensors, tokens_T[:length]), whole_TV[:length], atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -123,7 +125,9 @@ def test_no_biases_are_biases_of_zeros(tied: bool) -> None:
     without = dataclasses.replace(SMALL, bias=False, tied_head=tied)
     biased = dataclasses.replace(without, bias=True)
     tensors = drawn(without)
-    zeros = {n: Tensor.of(np.zeros(t.shape, np.float32)) for n, t in drawn(biased).items() if n.endswith(".bias")}
+    zeros = {
+        n: Tensor.of(np.zeros(t.shape, np.float32)) for n, t in drawn(biased).items() if n.endswith(".bias")
+    }
     assert len(zeros) == 13
     tokens_T = ids(SMALL, 9)
     np.testing.assert_array_equal(
@@ -146,8 +150,10 @@ def test_an_attention_scale_can_be_moved_into_the_queries() -> None:
 
     root = math.sqrt(20 / 4)
     for scale, inverse, divisors in (
-        (True, False, [root, root]), (False, True, [1.0, 2.0]), (True, True, [root, 2 * root])
-    ):  # fmt: skip
+        (True, False, [root, root]),
+        (False, True, [1.0, 2.0]),
+        (True, True, [root, 2 * root]),
+    ):
         config = dataclasses.replace(SMALL, scale_attention=scale, scale_by_inverse_layer=inverse)
         unscaled = dataclasses.replace(SMALL, scale_attention=False)
         moved_TV = reference_logits(unscaled, with_queries_by(divisors), tokens_T)
@@ -160,14 +166,35 @@ def test_activations_equal_pytorchs() -> None:
     """torch.nn.functional of torch 2.13, float64."""
     x = np.array([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
     expected = {
-        "gelu": [-0.00404969409489031, -0.15865525393145702, -0.15426876936299344, 0.0,
-               0.34573123063700656, 0.841344746068543, 2.99595030590511],
-        "gelu_tanh": [-0.0036373920817729943, -0.15880800939172324, -0.15428599017485606, 0.0,
-                    0.34571400982514394, 0.8411919906082768, 2.996362607918227],
-        "silu": [-0.14227761953270035, -0.2689414213699951, -0.1887703343990727, 0.0,
-               0.3112296656009273, 0.7310585786300049, 2.8577223804672998],
+        "gelu": [
+            -0.00404969409489031,
+            -0.15865525393145702,
+            -0.15426876936299344,
+            0.0,
+            0.34573123063700656,
+            0.841344746068543,
+            2.99595030590511,
+        ],
+        "gelu_tanh": [
+            -0.0036373920817729943,
+            -0.15880800939172324,
+            -0.15428599017485606,
+            0.0,
+            0.34571400982514394,
+            0.8411919906082768,
+            2.996362607918227,
+        ],
+        "silu": [
+            -0.14227761953270035,
+            -0.2689414213699951,
+            -0.1887703343990727,
+            0.0,
+            0.3112296656009273,
+            0.7310585786300049,
+            2.8577223804672998,
+        ],
         "relu": [0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 3.0],
-    }  # fmt: skip
+    }
     assert expected.keys() == ACTIVATIONS.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(ACTIVATIONS[name](x), values, rtol=0, atol=1e-15)
@@ -180,8 +207,12 @@ def test_activations_are_right_far_out_and_nothing_overflows(name: str) -> None:
 
 def test_gelu_and_silu_keep_their_small_tails() -> None:
     # erfc(10 / sqrt 2) / 2 = 7.61985302416052e-24 (Abramowitz and Stegun, table 26.2); exp(-30) = 9.357622968840175e-14
-    np.testing.assert_allclose(ACTIVATIONS["gelu"](np.array([-10.0])), [-10 * 7.61985302416052e-24], rtol=1e-13)
-    np.testing.assert_allclose(ACTIVATIONS["silu"](np.array([-30.0])), [-30 * 9.357622968840175e-14], rtol=1e-12)
+    np.testing.assert_allclose(
+        ACTIVATIONS["gelu"](np.array([-10.0])), [-10 * 7.61985302416052e-24], rtol=1e-13
+    )
+    np.testing.assert_allclose(
+        ACTIVATIONS["silu"](np.array([-30.0])), [-30 * 9.357622968840175e-14], rtol=1e-12
+    )
 
 
 def test_softmax_is_shares_of_any_scores() -> None:
@@ -194,7 +225,9 @@ def test_the_order_of_the_vocabulary_is_the_order_of_the_logits() -> None:
     tensors, tokens_T = drawn(config), ids(config, 3)
     backwards = {**tensors, "lm_head.weight": Tensor.of(tensors["lm_head.weight"].read()[::-1])}
     logits_TV = reference_logits(config, tensors, tokens_T)
-    np.testing.assert_allclose(reference_logits(config, backwards, tokens_T), logits_TV[:, ::-1], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        reference_logits(config, backwards, tokens_T), logits_TV[:, ::-1], rtol=0, atol=1e-11
+    )
     assert len(np.unique(logits_TV[0])) == config.vocab
 
 
@@ -216,10 +249,17 @@ def test_each_tensor_is_read_once_and_a_tied_embedding_twice(tied: bool) -> None
 
 
 # A float32 matrix in float64 too is 3 times its size; of the vocabulary, a sixth of the rows are: 1.33 times.
-@pytest.mark.parametrize(("sizes", "times"), [({"vocab": 24_576}, 1.5), ({"mlp_width": 20_000}, 3.3)], ids=str)
-def test_one_matrix_is_held_at_a_time_and_the_vocabulary_in_parts(sizes: dict[str, int], times: float) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "times"), [({"vocab": 24_576}, 1.5), ({"mlp_width": 20_000}, 3.3)], ids=str
+)
+def test_one_matrix_is_held_at_a_time_and_the_vocabulary_in_parts(
+    sizes: dict[str, int], times: float
+) -> None:
     config = GPTConfig(**{"vocab": 8, "context": 4, "layers": 2, "heads": 2, "width": 64} | sizes)
-    zeros = {n: dataclasses.replace(t, read=lambda t=t: np.zeros(t.shape, t.dtype)) for n, t in drawn(config).items()}
+    zeros = {
+        n: dataclasses.replace(t, read=lambda t=t: np.zeros(t.shape, t.dtype))
+        for n, t in drawn(config).items()
+    }
     largest = 4 * config.width * max(config.vocab, config.mlp_size)  # bytes, as stored
     tracemalloc.start()
     try:

@@ -112,7 +112,10 @@ def test_without_recorded_devices_mfu_is_unknown(run_dir):
 
 
 def test_on_an_unlisted_device_mfu_is_unknown_and_the_measured_share_is_given(run_dir):
-    record(run_dir, {"step": 1, "tokens_per_second": 1e6, "devices": 1, "device_kind": "cpu", "matmul_flops": 1e12})
+    record(
+        run_dir,
+        {"step": 1, "tokens_per_second": 1e6, "devices": 1, "device_kind": "cpu", "matmul_flops": 1e12},
+    )
     text = write_report(run_dir).read_text()
     assert "MFU): unknown, because no data sheet figure is known for cpu in bfloat16." in text
     assert "It is 25.1% of the 1e+12 FLOP/s" in text

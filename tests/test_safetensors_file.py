@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxgpt.errors import DataError, StorageError
-from jaxgpt.weights.safetensors_file import open_safetensors, write_safetensors
+from jaxgpt.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from jaxgpt.weights.tensors import Tensor
 
 ARRAYS = {
@@ -22,7 +22,9 @@ ARRAYS = {
 
 
 def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / "x", {name: Tensor.of(array) for name, array in ARRAYS.items()}, {"format": "pt"})
+    write_safetensors(
+        tmp_path / "x", {name: Tensor.of(array) for name, array in ARRAYS.items()}, {"format": "pt"}
+    )
     found = load_file(tmp_path / "x")
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -38,7 +40,11 @@ def test_we_read_what_the_library_writes(tmp_path: Path) -> None:
     save_file(arrays, tmp_path / "x")
     for name, tensor in open_safetensors(tmp_path / "x").items():
         array = tensor.read()
-        assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype) == (arrays[name].shape, arrays[name].dtype)
+        assert (
+            (array.shape, array.dtype)
+            == (tensor.shape, tensor.dtype)
+            == (arrays[name].shape, arrays[name].dtype)
+        )
         np.testing.assert_array_equal(array, arrays[name])
 
 

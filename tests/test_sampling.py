@@ -31,8 +31,14 @@ DRAWS, FEWER_DRAWS = 20_000, 5_000
 def chosen(logits_BV: jax.Array, sampling: Sampling, seen: Seen | None = None, first: int = 0) -> np.ndarray:
     """A token of each row, row n drawn with seed first + n."""
     rows = len(logits_BV)
-    drawing = settings_of([sampling] * rows), jnp.arange(first, first + rows, dtype=jnp.uint32), jnp.zeros(rows, int)
-    return np.asarray(jax.jit(choose, static_argnames="plan")(logits_BV, *drawing, plan=Plan.of([sampling]), seen=seen))
+    drawing = (
+        settings_of([sampling] * rows),
+        jnp.arange(first, first + rows, dtype=jnp.uint32),
+        jnp.zeros(rows, int),
+    )
+    return np.asarray(
+        jax.jit(choose, static_argnames="plan")(logits_BV, *drawing, plan=Plan.of([sampling]), seen=seen)
+    )
 
 
 def distribution(**settings: Any) -> np.ndarray:
@@ -69,7 +75,9 @@ def check_frequencies(found_V: np.ndarray, expected_V: list[float]) -> None:
         ({"min_p": 0.5, "temperature": 0.5}, [0, 0.64, 0, 0, 0.36, 0]),
     ],
 )
-def test_tokens_are_drawn_with_the_probabilities_asked_for(settings: dict[str, Any], expected: list[float]) -> None:
+def test_tokens_are_drawn_with_the_probabilities_asked_for(
+    settings: dict[str, Any], expected: list[float]
+) -> None:
     check_frequencies(distribution(**settings), expected)
 
 
@@ -83,15 +91,22 @@ def test_temperature_zero_takes_the_most_probable_token() -> None:
 def test_rows_of_other_settings_draw_what_each_draws_alone(vocab: int) -> None:
     logits_1V = jax.random.normal(jax.random.key(1), (1, vocab))
     samplings = [
-        Sampling(), Sampling(temperature=0), Sampling(top_k=3), Sampling(top_p=0.3), Sampling(temperature=3.0),
-        Sampling(min_p=0.2), Sampling(top_k=1),
-    ]  # fmt: skip
+        Sampling(),
+        Sampling(temperature=0),
+        Sampling(top_k=3),
+        Sampling(top_p=0.3),
+        Sampling(temperature=3.0),
+        Sampling(min_p=0.2),
+        Sampling(top_k=1),
+    ]
     seeds, numbers = np.arange(7, dtype=np.uint32), np.arange(7, dtype=np.int32)
     together = choose(
         jnp.broadcast_to(logits_1V, (7, vocab)), settings_of(samplings), seeds, numbers, Plan.of(samplings)
-    )  # fmt: skip
+    )
     for n, sampling in enumerate(samplings):
-        alone = choose(logits_1V, settings_of([sampling]), seeds[n : n + 1], numbers[n : n + 1], Plan.of([sampling]))
+        alone = choose(
+            logits_1V, settings_of([sampling]), seeds[n : n + 1], numbers[n : n + 1], Plan.of([sampling])
+        )
         assert int(alone[0]) == int(together[n])
     assert len(set(np.asarray(together).tolist())) > 3
 
@@ -111,10 +126,17 @@ def kept_by_sorting(logits_V: np.ndarray, sampling: Sampling) -> np.ndarray:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"top_k": 5}, {"top_k": 400}, {"top_p": 0.5}, {"top_p": 0.9}, {"min_p": 0.3}, {"min_p": 0.001},
-        {"top_k": 5, "top_p": 0.8}, {"top_k": 400, "top_p": 0.5}, {"temperature": 0.5, "top_p": 0.9, "min_p": 0.05},
+        {"top_k": 5},
+        {"top_k": 400},
+        {"top_p": 0.5},
+        {"top_p": 0.9},
+        {"min_p": 0.3},
+        {"min_p": 0.001},
+        {"top_k": 5, "top_p": 0.8},
+        {"top_k": 400, "top_p": 0.5},
+        {"temperature": 0.5, "top_p": 0.9, "min_p": 0.05},
     ],
-)  # fmt: skip
+)
 def test_of_many_tokens_those_are_drawn_that_the_filters_keep(settings: dict[str, Any]) -> None:
     logits_1V = 2 * jax.random.normal(jax.random.key(1), (1, 2000))
     sampling = Sampling(**settings)
@@ -125,13 +147,21 @@ def test_of_many_tokens_those_are_drawn_that_the_filters_keep(settings: dict[str
     np.testing.assert_array_equal(kept_V, expected_V > 0)
     for some_V in np.array_split(np.argsort(-expected_V), [1, 2, 5, 20, 100]):  # from the most probable down
         share = float(expected_V[some_V].sum())
-        assert abs(np.isin(tokens, some_V).mean() - share) <= 4 * np.sqrt(share * (1 - share) / FEWER_DRAWS) + 1e-6
+        assert (
+            abs(np.isin(tokens, some_V).mean() - share)
+            <= 4 * np.sqrt(share * (1 - share) / FEWER_DRAWS) + 1e-6
+        )
 
 
 def test_an_accelerator_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     samplings = [Sampling(), Sampling(top_k=5), Sampling(top_p=0.5), Sampling(top_k=400), Sampling(min_p=0.1)]
     logits_BV = 2 * jax.random.normal(jax.random.key(1), (5, 2000))
-    drawing = settings_of(samplings), np.arange(5, dtype=np.uint32), np.arange(5, dtype=np.int32), Plan.of(samplings)
+    drawing = (
+        settings_of(samplings),
+        np.arange(5, dtype=np.uint32),
+        np.arange(5, dtype=np.int32),
+        Plan.of(samplings),
+    )
     here = choose(logits_BV, *drawing)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     np.testing.assert_array_equal(choose(logits_BV, *drawing), here)
@@ -154,7 +184,9 @@ def test_a_seed_draws_the_same_again_and_the_next_token_another() -> None:
     assert len(np.unique(numbered)) > 20
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 1e-38}, {"top_p": 1e-45}, {"temperature": 1e-40, "top_p": 1e-40}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 1e-38}, {"top_p": 1e-45}, {"temperature": 1e-40, "top_p": 1e-40}]
+)
 def test_the_smallest_settings_are_greedy(settings: dict[str, Any]) -> None:
     logits_BV = 30 * jax.random.normal(jax.random.key(1), (50, 30))
     np.testing.assert_array_equal(chosen(logits_BV, Sampling(**settings)), np.argmax(logits_BV, axis=-1))
@@ -163,9 +195,9 @@ def test_the_smallest_settings_are_greedy(settings: dict[str, Any]) -> None:
 def test_penalties_by_hand() -> None:
     logits_BV = jnp.array([[2.0, -2.0, 2.0, -2.0, 1.0]] * 2)
     seen = Seen(jnp.array([[True, True, False, False, False]] * 2), jnp.array([[0, 0, 3, 1, 0]] * 2))
-    settings = settings_of([
-        Sampling(repetition_penalty=2.0), Sampling(presence_penalty=0.5, frequency_penalty=0.25),
-    ])  # fmt: skip
+    settings = settings_of(
+        [Sampling(repetition_penalty=2.0), Sampling(presence_penalty=0.5, frequency_penalty=0.25)]
+    )
     expected = [[1.0, -4.0, 1.0, -4.0, 1.0], [2.0, -2.0, 2.0 - 0.5 - 0.75, -2.0 - 0.5 - 0.25, 1.0]]
     np.testing.assert_allclose(penalised(logits_BV, settings, seen), expected)
     after = seen.after(jnp.array([4, 4]), jnp.array([True, False]))
@@ -178,7 +210,9 @@ def test_top_k_keeps_ties_with_the_kth() -> None:
     np.testing.assert_array_equal(kept > -jnp.inf, [[False, True, True, True], [True, True, False, False]])
 
 
-@pytest.mark.parametrize(("p", "count"), [(1e-6, 1), (0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.86, 4), (0.96, 5)])
+@pytest.mark.parametrize(
+    ("p", "count"), [(1e-6, 1), (0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.86, 4), (0.96, 5)]
+)
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(p: float, count: int) -> None:
     kept_1V = np.asarray(keep_top_p(LOGITS_1V, jnp.array([p])))
     expected = np.isin(np.arange(len(P_V)), np.argsort(-P_V)[:count])
@@ -187,18 +221,29 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(p: float, count: int) -> No
 
 
 def test_top_p_cuts_each_row_by_its_own_probabilities() -> None:
-    kept = keep_top_p(jnp.log(jnp.array([[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]])), jnp.array([0.7, 0.7]))
+    kept = keep_top_p(
+        jnp.log(jnp.array([[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]])), jnp.array([0.7, 0.7])
+    )
     assert (kept > -jnp.inf).sum(-1).tolist() == [4, 1]  # of four equals, all stay
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": -1},
-        {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"min_p": -0.1}, {"min_p": 1.5},
-        {"repetition_penalty": 0.0}, {"presence_penalty": float("inf")}, {"frequency_penalty": float("nan")},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": float("inf")},
+        {"frequency_penalty": float("nan")},
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_refused_by_name(settings: dict[str, Any]) -> None:
     ((name, value),) = settings.items()
     with pytest.raises(ConfigError, match=f"{name} = {value}: it must be"):

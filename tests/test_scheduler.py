@@ -124,7 +124,10 @@ def test_who_leaves_frees_its_place_within_one_step(engine: Paced, phase: str) -
                     engine.allowed.release(2)
                     await until(lambda: engine.made == 2)
                 assert (scheduler.running, scheduler.waiting) == {
-                    "queue": (2, 1), "prefill": (0, 1), "decode": (1, 0)}[phase]  # fmt: skip
+                    "queue": (2, 1),
+                    "prefill": (0, 1),
+                    "decode": (1, 0),
+                }[phase]
                 before = engine.made
             assert scheduler.open == len(others)
             engine.allowed.release()
@@ -207,7 +210,10 @@ def test_a_failure_of_the_engine_reaches_everyone_and_those_who_come_later(engin
 
     async def test() -> None:
         engine.held = True
-        with scheduler.job([request("a")], texts=[[1, 2], [3, 4]]) as job, scheduler.job([request("b")]) as other:
+        with (
+            scheduler.job([request("a")], texts=[[1, 2], [3, 4]]) as job,
+            scheduler.job([request("b")]) as other,
+        ):
             engine.fault = True
             engine.let_go()
             for each in (job, other):

@@ -68,7 +68,9 @@ class Paced(Engine):
 class Served:
     """A server in a thread of its own, and plain HTTP to it."""
 
-    def __init__(self, model: LanguageModel, *, key: str | None = None, queue: int = 64, drain: int = 5) -> None:
+    def __init__(
+        self, model: LanguageModel, *, key: str | None = None, queue: int = 64, drain: int = 5
+    ) -> None:
         self.engine = Paced(model.config, model.params, slots=2, steps=4)
         self.scheduler = Scheduler(self.engine, end=BYTES.end_of_text, waiting=queue)
         reader = Reader("tiny", BYTES, model.config.context, Limits(body=20_000, choices=8, tokens=180))
@@ -85,7 +87,11 @@ class Served:
         self.thread.join()
 
     def ask(
-        self, method: str, path: str, body: bytes | dict[str, Any] = b"", headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | dict[str, Any] = b"",
+        headers: dict[str, str] | None = None,
     ) -> tuple[int, dict[str, str], bytes]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         with contextlib.closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
@@ -112,7 +118,9 @@ class Served:
 
     def metrics(self) -> dict[str, float]:
         lines = self.ask("GET", "/metrics")[2].decode().splitlines()
-        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+        return {
+            name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")
+        }
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -139,7 +147,9 @@ def server(_server: Served) -> Iterator[Served]:
 @pytest.fixture
 def client(server: Served) -> Iterator[Any]:
     openai = pytest.importorskip("openai")
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
+    with openai.OpenAI(
+        base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0
+    ) as client:
         yield client
 
 
@@ -162,11 +172,18 @@ def test_openais_client_completes_streams_and_lists(client: Any, model: Language
             joined = [value for part in parts for value in getattr(part.logprobs, name)]
             assert joined == getattr(whole.choices[index].logprobs, name)
     assert chunks[-1].usage == whole.usage and {chunk.id for chunk in chunks} == {chunks[0].id}
-    assert [found.id for found in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
+    assert [found.id for found in client.models.list()] == ["tiny"] and client.models.retrieve(
+        "tiny"
+    ).id == "tiny"
 
 
 def test_openais_client_chats(client: Any, model: LanguageModel) -> None:
-    ask = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 10, "temperature": 0}
+    ask = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 10,
+        "temperature": 0,
+    }
     whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=1)
     expected = model.generate([chat_prompt([("user", "Hi")])], max_new_tokens=10, temperature=0)[0]
     assert whole.choices[0].message.content == expected and whole.choices[0].message.role == "assistant"
@@ -198,7 +215,9 @@ def test_a_stop_string_ends_the_text_and_frees_the_slot(server: Served) -> None:
 
 
 @pytest.mark.parametrize("as_ids", [True, False])
-def test_an_lm_eval_request_equals_the_engines_scores(server: Served, model: LanguageModel, as_ids: bool) -> None:
+def test_an_lm_eval_request_equals_the_engines_scores(
+    server: Served, model: LanguageModel, as_ids: bool
+) -> None:
     """As its local-completions asks: a batch, echo, one more token; it reads [context:-1] of each list."""
     texts = ["The quick", "brown fox jumps", "a"]
     prompts = [list(text.encode()) for text in texts] if as_ids else texts
@@ -220,7 +239,9 @@ def test_an_lm_eval_request_equals_the_engines_scores(server: Served, model: Lan
 def test_a_text_ends_where_the_context_is_full(server: Served) -> None:
     choice = server.complete(prompt="a" * 190, max_tokens=50)["choices"][0]
     assert choice["finish_reason"] == "length" and len(choice["text"].encode()) >= 1
-    assert server.complete(prompt="a" * 190, max_tokens=50)["usage"]["completion_tokens"] == 3  # the last is not read
+    assert (
+        server.complete(prompt="a" * 190, max_tokens=50)["usage"]["completion_tokens"] == 3
+    )  # the last is not read
 
 
 def test_metrics_count_requests_and_tokens(server: Served) -> None:
@@ -244,7 +265,9 @@ def test_the_page_may_run_its_own_script_and_nothing_else(server: Served) -> Non
     assert status == 200 and headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
-    assert not re.search(rb"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?://(?!www\.w3\.org)", body)
+    assert not re.search(
+        rb"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?://(?!www\.w3\.org)", body
+    )
 
 
 # --- what it refuses
@@ -252,14 +275,19 @@ def test_the_page_may_run_its_own_script_and_nothing_else(server: Served) -> Non
 
 @pytest.mark.parametrize(
     ("method", "path", "body", "headers", "status"),
-    [("POST", "/v1/completions", {"prompt": SECRET, SECRET[:3] + "<": 1}, {}, 400),
-     ("POST", "/v1/completions", SECRET.encode(), {}, 400), ("POST", "/v1/completions", b"[" * 10_000, {}, 400),
-     ("POST", "/v1/completions", {"prompt": SECRET}, {"Content-Type": "text/plain"}, 415),
-     ("POST", "/v1/completions", SECRET.encode() * 3000, {}, 413), ("GET", f"/{SECRET}", b"", {}, 404),
-     ("GET", "/v1/completions", b"", {}, 405), ("PUT", "/health", b"", {}, 405),
-     ("GET", f"/v1/models/{SECRET}", b"", {}, 404),
-     ("GET", "/", b"", {"Host": f"{SECRET}.example"}, 403)],
-)  # fmt: skip
+    [
+        ("POST", "/v1/completions", {"prompt": SECRET, SECRET[:3] + "<": 1}, {}, 400),
+        ("POST", "/v1/completions", SECRET.encode(), {}, 400),
+        ("POST", "/v1/completions", b"[" * 10_000, {}, 400),
+        ("POST", "/v1/completions", {"prompt": SECRET}, {"Content-Type": "text/plain"}, 415),
+        ("POST", "/v1/completions", SECRET.encode() * 3000, {}, 413),
+        ("GET", f"/{SECRET}", b"", {}, 404),
+        ("GET", "/v1/completions", b"", {}, 405),
+        ("PUT", "/health", b"", {}, 405),
+        ("GET", f"/v1/models/{SECRET}", b"", {}, 404),
+        ("GET", "/", b"", {"Host": f"{SECRET}.example"}, 403),
+    ],
+)
 def test_errors_have_openais_shape_and_repeat_nothing(
     server: Served, method: str, path: str, body: Any, headers: dict[str, str], status: int
 ) -> None:
@@ -276,7 +304,9 @@ def test_a_body_without_a_length_is_cut_off_where_it_is_too_long(server: Served)
 
 
 def test_what_is_too_long_is_not_kept_while_it_is_read() -> None:
-    chunks = [{"type": "http.request", "body": bytes(100_000), "more_body": more} for more in [True] * 99 + [False]]
+    chunks = [
+        {"type": "http.request", "body": bytes(100_000), "more_body": more} for more in [True] * 99 + [False]
+    ]
 
     async def receive() -> Any:
         return chunks.pop(0)
@@ -289,8 +319,12 @@ def test_what_is_too_long_is_not_kept_while_it_is_read() -> None:
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("headers", ["Content-Length: 999999999", "Content-Length: 30000\r\nExpect: 100-continue"])
-def test_a_length_that_is_far_too_long_is_refused_before_anything_is_sent(server: Served, headers: str) -> None:
+@pytest.mark.parametrize(
+    "headers", ["Content-Length: 999999999", "Content-Length: 30000\r\nExpect: 100-continue"]
+)
+def test_a_length_that_is_far_too_long_is_refused_before_anything_is_sent(
+    server: Served, headers: str
+) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}{headers}\r\n\r\n".encode())
@@ -304,7 +338,9 @@ def test_a_full_queue_answers_429_and_when_to_come_again(model: LanguageModel) -
         clients = [server.send(max_tokens=2) for _ in range(3)]
         until(lambda: server.scheduler.open == 3)
         for stream in (False, True):
-            status, headers, body = server.ask("POST", "/v1/completions", {"prompt": SECRET, "stream": stream})
+            status, headers, body = server.ask(
+                "POST", "/v1/completions", {"prompt": SECRET, "stream": stream}
+            )
             assert status == 429 and int(headers["retry-after"]) >= 1 and SECRET.encode() not in body
         server.engine.let_go()
         assert [each.recv(15) for each in clients] == [b"HTTP/1.1 200 OK"] * 3
@@ -320,10 +356,25 @@ def test_every_route_but_health_needs_the_key(model: LanguageModel) -> None:
     try:
         basic = base64.b64encode(f"user:{SECRET}".encode()).decode()
         assert server.ask("GET", "/health")[0] == 200
-        for method, path in (("GET", "/"), ("GET", "/metrics"), ("GET", "/v1/models"), ("GET", "/nothing"),
-                             ("POST", "/v1/completions"), ("POST", "/v1/chat/completions")):  # fmt: skip
-            for wrong in ("", "Bearer", f"Bearer {SECRET}x", f"Bearer {SECRET[:-1]}", "Bearer é", f"Token {SECRET}",
-                          "Basic !", "Basic " + basic[:-4], SECRET):  # fmt: skip
+        for method, path in (
+            ("GET", "/"),
+            ("GET", "/metrics"),
+            ("GET", "/v1/models"),
+            ("GET", "/nothing"),
+            ("POST", "/v1/completions"),
+            ("POST", "/v1/chat/completions"),
+        ):
+            for wrong in (
+                "",
+                "Bearer",
+                f"Bearer {SECRET}x",
+                f"Bearer {SECRET[:-1]}",
+                "Bearer é",
+                f"Token {SECRET}",
+                "Basic !",
+                "Basic " + basic[:-4],
+                SECRET,
+            ):
                 status, headers, body = server.ask(method, path, {"prompt": "a"}, {"Authorization": wrong})
                 assert status == 401 and SECRET.encode() not in body, (path, wrong)
                 assert headers["www-authenticate"] == ('Basic realm="jaxgpt"' if path == "/" else "Bearer")
@@ -340,7 +391,9 @@ def test_every_route_but_health_needs_the_key(model: LanguageModel) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("phase", ["queue", "prefill", "decode"])
-def test_a_client_that_goes_away_frees_its_slot_within_one_step(server: Served, phase: str, stream: bool) -> None:
+def test_a_client_that_goes_away_frees_its_slot_within_one_step(
+    server: Served, phase: str, stream: bool
+) -> None:
     scheduler, engine = server.scheduler, server.engine
     engine.hold()
     others = [server.send(max_tokens=150) for _ in range(2 if phase == "queue" else 0)]
@@ -366,7 +419,9 @@ def test_a_slow_reader_blocks_neither_the_engine_nor_others(server: Served) -> N
     before = server.metrics().get(answered, 0)
     slow = server.send(receives=4096, max_tokens=180, n=4, logprobs=20, stream=True)
     until(lambda: server.scheduler.open == 4)
-    until(lambda: server.scheduler.open == server.scheduler.running == 0)  # all is made though nothing was read
+    until(
+        lambda: server.scheduler.open == server.scheduler.running == 0
+    )  # all is made though nothing was read
     assert server.complete(prompt="b", max_tokens=5)["usage"]["completion_tokens"] == 5
     assert server.metrics()[answered] == before + 1  # that one; the slow one's answer waits in its job
     received = b""
@@ -439,15 +494,15 @@ def test_work_for_a_client_that_left_is_cancelled() -> None:
 def test_sigterm_lets_a_running_request_end_and_exits_with_0(model: LanguageModel, tmp_path: Path) -> None:
     model.save(tmp_path / "tiny")
     BYTES.save_json(tmp_path / "tiny" / "tokenizer.json")
-    code = (
-        "import sys; from jaxgpt.verbs.serve import *; run(ServeArgs(model=sys.argv[1], port=0, steps=1, warm_up=True))"
-    )
+    code = "import sys; from jaxgpt.verbs.serve import *; run(ServeArgs(model=sys.argv[1], port=0, steps=1, warm_up=True))"
     command = [sys.executable, "-c", code, str(tmp_path / "tiny")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"XLA_FLAGS": ""}, text=True)
     assert process.stderr
     with process, process.stderr:
         assert "compiling ...\n" in itertools.takewhile(lambda line: "compiling:" not in line, process.stderr)
-        port = next(int(found[1]) for line in process.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)/ ", line)))
+        port = next(
+            int(found[1]) for line in process.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)/ ", line))
+        )
         with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 180, "stream": True, "seed": 1})
             connection.request("POST", "/v1/completions", body, JSON_TYPE)
@@ -464,12 +519,19 @@ def test_sigterm_lets_a_running_request_end_and_exits_with_0(model: LanguageMode
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"host": "0.0.0.0"}, "--host 0.0.0.0 without a key"), ({"host": "example.org"}, "without a key"),
-     ({"api_key": ""}, "the key"), ({"api_key": "a b"}, "the key"), ({"port": 70000}, "--port 70000"),
-     ({"queue": -1}, "--max-choices"), ({"max_tokens": 0}, "--max-tokens 0"), ({"max_choices": 40}, "--max-choices 40"),
-     ({"api_key": "a", "api_key_file": Path("b")}, "give one of them"),
-     ({"host": "192.0.2.1", "api_key": "a"}, "--host")],
-)  # fmt: skip
+    [
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0 without a key"),
+        ({"host": "example.org"}, "without a key"),
+        ({"api_key": ""}, "the key"),
+        ({"api_key": "a b"}, "the key"),
+        ({"port": 70000}, "--port 70000"),
+        ({"queue": -1}, "--max-choices"),
+        ({"max_tokens": 0}, "--max-tokens 0"),
+        ({"max_choices": 40}, "--max-choices 40"),
+        ({"api_key": "a", "api_key_file": Path("b")}, "give one of them"),
+        ({"host": "192.0.2.1", "api_key": "a"}, "--host"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         serve.run(serve.ServeArgs(model="none", **settings))

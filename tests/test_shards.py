@@ -87,7 +87,9 @@ def test_any_span_reads_as_in_the_whole_list(tmp_path_factory, ids, shard_tokens
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 15))
-def test_a_resumed_writer_leaves_what_an_uninterrupted_one_does(tmp_path_factory, kept, written, shard_tokens):
+def test_a_resumed_writer_leaves_what_an_uninterrupted_one_does(
+    tmp_path_factory, kept, written, shard_tokens
+):
     kept = min(kept, written)
     ids = np.arange(50)
     once, twice = tmp_path_factory.mktemp("once"), tmp_path_factory.mktemp("twice")
@@ -97,7 +99,9 @@ def test_a_resumed_writer_leaves_what_an_uninterrupted_one_does(tmp_path_factory
     second = ShardWriter(twice, "train", "uint16", shard_tokens=shard_tokens, tokens=kept)
     second.append(ids[kept:])
     assert second.finish() == whole
-    assert {p.name: p.read_bytes() for p in twice.iterdir()} == {p.name: p.read_bytes() for p in once.iterdir()}
+    assert {p.name: p.read_bytes() for p in twice.iterdir()} == {
+        p.name: p.read_bytes() for p in once.iterdir()
+    }
 
 
 def test_a_writer_does_not_resume_over_tokens_that_are_gone(tmp_path):
@@ -125,7 +129,9 @@ def test_a_manifest_comes_back_as_it_was(tmp_path):
 def test_the_fingerprint_follows_the_tokens_and_not_the_names(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     one, other = prepared(tmp_path / "a"), prepared(tmp_path / "b", IDS + 1)
-    renamed = Manifest(**{**vars(one), "sources": (Source(name="b.txt", sha256="1" * 64, bytes=3, documents=1),)})
+    renamed = Manifest(
+        **{**vars(one), "sources": (Source(name="b.txt", sha256="1" * 64, bytes=3, documents=1),)}
+    )
     assert one.fingerprint == renamed.fingerprint != other.fingerprint
 
 
@@ -160,7 +166,12 @@ def test_every_problem_of_every_shard_is_reported_at_once(tmp_path):
     paths[3].write_bytes(paths[4].read_bytes())
     with pytest.raises(DataError, match="4 of 5") as caught:
         open_split(tmp_path, "train")
-    for part in ("000.bin): it begins []", "001.bin): it has 1043 bytes", "002.bin): it does not", "5 tokens, not 10"):
+    for part in (
+        "000.bin): it begins []",
+        "001.bin): it has 1043 bytes",
+        "002.bin): it does not",
+        "5 tokens, not 10",
+    ):
         assert part in str(caught.value)
 
 

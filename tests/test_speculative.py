@@ -106,7 +106,9 @@ def tiny_pair() -> tuple[Pair, Pair]:
 def exact(model: Pair, sampling: Sampling) -> np.ndarray:
     """[216]: the probability of each text of three tokens, by full forward passes and filters of our own."""
     tokens_BT = np.array([[*START, *cell] for cell in CELLS], np.int32)
-    logits_BTV = np.asarray(jax.jit(define(TINY).apply)(model[1], tokens_BT), np.float64)[:, len(START) - 1 : -1]
+    logits_BTV = np.asarray(jax.jit(define(TINY).apply)(model[1], tokens_BT), np.float64)[
+        :, len(START) - 1 : -1
+    ]
     weights_BTV = np.exp(logits_BTV / sampling.temperature)
     if sampling.top_k:
         weights_BTV[weights_BTV < np.sort(weights_BTV)[..., -sampling.top_k, None]] = 0
@@ -140,11 +142,17 @@ def surprise(counts: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("sampling", "lookahead"),
     [
-        (Sampling(), 1), (Sampling(), 2), (Sampling(), 4), (Sampling(temperature=0.7), 2),
-        (Sampling(temperature=1.3, top_k=4), 1), (Sampling(temperature=1.3, top_k=4), 3),
+        (Sampling(), 1),
+        (Sampling(), 2),
+        (Sampling(), 4),
+        (Sampling(temperature=0.7), 2),
+        (Sampling(temperature=1.3, top_k=4), 1),
+        (Sampling(temperature=1.3, top_k=4), 3),
     ],
-)  # fmt: skip
-def test_texts_are_distributed_as_the_targets(tiny_pair: tuple[Pair, Pair], sampling: Sampling, lookahead: int) -> None:
+)
+def test_texts_are_distributed_as_the_targets(
+    tiny_pair: tuple[Pair, Pair], sampling: Sampling, lookahead: int
+) -> None:
     assert surprise(drawn(*tiny_pair, sampling, lookahead), exact(tiny_pair[0], sampling)) < 1
 
 
@@ -171,10 +179,14 @@ def test_judging_by_hand() -> None:
     """q always proposes 0. Where p is sure of 0 it stays; where p is sure of another, that is drawn instead."""
     zero, one, two = jnp.eye(3)
     q_BTV = jnp.stack([jnp.stack([zero, zero])] * 4)
-    p_BTV = jnp.stack([
-        jnp.stack([zero, zero, two]), jnp.stack([zero, one, two]), jnp.stack([two, zero, one]),
-        jnp.stack([zero, 0.5 * (one + two), zero]),
-    ])  # fmt: skip
+    p_BTV = jnp.stack(
+        [
+            jnp.stack([zero, zero, two]),
+            jnp.stack([zero, one, two]),
+            jnp.stack([two, zero, one]),
+            jnp.stack([zero, 0.5 * (one + two), zero]),
+        ]
+    )
     key_B = jax.random.split(jax.random.key(0), 4)
     accepted_B, drawn_B = judge(p_BTV, q_BTV, jnp.zeros((4, 2), int), key_B, key_B)
     assert accepted_B.tolist() == [2, 1, 0, 1]
@@ -193,7 +205,9 @@ def test_the_same_seed_gives_the_same_text_whatever_stands_beside_it(target: Pai
     assert texts(decoder, [PROMPTS[15], PROMPTS[0], PROMPTS[4]], sampling=WILD, seeds=[1, 2, 7])[2] == alone
 
 
-def test_the_end_token_ends_the_text_and_is_not_part_of_it(target: Pair, draft: Pair, greedy: list[list[int]]) -> None:
+def test_the_end_token_ends_the_text_and_is_not_part_of_it(
+    target: Pair, draft: Pair, greedy: list[list[int]]
+) -> None:
     end = greedy[7][5]
     expected = [text[: text.index(end)] if end in text else text for text in greedy]
     for helper in (draft, target):
@@ -242,7 +256,9 @@ def test_nothing_asked_for_is_nothing_made(target: Pair, draft: Pair) -> None:
         ({"sampling": Sampling(presence_penalty=1)}, "penalties"),
     ],
 )
-def test_impossible_requests_are_refused_by_name(target: Pair, draft: Pair, change: dict[str, Any], said: str) -> None:
+def test_impossible_requests_are_refused_by_name(
+    target: Pair, draft: Pair, change: dict[str, Any], said: str
+) -> None:
     decoder = SpeculativeDecoder(target, draft)
     with pytest.raises(ConfigError, match=said):
         next(decoder.rounds(**({"prompts": [[1], [2, 3]], "max_new_tokens": 3, "seeds": [0, 1]} | change)))

@@ -15,7 +15,7 @@ import jaxgpt
 from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import mesh_of, place_rows, shardings
-from jaxgpt.text.batches import Batch, shifted
+from jaxgpt.text.batch import Batch, shifted
 from jaxgpt.training.loss import next_token_loss
 from jaxgpt.training.optim import adamw, learning_rate
 from jaxgpt.training.state import TrainState, compile_step, create_state, train_step
@@ -40,7 +40,10 @@ def check_against_pytorch(folder: Path) -> None:
     optimizer = adamw(optim, lambda count: rates[count])
     step = jax.jit(
         functools.partial(
-            train_step, loss=next_token_loss(define(config)), optimizer=optimizer, schedule=lambda count: rates[count]
+            train_step,
+            loss=next_token_loss(define(config)),
+            optimizer=optimizer,
+            schedule=lambda count: rates[count],
         )
     )
     state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(0), params, optimizer.init(params))
@@ -50,7 +53,9 @@ def check_against_pytorch(folder: Path) -> None:
         np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"][k], rtol=1e-5)
         np.testing.assert_allclose(metrics["learning_rate"], rates[k])
     final = jaxgpt.load(folder / "final.safetensors").params
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5), state.params, final)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5), state.params, final
+    )
 
 
 def test_ten_steps_equal_pytorchs() -> None:
@@ -63,10 +68,14 @@ def stepper(config: GPTConfig, optim: OptimConfig, **settings: Any) -> tuple[Any
     schedule = learning_rate(optim, 20)
     optimizer = adamw(optim, schedule)
     loss = next_token_loss(define(config, remat=remat), chunk=chunk)
-    return functools.partial(train_step, loss=loss, optimizer=optimizer, schedule=schedule, **settings), optimizer
+    return functools.partial(
+        train_step, loss=loss, optimizer=optimizer, schedule=schedule, **settings
+    ), optimizer
 
 
-def run(config: GPTConfig, mesh: jax.sharding.Mesh, steps: int, rows: int = 8, **settings: Any) -> tuple[list, Any]:
+def run(
+    config: GPTConfig, mesh: jax.sharding.Mesh, steps: int, rows: int = 8, **settings: Any
+) -> tuple[list, Any]:
     """Losses of some steps from the same start on the same batches, and the final parameters on the host."""
     step, optimizer = stepper(config, OptimConfig(warmup_steps=5, learning_rate=3e-3), **settings)
     state = create_state(define(config), optimizer, 0, mesh)
@@ -86,7 +95,9 @@ def single(config: GPTConfig) -> tuple[list, Any]:
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)])
-def test_sharded_steps_equal_single_device_steps(config: GPTConfig, single: Any, sizes: tuple[int, int, int]) -> None:
+def test_sharded_steps_equal_single_device_steps(
+    config: GPTConfig, single: Any, sizes: tuple[int, int, int]
+) -> None:
     mesh = mesh_of(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]))
     losses, _ = run(config, mesh, 20)
     np.testing.assert_allclose(losses, single[0], rtol=1e-5)
@@ -94,7 +105,9 @@ def test_sharded_steps_equal_single_device_steps(config: GPTConfig, single: Any,
 
 
 @pytest.mark.parametrize("settings", [{"unrolled": True}, {"remat": True}, {"chunk": 5}, {"accumulate": 4}])
-def test_how_a_step_is_computed_changes_nothing(config: GPTConfig, single: Any, settings: dict[str, Any]) -> None:
+def test_how_a_step_is_computed_changes_nothing(
+    config: GPTConfig, single: Any, settings: dict[str, Any]
+) -> None:
     losses, params = run(config, mesh_of(MeshConfig(data=1), jax.devices()[:1]), 5, **settings)
     np.testing.assert_allclose(losses, single[0][:5], rtol=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -108,7 +121,9 @@ def test_accumulation_equals_the_big_batch_also_with_unequal_weights(
 ) -> None:
     """Gradients themselves: one step of plain descent with rate 1 changes the parameters by exactly them."""
     batch = random_batch(config, 8)
-    batch = batch._replace(weights_BT=batch.weights_BT * (np.arange(8)[:, None] % 4 == 1))  # three parts weigh nothing
+    batch = batch._replace(
+        weights_BT=batch.weights_BT * (np.arange(8)[:, None] % 4 == 1)
+    )  # three parts weigh nothing
 
     def gradients(**settings: Any) -> Any:
         step, _ = stepper(config, OptimConfig(), **settings)

@@ -47,10 +47,17 @@ def test_a_text_that_ends_inside_a_character_shows_it() -> None:
 def test_a_stop_string_ends_the_text_before_it_wherever_its_tokens_end() -> None:
     tokenizer = load_tokenizer("gpt2")
     text = "One fish.\n\nTwo fish ENDING here"
-    for stop, expected in (("\n\n", "One fish."), ("fish EN", "One fish.\n\nTwo "), ("sh", "One fi"), ("xx", text)):
+    for stop, expected in (
+        ("\n\n", "One fish."),
+        ("fish EN", "One fish.\n\nTwo "),
+        ("sh", "One fi"),
+        ("xx", text),
+    ):
         for ids in (tokenizer.encode(text), [i for c in text for i in tokenizer.encode(c)]):
             assert "".join(text_pieces(tokenizer, ids, [stop])) == expected
-    assert "".join(text_pieces(tokenizer, tokenizer.encode(text), ["here", "Two", "fish E"])) == "One fish.\n\n"
+    assert (
+        "".join(text_pieces(tokenizer, tokenizer.encode(text), ["here", "Two", "fish E"])) == "One fish.\n\n"
+    )
 
 
 def test_text_that_may_begin_a_stop_string_waits_and_comes_if_it_does_not() -> None:

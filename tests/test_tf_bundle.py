@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxgpt.errors import DataError, MissingError, StorageError
-from jaxgpt.weights.openai import open_openai
+from jaxgpt.weights.formats.openai import open_openai
+from jaxgpt.weights.formats.tf_bundle import open_bundle
 from jaxgpt.weights.tensors import Tensor
-from jaxgpt.weights.tf_bundle import open_bundle
 
 GOLDEN = Path(__file__).parent / "golden" / "openai_tf"
 FLOAT, DOUBLE, INT32, STRING, INT64, BFLOAT16, HALF = 1, 2, 3, 7, 9, 14, 19  # types.proto
@@ -64,9 +64,16 @@ HEADER = message((1, 1), (3, message((1, 1))))
 
 
 def entry(
-    numbers: bytes, dims: Iterable[int], dtype: int = FLOAT, *, shard: int = 0, offset: int = 0, size: int = -1,
-    more: bytes = b"", more_of_shape: bytes = b"",
-) -> bytes:  # fmt: skip
+    numbers: bytes,
+    dims: Iterable[int],
+    dtype: int = FLOAT,
+    *,
+    shard: int = 0,
+    offset: int = 0,
+    size: int = -1,
+    more: bytes = b"",
+    more_of_shape: bytes = b"",
+) -> bytes:
     shape = message(*((2, message((1, dim))) for dim in dims)) + more_of_shape
     place = ((3, shard), (4, offset), (5, len(numbers) if size < 0 else size))
     return message((1, dtype), (2, shape), *place) + b"\x35" + masked(numbers).to_bytes(4, "little") + more
@@ -104,9 +111,12 @@ def handle(offset: int, size: int) -> bytes:
 
 
 def table(
-    *blocks: bytes, last_keys: Iterable[bytes] = (b"\xff", b"\xff\xff"), metaindex: bytes | None = None,
-    index: bytes | None = None, footer: bytes = b"",
-) -> bytes:  # fmt: skip
+    *blocks: bytes,
+    last_keys: Iterable[bytes] = (b"\xff", b"\xff\xff"),
+    metaindex: bytes | None = None,
+    index: bytes | None = None,
+    footer: bytes = b"",
+) -> bytes:
     """A file of these data blocks, unless told otherwise with an empty metaindex, and an index of all the blocks."""
     metaindex = block([]) if metaindex is None else metaindex
     starts = [sum(map(len, blocks[:number])) for number in range(len(blocks) + 1)]
@@ -118,9 +128,14 @@ def table(
 
 
 def write_bundle(
-    folder: Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1, alignment: int = 1, a_block: int = 1000,
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    shards: int = 1,
+    alignment: int = 1,
+    a_block: int = 1000,
     every: int = 16,
-) -> None:  # fmt: skip
+) -> None:
     """Write a checkpoint in which the variables take turns with the data files; `a_block` is in variables."""
     header = message((1, shards), (3, message((1, 1))))
     data, pairs = [b""] * shards, [(b"", header)]
@@ -148,17 +163,26 @@ def bits(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
 def test_tensorflows_own_file_is_openais_variables_one_behind_another(name: str, mlp: int) -> None:
     sizes = json.loads((GOLDEN / name / "hparams.json").read_text())
     width = sizes["n_embd"]
-    shapes = {"wte": (sizes["n_vocab"], width), "wpe": (sizes["n_ctx"], width), "ln_f/g": (width,), "ln_f/b": (width,)}
+    shapes = {
+        "wte": (sizes["n_vocab"], width),
+        "wpe": (sizes["n_ctx"], width),
+        "ln_f/g": (width,),
+        "ln_f/b": (width,),
+    }
     matrices = {
-        "attn/c_attn": (width, 3 * width), "attn/c_proj": (width, width), "mlp/c_fc": (width, mlp),
+        "attn/c_attn": (width, 3 * width),
+        "attn/c_proj": (width, width),
+        "mlp/c_fc": (width, mlp),
         "mlp/c_proj": (mlp, width),
-    }  # fmt: skip
+    }
     for layer in range(sizes["n_layer"]):
         shapes |= {f"h{layer}/{norm}/{part}": (width,) for norm in ("ln_1", "ln_2") for part in "gb"}
         shapes |= {f"h{layer}/{matrix}/w": (1, *shape) for matrix, shape in matrices.items()}
         shapes |= {f"h{layer}/{matrix}/b": shape[1:] for matrix, shape in matrices.items()}
     found = open_bundle(GOLDEN / name / "model.ckpt.index")
-    assert {n: tensor.shape for n, tensor in found.items()} == {f"model/{n}": shape for n, shape in shapes.items()}
+    assert {n: tensor.shape for n, tensor in found.items()} == {
+        f"model/{n}": shape for n, shape in shapes.items()
+    }
     assert {tensor.dtype for tensor in found.values()} == {np.dtype(np.float32)}
     data = (GOLDEN / name / "model.ckpt.data-00000-of-00001").read_bytes()
     assert b"".join(found[n].read().tobytes() for n in sorted(found)) == data
@@ -207,8 +231,10 @@ def test_variables_that_are_no_floats_are_named_but_not_read(tmp_path: Path) -> 
     (tmp_path / "a.data-00000-of-00001").write_bytes(graph + step + weight)
     found = open_bundle(tmp_path / "a.index")
     assert {name: tensor.dtype for name, tensor in found.items()} == {
-        "_CHECKPOINTABLE_OBJECT_GRAPH": np.void, "global_step": np.void, "weight": np.float32,
-    }  # fmt: skip
+        "_CHECKPOINTABLE_OBJECT_GRAPH": np.void,
+        "global_step": np.void,
+        "weight": np.float32,
+    }
     assert found["weight"].read() == 7
     for name in ("_CHECKPOINTABLE_OBJECT_GRAPH", "global_step"):
         with pytest.raises(DataError, match=f"{name} is not of floats"):
@@ -292,13 +318,22 @@ BLOCK = block(HONEST)
 PAST, ELSEWHERE = 1 << 40, (1 << 64) - 1
 DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a bit of a block": (lambda: flipped(of(*HONEST), 9), "a block of its table is damaged"),
-    "a bit of a block's checksum": (lambda: flipped(of(*HONEST), len(BLOCK) - 1), "a block of its table is damaged"),
+    "a bit of a block's checksum": (
+        lambda: flipped(of(*HONEST), len(BLOCK) - 1),
+        "a block of its table is damaged",
+    ),
     "a bit of the metaindex": (lambda: flipped(of(*HONEST), len(BLOCK)), "a block of its table is damaged"),
-    "a bit of the magic number": (lambda: flipped(of(*HONEST), -1 + len(of(*HONEST))), "does not end as a table does"),
+    "a bit of the magic number": (
+        lambda: flipped(of(*HONEST), -1 + len(of(*HONEST))),
+        "does not end as a table does",
+    ),
     "cut short": (lambda: of(*HONEST)[:-1], "does not end as a table does"),
     "only an end": (lambda: MAGIC, "does not end as a table does"),
     "nothing": (lambda: b"", "does not end as a table does"),
-    "text": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "does not end as a table does"),
+    "text": (
+        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+        "does not end as a table does",
+    ),
     "too large": (lambda: bytes((1 << 20) + 1), "it has more than 1048576 bytes"),
     "snappy": (lambda: table(block(HONEST, compression=1)), "its table is compressed: snappy"),
     "another compression": (lambda: table(block(HONEST, compression=2)), "its table is compressed: type 2"),
@@ -306,8 +341,14 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: table(BLOCK, footer=b"\xff" * 40),
         "a number has more than 10 bytes",
     ),
-    "block outside": (lambda: table(BLOCK, footer=handle(PAST, 8) * 2), "a block of its table lies outside it"),
-    "block beyond any file": (lambda: table(BLOCK, footer=handle(ELSEWHERE, ELSEWHERE) * 2), "lies outside it"),
+    "block outside": (
+        lambda: table(BLOCK, footer=handle(PAST, 8) * 2),
+        "a block of its table lies outside it",
+    ),
+    "block beyond any file": (
+        lambda: table(BLOCK, footer=handle(ELSEWHERE, ELSEWHERE) * 2),
+        "lies outside it",
+    ),
     "block in the footer": (
         lambda: table(BLOCK, footer=handle(len(of(*HONEST)) - 52, 8) * 2),
         "a block of its table lies outside it",
@@ -318,11 +359,15 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "endless restarts": (lambda: with_block(b"", restarts=(1 << 32) - 1), "more restarts than room"),
     "a filter": (lambda: table(BLOCK, metaindex=BLOCK), "its table has more than data blocks"),
     "a block that occurs twice": (
-        lambda: table(BLOCK, index=block([(b"0", handle(0, len(BLOCK) - 5)), (b"1", handle(0, len(BLOCK) - 5))])),
+        lambda: table(
+            BLOCK, index=block([(b"0", handle(0, len(BLOCK) - 5)), (b"1", handle(0, len(BLOCK) - 5))])
+        ),
         "the data blocks of its table are out of order",
     ),
     "blocks that overlap": (
-        lambda: table(BLOCK, index=block([(b"0", handle(0, len(BLOCK) - 5)), (b"1", handle(len(BLOCK) - 1, 8))])),
+        lambda: table(
+            BLOCK, index=block([(b"0", handle(0, len(BLOCK) - 5)), (b"1", handle(len(BLOCK) - 1, 8))])
+        ),
         "the data blocks of its table are out of order",
     ),
     "more in the index": (
@@ -331,29 +376,50 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "no header": (lambda: of(*HONEST[1:]), "does not begin with a bundle's header"),
     "no entries": (lambda: of(), "does not begin with a bundle's header"),
-    "keys out of order": (lambda: of(HONEST[0], HONEST[2], HONEST[1]), "b'a' is there twice, or out of order"),
+    "keys out of order": (
+        lambda: of(HONEST[0], HONEST[2], HONEST[1]),
+        "b'a' is there twice, or out of order",
+    ),
     "key twice": (lambda: of(*HONEST, HONEST[2]), "b'b' is there twice, or out of order"),
     "header twice": (lambda: of(HONEST[0], *HONEST), "b'' is there twice, or out of order"),
-    "key twice in two blocks": (lambda: table(BLOCK, block(HONEST[2:])), "b'b' is there twice, or out of order"),
+    "key twice in two blocks": (
+        lambda: table(BLOCK, block(HONEST[2:])),
+        "b'b' is there twice, or out of order",
+    ),
     "key longer than any": (lambda: of(*HONEST, (b"c" * 1025, ENTRY_A)), "its table has an impossible key"),
     "key that shares what there is not": (lambda: with_block(b"\1\1\0a"), "its table has an impossible key"),
     "key that never ends": (lambda: with_block(b"\0\x7f\0a"), "ends behind what holds it"),
     "value that never ends": (lambda: with_block(b"\0\1\x7fa"), "ends behind what holds it"),
     "entry cut short": (lambda: with_block(b"\0\1"), "ends behind what holds it"),
-    "name of no text": (lambda: of(*HONEST, (b"c\xff", entry(b"", [0], offset=40))), "'utf-8' codec can't decode"),
+    "name of no text": (
+        lambda: of(*HONEST, (b"c\xff", entry(b"", [0], offset=40))),
+        "'utf-8' codec can't decode",
+    ),
     "big-endian": (lambda: with_header((1, 1), (2, 1)), "its byte order is not little"),
-    "a later version": (lambda: with_header((1, 1), (3, message((1, 2), (2, 2)))), "a format later than version 1"),
+    "a later version": (
+        lambda: with_header((1, 1), (3, message((1, 2), (2, 2)))),
+        "a format later than version 1",
+    ),
     "no data files": (lambda: with_header((1, 0)), "speaks of 0 data files"),
     "too many data files": (lambda: with_header((1, 100_000)), "speaks of 100000 data files"),
-    "less than no data files": (lambda: with_header((1, (1 << 64) - 1)), "speaks of 18446744073709551615 data files"),
+    "less than no data files": (
+        lambda: with_header((1, (1 << 64) - 1)),
+        "speaks of 18446744073709551615 data files",
+    ),
     "overlap": (lambda: with_b(offset=20), "b overlaps another variable"),
     "overlap by a byte": (lambda: with_b(offset=23), "b overlaps another variable"),
     "the same place": (lambda: with_b(offset=0), "a overlaps another variable"),
     "outside": (lambda: with_b(offset=25), "b ends at byte 41 of 40"),
     "far outside": (lambda: with_b(offset=(1 << 63) - 1), "b ends at byte 9223372036854775823 of 40"),
-    "nothing, far outside": (lambda: with_b((0,), size=0, offset=1 << 65), "b ends at byte 36893488147419103232 of 40"),
+    "nothing, far outside": (
+        lambda: with_b((0,), size=0, offset=1 << 65),
+        "b ends at byte 36893488147419103232 of 40",
+    ),
     "longer than the file": (lambda: with_b((5,), size=20), "b ends at byte 44 of 40"),
-    "another size than its shape's": (lambda: with_b((3,)), r"b has 16 bytes, not those of shape \[3\] and dtype 1"),
+    "another size than its shape's": (
+        lambda: with_b((3,)),
+        r"b has 16 bytes, not those of shape \[3\] and dtype 1",
+    ),
     "another size than its dtype's": (lambda: with_b(dtype=DOUBLE), "not those of shape .* and dtype 2"),
     "integers of another size": (lambda: with_b(dtype=INT64), "not those of shape .* and dtype 9"),
     "no dtype": (lambda: with_b(dtype=0), "not those of shape .* and dtype 0"),
@@ -365,23 +431,42 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "unknown rank": (lambda: with_b((), more_of_shape=message((3, 1))), "b is of an impossible shape"),
     "unknown data file": (lambda: with_b(shard=1), "b is in data file 1 of 1"),
     "partitioned": (lambda: with_b(more=message((7, message((1, b""))))), "partitioned variables: b'b'"),
-    "an unknown field": (lambda: with_b(more=message((9, 1))), "unknown field 9 of wire type 0 beside dtype, shape, "),
-    "an unknown field of a header": (lambda: with_header((1, 1), (4, b"")), "unknown field 4 .* beside num_shards"),
-    "a field of another type": (lambda: with_a(varint(4 << 3 | 5) + bytes(4)), "unknown field 4 of wire type 5"),
+    "an unknown field": (
+        lambda: with_b(more=message((9, 1))),
+        "unknown field 9 of wire type 0 beside dtype, shape, ",
+    ),
+    "an unknown field of a header": (
+        lambda: with_header((1, 1), (4, b"")),
+        "unknown field 4 .* beside num_shards",
+    ),
+    "a field of another type": (
+        lambda: with_a(varint(4 << 3 | 5) + bytes(4)),
+        "unknown field 4 of wire type 5",
+    ),
     "a field twice": (lambda: with_b(more=message((5, 16))), "field size is there twice"),
     "a field that never ends": (lambda: with_a(b"\x12\x7f\x12\0"), "ends behind what holds it"),
-    "a number that never ends": (lambda: with_a(b"\x20" + b"\x80" * 10 + b"\1"), "a number has more than 10 bytes"),
+    "a number that never ends": (
+        lambda: with_a(b"\x20" + b"\x80" * 10 + b"\1"),
+        "a number has more than 10 bytes",
+    ),
     "a number cut short": (lambda: with_a(b"\x08\x80"), "ends behind what holds it"),
-}  # fmt: skip
+}
 
 
 def test_what_the_damage_is_done_to_is_sound(tmp_path: Path) -> None:
     (tmp_path / "a.data-00000-of-00001").write_bytes(A + B)
-    for content in (of(*HONEST), with_b(), with_a(ENTRY_A), with_header((1, 1)), table(block(HONEST), block([]))):
+    for content in (
+        of(*HONEST),
+        with_b(),
+        with_a(ENTRY_A),
+        with_header((1, 1)),
+        table(block(HONEST), block([])),
+    ):
         (tmp_path / "a.index").write_bytes(content)
         assert {n: t.read().ravel().tolist() for n, t in open_bundle(tmp_path / "a.index").items()} == {
-            "a": [0, 1, 2, 3, 4, 5], "b": [0, 1, 2, 3],
-        }  # fmt: skip
+            "a": [0, 1, 2, 3, 4, 5],
+            "b": [0, 1, 2, 3],
+        }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -405,7 +490,9 @@ def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path, name: str) ->
 
 
 def test_a_changed_byte_is_refused_or_lies_where_nothing_is_said(tmp_path: Path) -> None:
-    content, data = ((GOLDEN / "odd" / f"model.ckpt.{name}").read_bytes() for name in ("index", "data-00000-of-00001"))
+    content, data = (
+        (GOLDEN / "odd" / f"model.ckpt.{name}").read_bytes() for name in ("index", "data-00000-of-00001")
+    )
     (tmp_path / "a.data-00000-of-00001").write_bytes(data)
     padding = range(len(content) - 48 + 6, len(content) - 8)  # of the footer: its four numbers take 6 bytes
     for place in range(len(content)):

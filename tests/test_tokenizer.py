@@ -21,9 +21,15 @@ SPACES = st.text(st.sampled_from(" \n\t\xa0\u3000\x1c'a1.é"), max_size=30)
     ("text", "ids"),
     [
         ("Hello world", [15496, 995]),
-        ("Every effort moves you", [6109, 3626, 6100, 345]),  # Raschka, Build a Large Language Model, chapter 4
+        (
+            "Every effort moves you",
+            [6109, 3626, 6100, 345],
+        ),  # Raschka, Build a Large Language Model, chapter 4
         ("hello world", [31373, 995]),  # tiktoken's own documentation
-        ("<|endoftext|>", [27, 91, 437, 1659, 5239, 91, 29]),  # tiktoken's own documentation, disallowed_special=()
+        (
+            "<|endoftext|>",
+            [27, 91, 437, 1659, 5239, 91, 29],
+        ),  # tiktoken's own documentation, disallowed_special=()
         ("", []),
     ],
 )

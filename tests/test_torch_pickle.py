@@ -9,8 +9,8 @@ import pytest
 from golden.malicious import NUMBERS, PICKLES, in_legacy, in_zip, storage, tensor, text, whole
 
 from jaxgpt.errors import DataError
+from jaxgpt.weights.formats.torch_zip import open_torch
 from jaxgpt.weights.tensors import Tensor
-from jaxgpt.weights.torch_zip import open_torch
 
 CONTAINERS = {"zip": in_zip, "legacy": in_legacy}
 
@@ -39,7 +39,7 @@ def test_the_same_containers_around_an_honest_pickle_are_read(tmp_path: Path, co
 WATCH = """
 import encodings.cp437, os, pathlib, pickle, sys  # the first is how zip writes names
 from jaxgpt.errors import DataError
-from jaxgpt.weights.torch_zip import open_torch
+from jaxgpt.weights.formats.torch_zip import open_torch
 honest, *files = map(pathlib.Path, sys.argv[1:])
 open_torch(honest / "zip.pt"), open_torch(honest / "legacy.pt")
 seen = []

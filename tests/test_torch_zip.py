@@ -12,8 +12,8 @@ import pytest
 from golden.malicious import NUMBERS, in_legacy, in_zip, tensor, whole
 
 from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.weights.formats.torch_zip import open_torch, write_torch
 from jaxgpt.weights.tensors import Tensor
-from jaxgpt.weights.torch_zip import open_torch, write_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 SAVED = GOLDEN / "torch_save"
@@ -45,7 +45,9 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_tensor_equals_what_numpy_saved(name: str) -> None:
-    found = {path: leaf for path, leaf in leaves(open_torch(SAVED / name)).items() if isinstance(leaf, np.ndarray)}
+    found = {
+        path: leaf for path, leaf in leaves(open_torch(SAVED / name)).items() if isinstance(leaf, np.ndarray)
+    }
     assert_equal(found, dict(np.load(SAVED / "expected.npz")))
 
 
@@ -242,8 +244,14 @@ def patched(signature: bytes, offset: int, value: bytes, content: bytes = b"") -
 
 
 ZIPS = {
-    "compressed": (lambda: rezipped(lambda a, n, c: a.writestr(n, c, zipfile.ZIP_DEFLATED)), "compressed or encrypted"),
-    "encrypted": (lambda: patched(b"PK\1\2", 8, b"\1", patched(b"PK\3\4", 6, b"\1")), "compressed or encrypted"),
+    "compressed": (
+        lambda: rezipped(lambda a, n, c: a.writestr(n, c, zipfile.ZIP_DEFLATED)),
+        "compressed or encrypted",
+    ),
+    "encrypted": (
+        lambda: patched(b"PK\1\2", 8, b"\1", patched(b"PK\3\4", 6, b"\1")),
+        "compressed or encrypted",
+    ),
     "other name inside": (lambda: patched(b"PK\3\4", 30, b"b"), "another name or kind in its header"),
     "other checksum inside": (lambda: patched(b"PK\3\4", 14, b"\1\2"), "another size or checksum"),
     "other size inside": (lambda: patched(b"PK\3\4", 18, b"\1\2"), "another size or checksum"),
@@ -253,10 +261,16 @@ ZIPS = {
     "member larger by one": (lambda: with_size(4 * NUMBERS + 1), "ends outside the file"),
     "prefix": (lambda: b"PK\3\4" + in_zip(HONEST, DATA), "does not begin the file"),
     "suffix": (lambda: in_zip(HONEST, DATA) + b"x", "cut short"),
-    "comment": (lambda: rezipped(lambda a, n, c: (a.writestr(n, c), setattr(a, "comment", b"x"))), "cut short"),
+    "comment": (
+        lambda: rezipped(lambda a, n, c: (a.writestr(n, c), setattr(a, "comment", b"x"))),
+        "cut short",
+    ),
     "large directory": (lambda: patched(b"PK\5\6", 12, b"\0\0\0\x7f"), r"zip directory has 2130706432 bytes"),
     "directory elsewhere": (lambda: patched(b"PK\5\6", 16, b"\xff"), "zip directory: |begin the file"),
-    "two folders": (lambda: in_zip(HONEST, DATA).replace(b"archive/data/0", b"brchive/data/0"), "not in one folder"),
+    "two folders": (
+        lambda: in_zip(HONEST, DATA).replace(b"archive/data/0", b"brchive/data/0"),
+        "not in one folder",
+    ),
     "no folder": (lambda: in_zip(HONEST, DATA).replace(b"archive/", b"archive-"), "not in one folder"),
     "no tree": (lambda: in_zip(HONEST, DATA).replace(b"data.pkl", b"data.pkm"), r"no data\.pkl"),
     "unknown member": (lambda: in_zip(HONEST, DATA, ("code/evil.py", b"")), r"member code/evil\.py"),
@@ -264,11 +278,17 @@ ZIPS = {
     "storage nobody uses": (lambda: in_zip(HONEST, DATA, ("data/1", b"")), "storage 1: no tensor uses it"),
     "short storage": (lambda: in_zip(HONEST, ("data/0", bytes(60))), "has 60 bytes, not 64"),
     "long storage": (lambda: in_zip(HONEST, ("data/0", bytes(68))), "has 68 bytes, not 64"),
-    "older, of another version": (lambda: in_legacy(HONEST).replace(b"M\xe9\3.", b"M\xe8\3."), "version or byte order"),
+    "older, of another version": (
+        lambda: in_legacy(HONEST).replace(b"M\xe9\3.", b"M\xe8\3."),
+        "version or byte order",
+    ),
     "older, big-endian": (lambda: in_legacy(HONEST).replace(b"\x88s.", b"\x89s."), "version or byte order"),
     "big-endian": (lambda: in_zip(HONEST, DATA, ("byteorder", b"big")), "byte order is not little"),
     "something behind the pickle": (lambda: in_zip(HONEST + b"N.", DATA), "something behind its pickle"),
-    "pickle without end": (lambda: in_zip(b"\x80\x02" + b"N" * (1 << 24), DATA), "data.pkl has 16777218 bytes"),
+    "pickle without end": (
+        lambda: in_zip(b"\x80\x02" + b"N" * (1 << 24), DATA),
+        "data.pkl has 16777218 bytes",
+    ),
     "no members": (lambda: b"PK\5\6" + bytes(18), "neither a zip nor"),
     "nothing": (lambda: b"", "neither a zip nor"),
     "another pickle": (lambda: whole(b"}"), "not with torch's magic number"),

@@ -25,7 +25,9 @@ def stream(config: GPTConfig, tmp_path_factory: pytest.TempPathFactory) -> Token
     return TokenStream([folder / shard.file for shard in writer.finish()])
 
 
-def evaluate(config: GPTConfig, params: Params, stream: TokenStream, mesh: Any = None, **settings: Any) -> float:
+def evaluate(
+    config: GPTConfig, params: Params, stream: TokenStream, mesh: Any = None, **settings: Any
+) -> float:
     mesh = mesh or mesh_of(MeshConfig(data=1), jax.devices()[:1])
     batches = ValidationBatches(stream, context=config.context, sequences=8, vocab=config.vocab)
     assert len(batches) == 3

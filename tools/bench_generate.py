@@ -88,9 +88,19 @@ def main() -> None:
             times[name].append(_timed(worker))
     rates = {name: args.batch * args.new / statistics.median(seconds[1:]) for name, seconds in times.items()}
     for name, seconds in times.items():
-        print(json.dumps({"program": name, "batch": args.batch, "prompt": args.prompt, "new": args.new,
-                          "tokens_per_second": round(rates[name], 1), "seconds_min": round(min(seconds[1:]), 3),
-                          "seconds_max": round(max(seconds[1:]), 3)}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "program": name,
+                    "batch": args.batch,
+                    "prompt": args.prompt,
+                    "new": args.new,
+                    "tokens_per_second": round(rates[name], 1),
+                    "seconds_min": round(min(seconds[1:]), 3),
+                    "seconds_max": round(max(seconds[1:]), 3),
+                }
+            )
+        )
     print(json.dumps({"ratio": round(rates["jaxgpt"] / rates["transformers"], 3)}))
     for worker in workers.values():
         worker.stdin.close()  # type: ignore[union-attr]

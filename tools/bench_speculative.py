@@ -64,11 +64,13 @@ def main() -> None:
     def alone(seed: int) -> Iterable[int]:
         request = Request(
             prompt=prompt, max_new_tokens=args.max_new_tokens, sampling=sampling, seed=seed, slide=False
-        )  # fmt: skip
+        )
         return (new.token for _, new in engine.run([request]) if new.token is not None)
 
     def with_draft(decoder: SpeculativeDecoder) -> Callable[[int], Iterable[int]]:
-        return lambda seed: decoder.stream(prompt, max_new_tokens=args.max_new_tokens, sampling=sampling, seed=seed)
+        return lambda seed: decoder.stream(
+            prompt, max_new_tokens=args.max_new_tokens, sampling=sampling, seed=seed
+        )
 
     writers = {0: alone} | {lookahead: with_draft(decoder) for lookahead, decoder in decoders.items()}
     times: dict[int, list[float]] = {lookahead: [] for lookahead in writers}
@@ -82,11 +84,18 @@ def main() -> None:
     for lookahead, runs in times.items():
         rates = sorted(args.max_new_tokens / run for run in runs[1:])
         figures: dict[str, Any] = {"lookahead": lookahead} if lookahead else {"alone": True}
-        figures |= {"tokens_per_second": round(statistics.median(rates), 1), "slowest": round(rates[0], 1),
-                    "fastest": round(rates[-1], 1), "temperature": args.temperature, "device": device}  # fmt: skip
+        figures |= {
+            "tokens_per_second": round(statistics.median(rates), 1),
+            "slowest": round(rates[0], 1),
+            "fastest": round(rates[-1], 1),
+            "temperature": args.temperature,
+            "device": device,
+        }
         if lookahead:
             figures["accepted_share"] = round(statistics.mean(c.accepted_share for c in counts[lookahead]), 3)
-            figures["passes_per_token"] = round(statistics.mean(c.passes_per_token for c in counts[lookahead]), 3)
+            figures["passes_per_token"] = round(
+                statistics.mean(c.passes_per_token for c in counts[lookahead]), 3
+            )
         print(json.dumps(figures), flush=True)
 
 

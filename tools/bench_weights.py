@@ -40,7 +40,9 @@ import numpy as np
 for leaf in jax.tree.leaves(params):
     [np.asarray(shard.data).sum() for shard in leaf.addressable_shards]
 """
-SUM = "; [tensor.sum() for tensor in tensors.values()]"  # a mapped file is not read before its numbers are used
+SUM = (
+    "; [tensor.sum() for tensor in tensors.values()]"  # a mapped file is not read before its numbers are used
+)
 TORCH_LOAD = "import sys, torch; tensors = torch.load(sys.argv[1], weights_only=True)" + SUM
 SAFETENSORS_LOAD = "import sys, torch, safetensors.torch as s; tensors = s.load_file(sys.argv[1])" + SUM
 TRANSFORMERS_LOAD = (
@@ -107,15 +109,36 @@ def sizes(args: Sizes) -> None:
     if not source.exists():
         write_model(random_model(args.preset), source, "huggingface")
     size = (source / "model.safetensors").stat().st_size
-    jobs = {f"to {to}": [sys.executable, "-m", "jaxgpt", "convert", str(source), str(args.folder / to), "--to", to]
-            for to in ("jaxgpt", "nanogpt", "llmc")}  # fmt: skip
+    jobs = {
+        f"to {to}": [
+            sys.executable,
+            "-m",
+            "jaxgpt",
+            "convert",
+            str(source),
+            str(args.folder / to),
+            "--to",
+            to,
+        ]
+        for to in ("jaxgpt", "nanogpt", "llmc")
+    }
     jobs["to huggingface"] = [*jobs["to jaxgpt"][:4], str(args.folder / "jaxgpt"), str(args.folder / "again")]
     jobs["onto 8 devices"] = [sys.executable, "-c", LOAD, str(source)]
     for name, command in jobs.items():
         flags = "--xla_force_host_platform_device_count=8" if "devices" in name else ""
         seconds, peak = measured(command, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
-        print(json.dumps({"job": name, "seconds": round(seconds, 1), "file_bytes": size, "peak_bytes": peak,
-                          "peak_over_file": round(peak / size, 3)}), flush=True)  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "job": name,
+                    "seconds": round(seconds, 1),
+                    "file_bytes": size,
+                    "peak_bytes": peak,
+                    "peak_over_file": round(peak / size, 3),
+                }
+            ),
+            flush=True,
+        )
         if name == "to nanogpt" or name == "to llmc":
             shutil.rmtree(args.folder / name.removeprefix("to "))
 
@@ -144,7 +167,10 @@ def torch(args: Torch) -> None:
             runs[name].append(measured(command, JAX_PLATFORMS="cpu"))
     for name, pairs in runs.items():
         seconds, peak = (statistics.median(values) for values in zip(*pairs, strict=True))
-        print(json.dumps({"reader": name, "seconds": round(seconds, 2), "peak_mib": round(peak / 2**20)}), flush=True)
+        print(
+            json.dumps({"reader": name, "seconds": round(seconds, 2), "peak_mib": round(peak / 2**20)}),
+            flush=True,
+        )
 
 
 def main() -> None:

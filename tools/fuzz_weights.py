@@ -29,9 +29,21 @@ from jaxgpt.weights.convert import open_model, write_model
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 FORBIDDEN = (
-    "exec", "compile", "import", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.remove",
-    "subprocess.Popen", "pickle.find_class", "ctypes.dlopen", "socket.connect", "shutil.rmtree",
-)  # fmt: skip
+    "exec",
+    "compile",
+    "import",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.remove",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "ctypes.dlopen",
+    "socket.connect",
+    "shutil.rmtree",
+)
 HEADROOM = 1 << 30  # bytes of address space above what is in use when the damage begins
 
 
@@ -101,7 +113,9 @@ def damaged_torch(folder: Path, rng: random.Random) -> None:
             data = archive.read(name)
             # What the zip's checksum would have told is told by nothing now: numbers stay as they are.
             broken = name == chosen and not _is_storage(name)
-            target.writestr(name if rng.random() < 0.99 else name + "x", damage(data, rng) if broken else data)
+            target.writestr(
+                name if rng.random() < 0.99 else name + "x", damage(data, rng) if broken else data
+            )
 
 
 def _is_storage(name: str) -> bool:
@@ -150,7 +164,10 @@ def _blocks(data: bytearray) -> Iterator[tuple[int, int]]:
 def contents(folder: Path) -> dict[str, Any]:
     """Everything a model is: a reader that gives something else than this for a damaged file was deceived."""
     model = open_model(folder)
-    return {name: (tensor.shape, str(tensor.dtype), tensor.read().tobytes()) for name, tensor in model.tensors.items()}
+    return {
+        name: (tensor.shape, str(tensor.dtype), tensor.read().tobytes())
+        for name, tensor in model.tensors.items()
+    }
 
 
 class Watch:
@@ -194,7 +211,11 @@ def main() -> None:
         kinds: dict[str, tuple[list[Path], int, Callable[[Path, random.Random], None]]] = {
             "safetensors": ([place / "odd", GOLDEN / "plain"], 10_000, damaged_safetensors),
             "torch": ([GOLDEN / "bin"], 10_000, damaged_torch),
-            "tensorflow": ([GOLDEN / "openai_tf" / "odd", GOLDEN / "openai_tf" / "plain"], 5_000, damaged_tensorflow),
+            "tensorflow": (
+                [GOLDEN / "openai_tf" / "odd", GOLDEN / "openai_tf" / "plain"],
+                5_000,
+                damaged_tensorflow,
+            ),
         }
         kinds = {kind: kinds[kind] for kind in args.kinds}
         originals = {source: contents(source) for sources, _, _ in kinds.values() for source in sources}

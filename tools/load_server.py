@@ -65,7 +65,9 @@ class Server:
 
     async def send(self, raw: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(self.host, self.port, limit=1 << 22)
-        with contextlib.suppress(ConnectionError):  # refused before all was sent: there may still be an answer
+        with contextlib.suppress(
+            ConnectionError
+        ):  # refused before all was sent: there may still be an answer
             writer.write(raw)
             await writer.drain()
         return reader, writer
@@ -83,13 +85,21 @@ class Server:
     async def gauges(self) -> dict[str, float]:
         """The metrics that are one number."""
         page = (await self.answer(_http("GET", "/metrics"))).decode()
-        lines = (line.rsplit(" ", 1) for line in page.splitlines() if line.startswith("jaxgpt_") and "{" not in line)
+        lines = (
+            line.rsplit(" ", 1)
+            for line in page.splitlines()
+            if line.startswith("jaxgpt_") and "{" not in line
+        )
         return {name: float(value) for name, value in lines}
 
 
 def _http(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
-    known = {"Host": "127.0.0.1", "Connection": "close", "Content-Type": "application/json",
-             "Content-Length": str(len(body))}  # fmt: skip
+    known = {
+        "Host": "127.0.0.1",
+        "Connection": "close",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+    }
     known |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in known.items())]
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
@@ -101,7 +111,9 @@ def _completion(**fields: Any) -> bytes:
 
 async def _close(writer: asyncio.StreamWriter, *, reset: bool = False) -> None:
     if reset:  # at once, with a RST instead of a FIN
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
@@ -131,9 +143,14 @@ async def throughput(server: Server, args: Load, clients: int) -> dict[str, Any]
         start, seen = time.perf_counter(), False
         prompt = f"Request {number} of {clients}: "
         reader, writer = await server.send(
-            _completion(prompt=prompt, max_tokens=args.tokens, seed=number, stream=True,
-                        stream_options={"include_usage": True})
-        )  # fmt: skip
+            _completion(
+                prompt=prompt,
+                max_tokens=args.tokens,
+                seed=number,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
         async with asyncio.timeout(10 * PATIENCE):
             while line := await reader.readline():
                 if line.startswith(b"data: {"):
@@ -150,9 +167,13 @@ async def throughput(server: Server, args: Load, clients: int) -> dict[str, Any]
     seconds = time.perf_counter() - start
     cuts = statistics.quantiles(first, n=100, method="inclusive") if len(first) > 1 else first * 99
     return {
-        "clients": clients, "requests": len(first), "tokens": written, "tokens_per_second": round(written / seconds, 1),
-        "first_token_p50": round(cuts[49], 4), "first_token_p99": round(cuts[98], 4),
-    }  # fmt: skip
+        "clients": clients,
+        "requests": len(first),
+        "tokens": written,
+        "tokens_per_second": round(written / seconds, 1),
+        "first_token_p50": round(cuts[49], 4),
+        "first_token_p99": round(cuts[98], 4),
+    }
 
 
 # --- clients that leave
@@ -166,13 +187,20 @@ async def disconnects(server: Server, args: Load) -> dict[str, Any]:
         stream, moment = rng.random() < 0.7, rng.choice(("at once", "soon", "within the text"))
         moments[moment] += 1
         reader, writer = await server.send(
-            _completion(prompt="x" * rng.randint(1, 60), max_tokens=rng.randint(30, 100), stream=stream,
-                        n=rng.choice((1, 1, 1, 2)), logprobs=rng.choice((None, 5)))
-        )  # fmt: skip
+            _completion(
+                prompt="x" * rng.randint(1, 60),
+                max_tokens=rng.randint(30, 100),
+                stream=stream,
+                n=rng.choice((1, 1, 1, 2)),
+                logprobs=rng.choice((None, 5)),
+            )
+        )
         if moment == "soon":
             await asyncio.sleep(rng.random() * 0.1)
         elif moment == "within the text":
-            with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):  # without a stream nothing comes early
+            with contextlib.suppress(
+                TimeoutError, asyncio.IncompleteReadError
+            ):  # without a stream nothing comes early
                 await asyncio.wait_for(reader.readuntil(b"data: "), 2 if stream else 0.05)
         await _close(writer, reset=rng.random() < 0.5)
 
@@ -185,23 +213,83 @@ async def disconnects(server: Server, args: Load) -> dict[str, Any]:
             break
         await asyncio.sleep(0.01)
     return {
-        "disconnects": args.disconnects, "moments": dict(moments), "slots_in_use": held[0], "queue_length": held[1],
-        "free_after_seconds": round(time.perf_counter() - start, 3), "ok": held == (0, 0),
-    }  # fmt: skip
+        "disconnects": args.disconnects,
+        "moments": dict(moments),
+        "slots_in_use": held[0],
+        "queue_length": held[1],
+        "free_after_seconds": round(time.perf_counter() - start, 3),
+        "ok": held == (0, 0),
+    }
 
 
 # --- malformed requests
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 3, 2**31, 2**63, -(2**63), 1e308, -0.0, 1e-300, "", "x", "\ud800", "é" * 50, [], {}, [[]],
-    [None], {"a": {"b": []}}, [1, "a"], [-1], [10**9], "a" * 5000, [["x"]], [0] * 2000,
-)  # fmt: skip
-NAMES = ("prompt", "messages", "max_tokens", "temperature", "top_p", "top_k", "n", "stop", "logprobs", "echo", "stream",
-         "seed", "stream_options", "logit_bias", "model", "best_of", "suffix", "tools", "__proto__", "")  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    3,
+    2**31,
+    2**63,
+    -(2**63),
+    1e308,
+    -0.0,
+    1e-300,
+    "",
+    "x",
+    "\ud800",
+    "é" * 50,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": {"b": []}},
+    [1, "a"],
+    [-1],
+    [10**9],
+    "a" * 5000,
+    [["x"]],
+    [0] * 2000,
+)
+NAMES = (
+    "prompt",
+    "messages",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "n",
+    "stop",
+    "logprobs",
+    "echo",
+    "stream",
+    "seed",
+    "stream_options",
+    "logit_bias",
+    "model",
+    "best_of",
+    "suffix",
+    "tools",
+    "__proto__",
+    "",
+)
 BASES: dict[str, dict[str, Any]] = {
-    "/v1/completions": {"prompt": "abc"}, "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
-}  # fmt: skip
-RAW_VALUES = (b"NaN", b"-Infinity", b"9" * 6000, b"1e999", b"[" * 50_000, b'{"a":' * 3000, b"'x'", b"\xff\xfe", b"0x1")
+    "/v1/completions": {"prompt": "abc"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+}
+RAW_VALUES = (
+    b"NaN",
+    b"-Infinity",
+    b"9" * 6000,
+    b"1e999",
+    b"[" * 50_000,
+    b'{"a":' * 3000,
+    b"'x'",
+    b"\xff\xfe",
+    b"0x1",
+)
 
 
 def malformed(rng: random.Random) -> bytes:
@@ -224,21 +312,45 @@ def malformed(rng: random.Random) -> bytes:
             changed[place : place + rng.randint(0, 3)] = rng.randbytes(rng.randint(0, 3))
         return _http("POST", path, bytes(changed))
     if kind == 6:
-        return _http(rng.choice(("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD", "TRACE", "X")),
-                     rng.choice((path, "/", "/..%2f", "/v1/models/%ff", "/metrics", "/%00", "*")), body)  # fmt: skip
+        return _http(
+            rng.choice(("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD", "TRACE", "X")),
+            rng.choice((path, "/", "/..%2f", "/v1/models/%ff", "/metrics", "/%00", "*")),
+            body,
+        )
     if kind == 7:  # headers
-        wrong = rng.choice((
-            {"Content_Type": "text/plain"}, {"Content_Type": ""}, {"Content_Length": "-1"}, {"Content_Length": "x"},
-            {"Content_Length": str(len(body) - 5)}, {"Content_Length": "9" * 30}, {"Transfer_Encoding": "chunked"},
-            {"Authorization": "Bearer " + "k" * 3000}, {"Host": ""}, {"Host": "\udcff"}, {"Expect": "100-continue"},
-            {"X": "y" * 80_000}, {"Content_Encoding": "gzip"},
-            {"Upgrade": "websocket", "Connection": "Upgrade, close"},
-        ))  # fmt: skip
+        wrong = rng.choice(
+            (
+                {"Content_Type": "text/plain"},
+                {"Content_Type": ""},
+                {"Content_Length": "-1"},
+                {"Content_Length": "x"},
+                {"Content_Length": str(len(body) - 5)},
+                {"Content_Length": "9" * 30},
+                {"Transfer_Encoding": "chunked"},
+                {"Authorization": "Bearer " + "k" * 3000},
+                {"Host": ""},
+                {"Host": "\udcff"},
+                {"Expect": "100-continue"},
+                {"X": "y" * 80_000},
+                {"Content_Encoding": "gzip"},
+                {"Upgrade": "websocket", "Connection": "Upgrade, close"},
+            )
+        )
         return _http("POST", path, body, **wrong)
     if kind == 8 and rng.random() < 0.2:
         return _http("POST", path, b'{"prompt": "' + b"a" * rng.randint(1 << 20, 3 << 20) + b'"}')
-    return rng.choice((rng.randbytes(rng.randint(1, 300)), b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n",
-                       b"POST " + path.encode() + b" HTTP/1.1\r\n\r\n", b"\r\n" * 50)) + b"\r\n\r\n"  # fmt: skip
+    return (
+        rng.choice(
+            (
+                rng.randbytes(rng.randint(1, 300)),
+                b"\x16\x03\x01\x02\x00",
+                b"GET / HTTP/9.9\r\n\r\n",
+                b"POST " + path.encode() + b" HTTP/1.1\r\n\r\n",
+                b"\r\n" * 50,
+            )
+        )
+        + b"\r\n\r\n"
+    )
 
 
 async def compile_programs(server: Server) -> None:
@@ -280,10 +392,14 @@ async def torment(server: Server, args: Load) -> dict[str, Any]:
     growth = after / before - 1 if before else 0.0
     wrong = statuses["hang"] + sum(count for status, count in statuses.items() if status.startswith("5"))
     return {
-        "malformed": args.malformed, "statuses": dict(sorted(statuses.items())), "seconds": round(seconds, 1),
-        "memory_before_mib": round(before / 2**20), "memory_after_mib": round(after / 2**20),
-        "growth": round(growth, 4), "ok": not wrong and growth < GROWTH,
-    }  # fmt: skip
+        "malformed": args.malformed,
+        "statuses": dict(sorted(statuses.items())),
+        "seconds": round(seconds, 1),
+        "memory_before_mib": round(before / 2**20),
+        "memory_after_mib": round(after / 2**20),
+        "growth": round(growth, 4),
+        "ok": not wrong and growth < GROWTH,
+    }
 
 
 def _memory(pid: int | None) -> int:

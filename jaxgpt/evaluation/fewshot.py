@@ -61,9 +61,10 @@ def score_examples(
     """
     if not 0 <= shots < len(examples):
         raise ConfigError(
-            f"shots = {shots}", why=f"with {len(examples)} examples there are 0 to {len(examples) - 1} others",
+            f"shots = {shots}",
+            why=f"with {len(examples)} examples there are 0 to {len(examples) - 1} others",
             fix="change it or give more examples",
-        )  # fmt: skip
+        )
     questions = _questions(tokenizer, examples, shots, instruction, seed)
     labels = labels_of([output for _, output in examples])
     tails = {label: _output_ids(tokenizer, label) for label in labels}
@@ -78,7 +79,9 @@ def score_examples(
         }
         right += bool(labels) and max(by_label, key=by_label.__getitem__) == each.text
     return FewShotScores(
-        exact_match=float(np.mean([answer == each.text for answer, each in zip(answers, questions, strict=True)])),
+        exact_match=float(
+            np.mean([answer == each.text for answer, each in zip(answers, questions, strict=True)])
+        ),
         output_logprob=float(np.mean(np.concatenate(logprobs))),
         label_accuracy=right / len(questions) if labels else None,
         labels=labels,
@@ -120,10 +123,11 @@ def _check_room(questions: Sequence[_Question], longest_label: int, context: int
     lengths = [len(each.prompt) + max(len(each.output), longest_label) for each in questions]
     if too_long := sum(length > context for length in lengths):
         raise ConfigError(
-            f"shots = {shots}", fix="ask with fewer shots or shorter examples",
+            f"shots = {shots}",
+            fix="ask with fewer shots or shorter examples",
             why=f"{too_long} of {len(questions)} prompts do not fit the context of {context} tokens with their outputs "
             f"(the longest has {max(lengths)})",
-        )  # fmt: skip
+        )
 
 
 def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[_Question]) -> list[str]:

@@ -56,7 +56,9 @@ class Bigram:
         counts = np.where(self._pairs[index] == codes, self._counts[index], 0)
         totals = self._totals_V[previous]
         held_back = np.where(totals > 0, self.discount * self._successors_V[previous], 1.0)
-        return (np.maximum(counts - self.discount, 0) + held_back * self.unigram_V[following]) / np.maximum(totals, 1)
+        return (np.maximum(counts - self.discount, 0) + held_back * self.unigram_V[following]) / np.maximum(
+            totals, 1
+        )
 
     def _code(self, previous: np.ndarray, following: np.ndarray) -> np.ndarray:
         """One number for each pair."""

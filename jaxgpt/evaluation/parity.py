@@ -2,7 +2,7 @@
 
 Bytes: each tensor is read back from the destination and hashed beside the source's. Numbers: logits, losses and greedy
 tokens of the destination, computed by jaxgpt, against a float64 NumPy forward pass of the source
-(`weights.reference`), which shares no line with the model.
+(`evaluation.reference`), which shares no line with the model.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.config import GPTConfig
+from jaxgpt.evaluation.reference import reference_logits
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.weights.params import read_params
-from jaxgpt.weights.reference import reference_logits
 from jaxgpt.weights.run import one_device
 from jaxgpt.weights.tensors import StoredModel, Tensor
 
@@ -49,12 +49,15 @@ def certificate(source: StoredModel, wanted: StoredModel, written: StoredModel) 
         "problems": problems,
         "changes": list(wanted.notes),
         "config": dataclasses.asdict(written.config),
-        "config_changes": {name: list(pair) for name, pair in source.config.differences(wanted.config).items()},
+        "config_changes": {
+            name: list(pair) for name, pair in source.config.differences(wanted.config).items()
+        },
         "byte_exact": all(row["destination"] == row["wanted"] for row in tensors.values()),
         "tensors": tensors,
         **numbers,
         **({"effect_of_changes": _effect(source, wanted, numbers["tokens"])} if changed else {}),
-        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES},
+        "versions": {"python": platform.python_version()}
+        | {n: importlib.metadata.version(n) for n in LIBRARIES},
     }
 
 
@@ -99,8 +102,13 @@ def _compared_numbers(wanted: StoredModel, written: StoredModel) -> dict[str, An
     tolerance = max(ABSOLUTE, RELATIVE * largest)
     # Read by the reference in one pass: it would have chosen each greedy token too, given those before.
     steps_TV = reference_TV[len(prompt) - 1 : -1]
-    lost = steps_TV.max(axis=-1) - np.take_along_axis(steps_TV, np.array(tokens[len(prompt) :])[:, None], 1)[:, 0]
-    problems = [f"logits differ by {difference:.2g}, more than {tolerance:.2g}"] * (not difference <= tolerance)
+    lost = (
+        steps_TV.max(axis=-1)
+        - np.take_along_axis(steps_TV, np.array(tokens[len(prompt) :])[:, None], 1)[:, 0]
+    )
+    problems = [f"logits differ by {difference:.2g}, more than {tolerance:.2g}"] * (
+        not difference <= tolerance
+    )
     problems += ["greedy tokens differ"] * (not np.all(lost <= 2 * tolerance))
     return {
         "problems": problems,

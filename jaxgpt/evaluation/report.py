@@ -116,7 +116,11 @@ def _val_table(rows: Rows) -> str:
     reached = [(label, _latest(rows, key)) for key, label in BASELINES.items()]
     baselines = ", ".join(f"a {label} {loss:.4f}" for label, loss in reached if loss is not None)
     table = _table(("step", "validation loss", ""), lines)
-    return f"{table}\n\nIn nats per token. To compare: {baselines}." if baselines else f"{table}\n\nIn nats per token."
+    return (
+        f"{table}\n\nIn nats per token. To compare: {baselines}."
+        if baselines
+        else f"{table}\n\nIn nats per token."
+    )
 
 
 def _samples(rows: Rows) -> str:

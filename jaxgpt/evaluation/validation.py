@@ -14,7 +14,12 @@ from jaxgpt.training.loss import Loss
 
 
 def validation_loss(
-    loss: Loss, batches: ValidationBatches, mesh: Mesh, *, limit: int = 0, check: Callable[[], None] = lambda: None
+    loss: Loss,
+    batches: ValidationBatches,
+    mesh: Mesh,
+    *,
+    limit: int = 0,
+    check: Callable[[], None] = lambda: None,
 ) -> Callable[[Any], float]:
     """A function params -> mean loss in nats over the first `limit` batches (0: all), every prediction weighing alike.
 

@@ -21,12 +21,12 @@ from jax.sharding import NamedSharding
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
-from jaxgpt.inference.layout import heads_sharding, kernels_for, mesh_under, on_heads, served
 from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, bucket_of
+from jaxgpt.inference.served import heads_sharding, kernels_for, mesh_under, on_heads, served
 from jaxgpt.model.cache import KVCache, lengthened
 from jaxgpt.model.gpt import Model, Params, define
-from jaxgpt.model.linear import Kernels
-from jaxgpt.text.batches import check_ids
+from jaxgpt.model.layers import Kernels
+from jaxgpt.text.batch import check_ids
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,14 @@ def beam_search(
     tokens_1T = np.zeros((1, bucket_of(len(prompt), SHORTEST_PROMPT, config.context)), np.int32)
     tokens_1T[0, : len(prompt)] = prompt
     cache, found = _start(
-        params, tokens_1T, np.int32(len(prompt)), config=config, kernels=kernels, beams=beams, span=span, heads=heads
+        params,
+        tokens_1T,
+        np.int32(len(prompt)),
+        config=config,
+        kernels=kernels,
+        beams=beams,
+        span=span,
+        heads=heads,
     )
     rows, finished = _Rows([()], [0.0], [0]), list[Beam]()
     for length in range(1, max_new_tokens + 1):
@@ -103,14 +110,21 @@ def beam_search(
             break
         if _decided(finished, rows, results, length + 1, max_new_tokens, length_penalty):
             return finished
-        cache, found = _extend(params, cache, *_arrays(rows, beams), config=config, kernels=kernels, heads=heads)
+        cache, found = _extend(
+            params, cache, *_arrays(rows, beams), config=config, kernels=kernels, heads=heads
+        )
     pairs = zip(rows.texts, rows.logprobs, strict=True)
     unfinished = [Beam(text, logprob, logprob / length**length_penalty, False) for text, logprob in pairs]
     return _best([*finished, *unfinished], results)
 
 
 def _check(
-    config: GPTConfig, prompt: Sequence[int], beams: int, max_new_tokens: int, length_penalty: float, results: int
+    config: GPTConfig,
+    prompt: Sequence[int],
+    beams: int,
+    max_new_tokens: int,
+    length_penalty: float,
+    results: int,
 ) -> None:
     if not prompt:
         raise ConfigError("empty prompt", why="there is nothing to continue", fix="give at least one token")
@@ -125,8 +139,9 @@ def _check(
     if len(prompt) + max_new_tokens > config.context:
         raise ConfigError(
             f"max_new_tokens = {max_new_tokens} after a prompt of {len(prompt)} tokens",
-            why=f"the context is {config.context}, and a beam does not slide past it", fix="ask for fewer",
-        )  # fmt: skip
+            why=f"the context is {config.context}, and a beam does not slide past it",
+            fix="ask for fewer",
+        )
     check_ids(np.asarray([prompt]), config.vocab)
 
 
@@ -152,7 +167,9 @@ def _best(beams: list[Beam], results: int) -> list[Beam]:
     return sorted(beams, key=lambda beam: -beam.score)[:results]
 
 
-def _decided(finished: list[Beam], rows: _Rows, results: int, shortest: int, longest: int, penalty: float) -> bool:
+def _decided(
+    finished: list[Beam], rows: _Rows, results: int, shortest: int, longest: int, penalty: float
+) -> bool:
     """Whether no continuation of what runs can get among the results.
 
     More tokens never raise a log-probability, so that the best imaginable one adds 0, at whichever length suits it.
@@ -183,15 +200,24 @@ def _candidates(model: Model, params: Params, x_BD: Array, logprob_B: Array) -> 
 
 @functools.partial(jax.jit, static_argnames=("config", "kernels", "beams", "span", "heads"))
 def _start(
-    params: Params, tokens_1T: Array, length: Array, *, config: GPTConfig, kernels: Kernels, beams: int, span: int,
+    params: Params,
+    tokens_1T: Array,
+    length: Array,
+    *,
+    config: GPTConfig,
+    kernels: Kernels,
+    beams: int,
+    span: int,
     heads: NamedSharding,
-) -> tuple[KVCache, Candidates]:  # fmt: skip
+) -> tuple[KVCache, Candidates]:
     """The prompt's keys and values in every beam's row, and the best first tokens. Padding stands on the right."""
     model = define(config, kernels=kernels)
     x_1TD, cache = model.hidden(params, tokens_1T, keep=True)
     assert cache is not None
     last_BD = jnp.broadcast_to(x_1TD[0, length - 1], (beams, config.width))
-    logprob_B = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)  # all are the same hypothesis yet: one counts
+    logprob_B = jnp.where(
+        jnp.arange(beams) == 0, 0.0, -jnp.inf
+    )  # all are the same hypothesis yet: one counts
     found = _candidates(model, params, last_BD, logprob_B)
     keys, values = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), (cache.keys, cache.values))
     wide = lengthened(KVCache(keys, values, jnp.broadcast_to(length, beams)), span)
@@ -200,9 +226,16 @@ def _start(
 
 @functools.partial(jax.jit, donate_argnames="cache", static_argnames=("config", "kernels", "heads"))
 def _extend(
-    params: Params, cache: KVCache, parent_B: Array, token_B: Array, logprob_B: Array, *, config: GPTConfig,
-    kernels: Kernels, heads: NamedSharding,
-) -> tuple[KVCache, Candidates]:  # fmt: skip
+    params: Params,
+    cache: KVCache,
+    parent_B: Array,
+    token_B: Array,
+    logprob_B: Array,
+    *,
+    config: GPTConfig,
+    kernels: Kernels,
+    heads: NamedSharding,
+) -> tuple[KVCache, Candidates]:
     """Each beam continues its parent's row by a token; the cache after that, and the best tokens to follow."""
     model = define(config, kernels=kernels)
     cache = jax.tree.map(lambda leaf: leaf[parent_B], cache)

@@ -26,13 +26,13 @@ from jax.sharding import Mesh
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference import programs
-from jaxgpt.inference.layout import heads_sharding, kernels_for, mesh_under, served
 from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, Picked, bucket_of
 from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.sampling import Plan, Sampling, Seen, Settings, settings_of
+from jaxgpt.inference.served import heads_sharding, kernels_for, mesh_under, served
 from jaxgpt.model.cache import KVCache
 from jaxgpt.model.gpt import Params
-from jaxgpt.text.batches import check_ids
+from jaxgpt.text.batch import check_ids
 
 
 @dataclass
@@ -70,7 +70,9 @@ class Engine:
         consume: bool = False,
     ) -> None:
         if slots < 1 or steps < 1:
-            raise ConfigError(f"slots = {slots}, steps = {steps}", why="both must be 1 or more", fix="change it")
+            raise ConfigError(
+                f"slots = {slots}, steps = {steps}", why="both must be 1 or more", fix="change it"
+            )
         mesh = mesh or mesh_under(params)
         self.config, self.slots, self.steps = config, slots, steps
         self._end = -1 if end is None else end
@@ -224,14 +226,18 @@ class Engine:
         logits_BV, keys, values = programs.prefill(
             self._params, tokens_BT, length_B, config=self.config, kernels=self._kernels
         )
-        picked = programs.pick(logits_BV, *self._drawing(rows), seen, plan=_plan(rows), logprobs=_reports(rows))
+        picked = programs.pick(
+            logits_BV, *self._drawing(rows), seen, plan=_plan(rows), logprobs=_reports(rows)
+        )
         slots = np.array([slot for slot, _, _ in group], np.int32)
         self._cache = programs.put(self._room_for(bucket), keys, values, slots, sharding=self._heads)
         self._seen = None  # made anew when next needed
         for _, row, window in group:
             row.filled = len(window)
         picked = jax.device_get(picked)
-        return [news for line, (slot, row, _) in enumerate(group) for news in self._note(slot, row, picked, line)]
+        return [
+            news for line, (slot, row, _) in enumerate(group) for news in self._note(slot, row, picked, line)
+        ]
 
     def _advance(self, rows: dict[int, _Row]) -> list[NewToken]:
         """Up to `steps` more tokens of every row."""
@@ -245,17 +251,30 @@ class Engine:
         token_B = np.array([row.tokens[-1] for row in everyone], np.int32)
         left_B = np.array([left.get(slot, 0) for slot in range(self.slots)], np.int32)
         self._cache, self._seen, picked, made_B = programs.decode(
-            self._params, cache, seen, token_B, left_B, *self._drawing(everyone), np.int32(steps),
-            np.int32(self._end), config=self.config, kernels=self._kernels, plan=plan,
-            most=self.steps, logprobs=_reports(list(rows.values())), sharding=self._heads,
-        )  # fmt: skip
+            self._params,
+            cache,
+            seen,
+            token_B,
+            left_B,
+            *self._drawing(everyone),
+            np.int32(steps),
+            np.int32(self._end),
+            config=self.config,
+            kernels=self._kernels,
+            plan=plan,
+            most=self.steps,
+            logprobs=_reports(list(rows.values())),
+            sharding=self._heads,
+        )
         picked, made_B = jax.device_get((picked, made_B))
         news: list[NewToken] = []
         for step in range(int(made_B.max())):
             for slot, row in rows.items():
                 if step < made_B[slot]:
                     row.filled += 1
-                    news += self._note(slot, row, jax.tree.map(lambda leaf, step=step: leaf[step], picked), slot)
+                    news += self._note(
+                        slot, row, jax.tree.map(lambda leaf, step=step: leaf[step], picked), slot
+                    )
         return news
 
     def _note(self, slot: int, row: _Row, picked: Picked, line: int) -> list[NewToken]:
@@ -278,7 +297,11 @@ class Engine:
     def _drawing(self, rows: Sequence[_Row]) -> tuple[Settings, np.ndarray, np.ndarray]:
         """How the next token of each row is drawn: settings, seeds, and the tokens' numbers."""
         seeds = np.array([row.request.seed for row in rows], np.uint32)
-        return settings_of([row.request.sampling for row in rows]), seeds, np.array([r.made for r in rows], np.int32)
+        return (
+            settings_of([row.request.sampling for row in rows]),
+            seeds,
+            np.array([r.made for r in rows], np.int32),
+        )
 
     def _room_for(self, length: int) -> KVCache:
         """The cache with room for rows of this length; a new one where no row has anything in it."""
@@ -293,7 +316,9 @@ class Engine:
         )
 
 
-_NOBODY = _Row(0, Request(prompt=(0,), max_new_tokens=1, sampling=Sampling(temperature=0)), [0])  # in an empty slot
+_NOBODY = _Row(
+    0, Request(prompt=(0,), max_new_tokens=1, sampling=Sampling(temperature=0)), [0]
+)  # in an empty slot
 
 
 def _plan(rows: Sequence[_Row]) -> Plan:

@@ -13,11 +13,11 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.inference.layout import on_heads
 from jaxgpt.inference.sampling import Plan, Seen, Settings, choose
+from jaxgpt.inference.served import on_heads
 from jaxgpt.model.cache import KVCache, lengthened
 from jaxgpt.model.gpt import Params, define
-from jaxgpt.model.linear import Kernels
+from jaxgpt.model.layers import Kernels
 
 SHORTEST_PROMPT, SHORTEST_SPAN = 16, 128  # the smallest buckets, in tokens
 MOST_LOGPROBS = 20  # alternatives a token is reported with at most
@@ -40,7 +40,9 @@ class Picked(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("config", "slots", "span", "sharding"))
 def empty_cache(*, config: GPTConfig, slots: int, span: int, sharding: NamedSharding) -> KVCache:
     shape = (slots, config.heads, span, config.head_size)
-    keys, values = (tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers)) for _ in range(2))
+    keys, values = (
+        tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers)) for _ in range(2)
+    )
     return on_heads(KVCache(keys, values, jnp.zeros(slots, jnp.int32)), sharding)
 
 
@@ -51,16 +53,24 @@ def longer_cache(cache: KVCache, *, span: int, sharding: NamedSharding) -> KVCac
 
 @functools.partial(jax.jit, static_argnames=("plan", "logprobs"))
 def pick(
-    logits_BV: Array, settings: Settings, seed_B: Array, number_B: Array, seen: Seen | None, *, plan: Plan,
+    logits_BV: Array,
+    settings: Settings,
+    seed_B: Array,
+    number_B: Array,
+    seen: Seen | None,
+    *,
+    plan: Plan,
     logprobs: bool,
-) -> Picked:  # fmt: skip
+) -> Picked:
     """The next token of every row."""
     token_B = choose(logits_BV, settings, seed_B, number_B, plan, seen)
     if not logprobs:
         return Picked(token_B, None, None)
     logprobs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
     top = jax.lax.top_k(logprobs_BV, min(MOST_LOGPROBS, logits_BV.shape[-1]))
-    return Picked(token_B, jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0], (top[0], top[1]))
+    return Picked(
+        token_B, jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0], (top[0], top[1])
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kernels"))
@@ -77,7 +87,12 @@ def prefill(
 
 @functools.partial(jax.jit, donate_argnames="cache", static_argnames="sharding")
 def put(
-    cache: KVCache, keys: tuple[Array, ...], values: tuple[Array, ...], slots: Array, *, sharding: NamedSharding
+    cache: KVCache,
+    keys: tuple[Array, ...],
+    values: tuple[Array, ...],
+    slots: Array,
+    *,
+    sharding: NamedSharding,
 ) -> KVCache:
     """The cache with the windows' keys and values in these slots, from position 0."""
 
@@ -92,14 +107,29 @@ def put(
 
 
 @functools.partial(
-    jax.jit, donate_argnames=("cache", "seen"),
+    jax.jit,
+    donate_argnames=("cache", "seen"),
     static_argnames=("config", "kernels", "plan", "most", "logprobs", "sharding"),
-)  # fmt: skip
+)
 def decode(
-    params: Params, cache: KVCache, seen: Seen | None, token_B: Array, left_B: Array, settings: Settings, seed_B: Array,
-    number_B: Array, steps: Array, end: Array, *, config: GPTConfig, kernels: Kernels, plan: Plan, most: int,
-    logprobs: bool, sharding: NamedSharding,
-) -> tuple[KVCache, Seen | None, Picked, Array]:  # fmt: skip
+    params: Params,
+    cache: KVCache,
+    seen: Seen | None,
+    token_B: Array,
+    left_B: Array,
+    settings: Settings,
+    seed_B: Array,
+    number_B: Array,
+    steps: Array,
+    end: Array,
+    *,
+    config: GPTConfig,
+    kernels: Kernels,
+    plan: Plan,
+    most: int,
+    logprobs: bool,
+    sharding: NamedSharding,
+) -> tuple[KVCache, Seen | None, Picked, Array]:
     """Up to `steps` (at most `most`) tokens of every row that has any left; how many each got, in the last item.
 
     `token_B` is the newest token of each row, which its cache does not hold yet.
@@ -137,7 +167,9 @@ def decode(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kernels"))
-def score(params: Params, tokens_1T: Array, *, config: GPTConfig, kernels: Kernels) -> tuple[Array, Array, Array]:
+def score(
+    params: Params, tokens_1T: Array, *, config: GPTConfig, kernels: Kernels
+) -> tuple[Array, Array, Array]:
     """Of each position of a text: the log-probability of the next token, and the most probable ones with their ids."""
     model = define(config, kernels=kernels)
     x_BTD, _ = model.hidden(params, tokens_1T)

@@ -63,7 +63,9 @@ def read_examples(path: str | Path) -> list[Example]:
     except UnicodeDecodeError as error:
         raise DataError("examples", path=path, why=f"not UTF-8: {error}", fix="save it as UTF-8") from error
     examples, problems = [], []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also break at U+2028 inside a string
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # splitlines would also break at U+2028 inside a string
         if line.strip():
             try:
                 examples.append(_example(line))
@@ -112,7 +114,9 @@ def chat_prompt(messages: Sequence[tuple[str, str]]) -> str:
     if not messages:
         raise ConfigError("no messages", why="there is nothing to answer", fix="give at least one")
     if unknown := sorted({role for role, _ in messages} - set(ROLES)):
-        raise ConfigError(f"role {unknown[0]!r}", why=f"it must be one of {', '.join(ROLES)}", fix="change it")
+        raise ConfigError(
+            f"role {unknown[0]!r}", why=f"it must be one of {', '.join(ROLES)}", fix="change it"
+        )
     if any(role == "system" for role, _ in messages[1:]):
         raise ConfigError("system message", why="it must be the first, and the only one", fix="put it there")
     head, turns = PREAMBLE, list(messages)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference.programs import MOST_LOGPROBS
 from jaxgpt.inference.sampling import Sampling
-from jaxgpt.text.batches import check_ids
+from jaxgpt.text.batch import check_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,21 @@ class Request:
     def check(self, vocab: int) -> None:
         """Raise ConfigError for what cannot be run, DataError for ids outside a vocabulary of this size."""
         if not self.prompt:
-            raise ConfigError("empty prompt", why="there is nothing to continue", fix="give at least one token")
+            raise ConfigError(
+                "empty prompt", why="there is nothing to continue", fix="give at least one token"
+            )
         if self.max_new_tokens < 0:
-            raise ConfigError(f"max_new_tokens = {self.max_new_tokens}", why="it must be 0 or more", fix="change it")
+            raise ConfigError(
+                f"max_new_tokens = {self.max_new_tokens}", why="it must be 0 or more", fix="change it"
+            )
         if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed = {self.seed}", why="it must be a 32-bit unsigned integer", fix="change it")
+            raise ConfigError(
+                f"seed = {self.seed}", why="it must be a 32-bit unsigned integer", fix="change it"
+            )
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise ConfigError(f"logprobs = {self.logprobs}", why=f"it must be 0 to {MOST_LOGPROBS}", fix="change it")
+            raise ConfigError(
+                f"logprobs = {self.logprobs}", why=f"it must be 0 to {MOST_LOGPROBS}", fix="change it"
+            )
         check_ids(np.asarray([self.prompt]), vocab)
 
 

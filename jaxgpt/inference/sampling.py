@@ -49,7 +49,9 @@ class Sampling:
             (abs(self.frequency_penalty) < math.inf, "frequency_penalty", "finite"),
         ):
             if not holds:
-                raise ConfigError(f"{name} = {getattr(self, name)}", why=f"it must be {rule}", fix="change it")
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)}", why=f"it must be {rule}", fix="change it"
+                )
 
     @property
     def penalises(self) -> bool:
@@ -92,14 +94,21 @@ class Settings:
 
 def settings_of(samplings: Sequence[Sampling]) -> Settings:
     """The rows' settings as arrays."""
-    return Settings(*(
-        jnp.array([getattr(s, name) for s in samplings], jnp.int32 if name == "top_k" else jnp.float32)
-        for name in Settings.__dataclass_fields__
-    ))  # fmt: skip
+    return Settings(
+        *(
+            jnp.array([getattr(s, name) for s in samplings], jnp.int32 if name == "top_k" else jnp.float32)
+            for name in Settings.__dataclass_fields__
+        )
+    )
 
 
 def choose(
-    logits_BV: Array, settings: Settings, seed_B: Array, number_B: Array, plan: Plan, seen: "Seen | None" = None
+    logits_BV: Array,
+    settings: Settings,
+    seed_B: Array,
+    number_B: Array,
+    plan: Plan,
+    seen: "Seen | None" = None,
 ) -> Array:
     """The next token of every row [B], int32, from float32 logits [B, V].
 
@@ -141,7 +150,9 @@ def filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
     if logits_BV.shape[1] <= CANDIDATES or jax.default_backend() != "cpu":
         return _keep(logits_BV, settings)
     kept_BC = _keep(jax.lax.top_k(logits_BV, CANDIDATES)[0], settings, jax.nn.logsumexp(logits_BV, axis=-1))
-    found_B = (settings.top_k <= CANDIDATES) & (kept_BC[:, -1] == -jnp.inf)  # if the last is out, so are all behind it
+    found_B = (settings.top_k <= CANDIDATES) & (
+        kept_BC[:, -1] == -jnp.inf
+    )  # if the last is out, so are all behind it
     smallest_B = jnp.where(kept_BC == -jnp.inf, jnp.inf, kept_BC).min(axis=-1)
     kept_BV = jnp.where(logits_BV >= smallest_B[:, None], logits_BV, -jnp.inf)
     return jax.lax.cond(
@@ -223,5 +234,7 @@ def _kept(logits_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
         return jnp.where(weight_B >= wanted_B, larger_B, smallest_B)
 
     smallest_B = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(len(logits_BV), jnp.uint32))
-    smallest_B = jnp.minimum(smallest_B, order_BV.max(axis=-1))  # nothing was wanted: the largest stays all the same
+    smallest_B = jnp.minimum(
+        smallest_B, order_BV.max(axis=-1)
+    )  # nothing was wanted: the largest stays all the same
     return jnp.where(order_BV >= smallest_B[:, None], logits_BV, -jnp.inf)

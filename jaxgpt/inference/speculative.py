@@ -20,13 +20,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
-from jaxgpt.inference.layout import heads_sharding, kernels_for, mesh_under, on_heads, served
 from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, bucket_of
 from jaxgpt.inference.sampling import Plan, Sampling, Settings, draw, filtered, settings_of
+from jaxgpt.inference.served import heads_sharding, kernels_for, mesh_under, on_heads, served
 from jaxgpt.model.cache import KVCache, lengthened
 from jaxgpt.model.gpt import Params, define
-from jaxgpt.model.linear import Kernels
-from jaxgpt.text.batches import check_ids
+from jaxgpt.model.layers import Kernels
+from jaxgpt.text.batch import check_ids
 
 Caches = tuple[KVCache, ...]  # the target's and the draft's
 
@@ -80,7 +80,9 @@ class _Player(NamedTuple):
         assert longer is not None
         return x_BTD, on_heads(longer, self.heads)
 
-    def read_prompt(self, params: Params, tokens_BT: Array, length_B: Array, span: int) -> tuple[Array, KVCache]:
+    def read_prompt(
+        self, params: Params, tokens_BT: Array, length_B: Array, span: int
+    ) -> tuple[Array, KVCache]:
         """Hidden states [B, D] of each prompt's last token, and a cache of this span. Padding stands on the right."""
         x_BTD, cache = define(self.config, kernels=self.kernels).hidden(params, tokens_BT, keep=True)
         assert cache is not None
@@ -110,14 +112,19 @@ class SpeculativeDecoder:
     """
 
     def __init__(
-        self, target: tuple[GPTConfig, Params], draft: tuple[GPTConfig, Params], *, lookahead: int = 4,
+        self,
+        target: tuple[GPTConfig, Params],
+        draft: tuple[GPTConfig, Params],
+        *,
+        lookahead: int = 4,
         end: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if target[0].vocab != draft[0].vocab:
             raise ConfigError(
-                f"a draft of {draft[0].vocab} token ids", why=f"the target has {target[0].vocab}",
+                f"a draft of {draft[0].vocab} token ids",
+                why=f"the target has {target[0].vocab}",
                 fix="give two models of one vocabulary",
-            )  # fmt: skip
+            )
         if lookahead < 1:
             raise ConfigError(f"lookahead = {lookahead}", why="it must be 1 or more", fix="change it")
         mesh = mesh_under(target[1])
@@ -135,9 +142,13 @@ class SpeculativeDecoder:
             yield from news
 
     def rounds(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, sampling: Sampling | None = None,
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
         seeds: Sequence[int],
-    ) -> Iterator[list[list[int]]]:  # fmt: skip
+    ) -> Iterator[list[list[int]]]:
         """The new tokens of every prompt, a round at a time: none or several each, without the end token.
 
         What a prompt gets depends on its own seed, not on those beside it. Every number of prompts compiles anew.
@@ -151,10 +162,14 @@ class SpeculativeDecoder:
         drawing = settings_of([sampling] * len(prompts)), np.array(seeds, np.uint32)
         static = {"players": self._players, "plan": Plan.of([sampling])}
         length_B = np.array([len(prompt) for prompt in prompts], np.int32)
-        tokens_BT = np.zeros((len(prompts), bucket_of(int(length_B.max()), SHORTEST_PROMPT, self.context)), np.int32)
+        tokens_BT = np.zeros(
+            (len(prompts), bucket_of(int(length_B.max()), SHORTEST_PROMPT, self.context)), np.int32
+        )
         for row, prompt in enumerate(prompts):
             tokens_BT[row, : len(prompt)] = prompt
-        room = int(length_B.max()) + max_new_tokens + self.lookahead  # the last round may write past the text's end
+        room = (
+            int(length_B.max()) + max_new_tokens + self.lookahead
+        )  # the last round may write past the text's end
         span = bucket_of(room, SHORTEST_SPAN, self.context + self.lookahead)
         last_B2, caches = _start(self._params, tokens_BT, length_B, *drawing, span=span, **static)
         left = [max_new_tokens] * len(prompts)
@@ -164,7 +179,14 @@ class SpeculativeDecoder:
             number += 1
             left_B = np.array(left, np.int32)  # anew each round: a device may still be reading the last one
             last_B2, caches, written_BT, accepted_B = _round(
-                self._params, caches, last_B2, left_B, *drawing, np.int32(number), lookahead=self.lookahead, **static
+                self._params,
+                caches,
+                last_B2,
+                left_B,
+                *drawing,
+                np.int32(number),
+                lookahead=self.lookahead,
+                **static,
             )
             yield self._note(np.asarray(written_BT), np.asarray(accepted_B), self.lookahead, left, counts)
 
@@ -173,21 +195,50 @@ class SpeculativeDecoder:
     ) -> None:
         longest, ask = max(map(len, prompts), default=0), f"max_new_tokens = {max_new_tokens}"
         for holds, what, why, fix in (
-            (all(prompts) and prompts, "empty prompt", "there is nothing to continue", "give at least one token"),
-            (len(seeds) == len(prompts), f"{len(seeds)} seeds", f"there are {len(prompts)} prompts", "give each one"),
-            (all(0 <= s < 2**32 for s in seeds), f"seeds = {seeds}", "they must be 32-bit unsigned", "change them"),
+            (
+                all(prompts) and prompts,
+                "empty prompt",
+                "there is nothing to continue",
+                "give at least one token",
+            ),
+            (
+                len(seeds) == len(prompts),
+                f"{len(seeds)} seeds",
+                f"there are {len(prompts)} prompts",
+                "give each one",
+            ),
+            (
+                all(0 <= s < 2**32 for s in seeds),
+                f"seeds = {seeds}",
+                "they must be 32-bit unsigned",
+                "change them",
+            ),
             (max_new_tokens >= 0, ask, "it must be 0 or more", "change it"),
-            (longest + max_new_tokens <= self.context, f"{ask} after a prompt of {longest} tokens",
-             f"the smaller context is {self.context}, and with a draft it does not slide", "ask for fewer"),
-            (not sampling.penalises, "penalties", "a draft is not judged with them", "decode with the engine"),
-        ):  # fmt: skip
+            (
+                longest + max_new_tokens <= self.context,
+                f"{ask} after a prompt of {longest} tokens",
+                f"the smaller context is {self.context}, and with a draft it does not slide",
+                "ask for fewer",
+            ),
+            (
+                not sampling.penalises,
+                "penalties",
+                "a draft is not judged with them",
+                "decode with the engine",
+            ),
+        ):
             if not holds:
                 raise ConfigError(what, why=why, fix=fix)
         for prompt in prompts:
             check_ids(np.asarray(prompt), self._players[0].config.vocab)
 
     def _note(
-        self, written_BT: np.ndarray, accepted_B: np.ndarray, proposed: int, left: list[int], counts: Statistics
+        self,
+        written_BT: np.ndarray,
+        accepted_B: np.ndarray,
+        proposed: int,
+        left: list[int],
+        counts: Statistics,
     ) -> list[list[int]]:
         """The texts' new tokens, counted and taken from what is left of each; behind an end token nothing is."""
         news = [list[int]() for _ in left]
@@ -206,9 +257,16 @@ class SpeculativeDecoder:
 
 @functools.partial(jax.jit, static_argnames=("players", "plan", "span"))
 def _start(
-    params: tuple[Params, Params], tokens_BT: Array, length_B: Array, settings: Settings, seed_B: Array, *,
-    span: int, players: tuple[_Player, _Player], plan: Plan,
-) -> tuple[Array, Caches]:  # fmt: skip
+    params: tuple[Params, Params],
+    tokens_BT: Array,
+    length_B: Array,
+    settings: Settings,
+    seed_B: Array,
+    *,
+    span: int,
+    players: tuple[_Player, _Player],
+    plan: Plan,
+) -> tuple[Array, Caches]:
     """The last token of each prompt with the first new one [B, 2], which is the target's; and both models' caches."""
     target, draft = players
     last_BD, target_cache = target.read_prompt(params[0], tokens_BT, length_B, span)
@@ -221,19 +279,32 @@ def _start(
 
 @functools.partial(jax.jit, donate_argnames="caches", static_argnames=("players", "plan", "lookahead"))
 def _round(
-    params: tuple[Params, Params], caches: Caches, last_B2: Array, left_B: Array, settings: Settings,
-    seed_B: Array, number: Array, *, players: tuple[_Player, _Player], plan: Plan, lookahead: int,
-) -> tuple[Array, Caches, Array, Array]:  # fmt: skip
+    params: tuple[Params, Params],
+    caches: Caches,
+    last_B2: Array,
+    left_B: Array,
+    settings: Settings,
+    seed_B: Array,
+    number: Array,
+    *,
+    players: tuple[_Player, _Player],
+    plan: Plan,
+    lookahead: int,
+) -> tuple[Array, Caches, Array, Array]:
     """One round: the last two tokens, the caches, up to lookahead + 1 new tokens, and how many proposals stay.
 
     Before and after it the target's cache holds each row's tokens but the last, the draft's all but the last two.
     """
     target, draft = players
-    keys_B3 = jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3))(seed_B)
+    keys_B3 = jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3))(
+        seed_B
+    )
     draft_cache, proposed_BT, q_BTV = _propose(
         draft, params[1], caches[1], last_B2, settings, keys_B3[:, 0], plan, lookahead
     )
-    x_BTD, target_cache = target.read(params[0], jnp.concatenate([last_B2[:, 1:], proposed_BT], axis=1), caches[0])
+    x_BTD, target_cache = target.read(
+        params[0], jnp.concatenate([last_B2[:, 1:], proposed_BT], axis=1), caches[0]
+    )
     B, T, D = x_BTD.shape
     each = jax.tree.map(lambda leaf_B: jnp.repeat(leaf_B, T), settings)
     p_BTV = target.distribution(params[0], x_BTD.reshape(B * T, D), each, plan).reshape(B, T, -1)
@@ -248,9 +319,15 @@ def _round(
 
 
 def _propose(
-    draft: _Player, params: Params, cache: KVCache, last_B2: Array, settings: Settings, key_B: Array, plan: Plan,
+    draft: _Player,
+    params: Params,
+    cache: KVCache,
+    last_B2: Array,
+    settings: Settings,
+    key_B: Array,
+    plan: Plan,
     lookahead: int,
-) -> tuple[KVCache, Array, Array]:  # fmt: skip
+) -> tuple[KVCache, Array, Array]:
     """The draft's cache, the tokens it proposes [B, T], and the distributions it drew them from [B, T, V].
 
     It reads the last two tokens first: where all it proposed was accepted, its cache lacks the last of that.
@@ -260,7 +337,9 @@ def _propose(
         q_BV = draft.distribution(params, x_BD, settings, plan)
         return draw(jax.vmap(jax.random.fold_in, (0, None))(key_B, step), jnp.log(q_BV)), q_BV
 
-    def one_more(carry: tuple[KVCache, Array], step: Array) -> tuple[tuple[KVCache, Array], tuple[Array, Array]]:
+    def one_more(
+        carry: tuple[KVCache, Array], step: Array
+    ) -> tuple[tuple[KVCache, Array], tuple[Array, Array]]:
         cache, token_B = carry
         x_BTD, cache = draft.read(params, token_B[:, None], cache)
         token_B, q_BV = propose(x_BTD[:, 0], step)
@@ -293,8 +372,14 @@ def judge(
     chance_BT = jax.vmap(lambda key: jax.random.uniform(key, q_BT.shape[1:]))(accept_key_B)
     stays_BT = (chance_BT * q_BT < p_BT).astype(jnp.int32)
     accepted_B = jnp.cumprod(stays_BT, axis=1).sum(axis=1)
-    none_BTV = jnp.pad(q_BTV, ((0, 0), (0, 1), (0, 0)))  # behind the last proposal nothing is to be taken off p
-    p_BV, q_BV = (jnp.take_along_axis(of, accepted_B[:, None, None], axis=1)[:, 0] for of in (p_BTV, none_BTV))
+    none_BTV = jnp.pad(
+        q_BTV, ((0, 0), (0, 1), (0, 0))
+    )  # behind the last proposal nothing is to be taken off p
+    p_BV, q_BV = (
+        jnp.take_along_axis(of, accepted_B[:, None, None], axis=1)[:, 0] for of in (p_BTV, none_BTV)
+    )
     rest_BV = jnp.maximum(p_BV - q_BV, 0)
-    rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)  # p = q, refused by a rounding error
+    rest_BV = jnp.where(
+        rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV
+    )  # p = q, refused by a rounding error
     return accepted_B, draw(draw_key_B, jnp.log(rest_BV))

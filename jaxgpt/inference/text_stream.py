@@ -43,7 +43,9 @@ class TextStream:
 
 def _overlap(text: str, stop: str) -> int:
     """How much of the end of a text is the beginning of a stop string."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+    return next(
+        (size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0
+    )
 
 
 def text_pieces(tokenizer: Tokenizer, ids: Iterable[int], stop: Sequence[str] = ()) -> Iterator[str]:

@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-QUERY_BLOCK = 128  # queries a block on CPU: 2x1024 tokens, 12 heads of 64: about half the time of one full product
+QUERY_BLOCK = (
+    128  # queries a block on CPU: 2x1024 tokens, 12 heads of 64: about half the time of one full product
+)
 
 
 def scaled_dot_product_attention(
@@ -56,20 +58,28 @@ def self_attention(
     x_BTD: Array, w_query_DK: Array, w_key_DK: Array, w_value_DK: Array, *, mask_TS: Array | None = None
 ) -> tuple[Array, Array]:
     """Self-attention with trainable projections. Returns contexts [B, T, K] and weights [B, T, T]."""
-    return scaled_dot_product_attention(x_BTD @ w_query_DK, x_BTD @ w_key_DK, x_BTD @ w_value_DK, mask_TS=mask_TS)
+    return scaled_dot_product_attention(
+        x_BTD @ w_query_DK, x_BTD @ w_key_DK, x_BTD @ w_value_DK, mask_TS=mask_TS
+    )
 
 
-def causal_self_attention(x_BTD: Array, w_query_DK: Array, w_key_DK: Array, w_value_DK: Array) -> tuple[Array, Array]:
+def causal_self_attention(
+    x_BTD: Array, w_query_DK: Array, w_key_DK: Array, w_value_DK: Array
+) -> tuple[Array, Array]:
     """Self-attention in which position t sees positions 0..t. Returns contexts [B, T, K] and weights [B, T, T]."""
     return self_attention(x_BTD, w_query_DK, w_key_DK, w_value_DK, mask_TS=causal_mask(x_BTD.shape[1]))
 
 
-def multi_head_attention_wrapped(x_BTD: Array, heads: Sequence[tuple[Array, Array, Array]]) -> tuple[Array, Array]:
+def multi_head_attention_wrapped(
+    x_BTD: Array, heads: Sequence[tuple[Array, Array, Array]]
+) -> tuple[Array, Array]:
     """Several causal attentions side by side, each with its own (query, key, value) projections [D, K].
 
     Returns the contexts concatenated over heads [B, T, H*K] and weights [B, H, T, T].
     """
-    contexts, weights = zip(*(causal_self_attention(x_BTD, *projections) for projections in heads), strict=True)
+    contexts, weights = zip(
+        *(causal_self_attention(x_BTD, *projections) for projections in heads), strict=True
+    )
     return jnp.concatenate(contexts, axis=-1), jnp.stack(weights, axis=1)
 
 
@@ -134,10 +144,16 @@ def causal_attention(
         block_key = jax.random.fold_in(key, begin) if key is not None else None
         blocks.append(
             _attend(
-                q_BTHK[:, begin:end], k_BTHK[:, :end], v_BTHK[:, :end], allowed_BTS,
-                _alibi(slopes_H, distance_TS[None]), scale, dropout, block_key,
+                q_BTHK[:, begin:end],
+                k_BTHK[:, :end],
+                v_BTHK[:, :end],
+                allowed_BTS,
+                _alibi(slopes_H, distance_TS[None]),
+                scale,
+                dropout,
+                block_key,
             )
-        )  # fmt: skip
+        )
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 

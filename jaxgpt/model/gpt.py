@@ -19,7 +19,7 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.model.attention import drop
 from jaxgpt.model.block import Block, layer_norm
 from jaxgpt.model.cache import KVCache
-from jaxgpt.model.linear import AS_TRAINED, INIT_STD, Kernels, ServedEmbed, normal, rows_of, scores_of
+from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Kernels, ServedEmbed, normal, rows_of, scores_of
 from jaxgpt.model.positions import sinusoidal_positions
 
 Params = dict[str, Any]
@@ -46,8 +46,10 @@ class GPT(nnx.Module):
         return drop(x_BTD.astype(self.config.compute_dtype), self.config.dropout, key)
 
     def unembed(self, x_BTD: Array) -> Array:
-        flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see linear.Linear
-        logits_LV = scores_of(self.wte if self.config.tied_head else self.lm_head, flat_LD, turned=self.turned)
+        flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see layers.Linear
+        logits_LV = scores_of(
+            self.wte if self.config.tied_head else self.lm_head, flat_LD, turned=self.turned
+        )
         real_V = jnp.arange(self.config.padded_vocab) < self.config.vocab
         logits_LV = jnp.where(jnp.broadcast_to(real_V, logits_LV.shape), logits_LV, -jnp.inf)
         return logits_LV.reshape(*x_BTD.shape[:-1], self.config.padded_vocab)
@@ -86,7 +88,9 @@ def define(config: GPTConfig, *, remat: bool = False, kernels: Kernels = AS_TRAI
 
     def init(key: Array) -> Params:
         ends, blocks = jax.random.split(key)
-        stacked = jax.vmap(lambda k: _parameters(Block(config, nnx.Rngs(k))))(jax.random.split(blocks, config.layers))
+        stacked = jax.vmap(lambda k: _parameters(Block(config, nnx.Rngs(k))))(
+            jax.random.split(blocks, config.layers)
+        )
         return _parameters(GPT(config, nnx.Rngs(ends))) | {"h": stacked}
 
     def run_block(block: Params, *arguments: Any) -> Any:
@@ -101,7 +105,9 @@ def define(config: GPTConfig, *, remat: bool = False, kernels: Kernels = AS_TRAI
             start_B1 = 0 if cache is None else cache.length_B[:, None]
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) + start_B1
         model = nnx.merge(outside, {name: leaf for name, leaf in params.items() if name != "h"})
-        x_BTD = model.embed(tokens_BT, positions_BT, None if key is None else jax.random.fold_in(key, config.layers))
+        x_BTD = model.embed(
+            tokens_BT, positions_BT, None if key is None else jax.random.fold_in(key, config.layers)
+        )
         x_BTD, new = _run_blocks(run_block, params["h"], x_BTD, positions_BT, segments_BT, cache, key, keep)
         if keep or cache is not None:
             before_B = 0 if cache is None else cache.length_B

@@ -43,7 +43,10 @@ class Choice:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        self._stream, self._decoder = TextStream(tokenizer, stop), codecs.getincrementaldecoder("utf-8")("replace")
+        self._stream, self._decoder = (
+            TextStream(tokenizer, stop),
+            codecs.getincrementaldecoder("utf-8")("replace"),
+        )
         self._held: deque[Reported] = deque()
         self._decoded = self._length = 0  # characters of all tokens, and of what was given out
         self.finish: str | None = None
@@ -70,7 +73,9 @@ class Choice:
             text += self._take(new)
         self._length += len(text)
         ready = []
-        while self._held and (self._held[0].offset < self._length or (self.finish and not self._stream.stopped)):
+        while self._held and (
+            self._held[0].offset < self._length or (self.finish and not self._stream.stopped)
+        ):
             ready.append(self._held.popleft())
         return Piece(text, tuple(ready), self.finish)
 

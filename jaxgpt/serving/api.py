@@ -19,7 +19,15 @@ from jaxgpt.serving.fields import ApiError, Fields, parse_object
 from jaxgpt.text.tokenizer import Tokenizer
 
 IGNORED = frozenset(
-    ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+    (
+        "user",
+        "store",
+        "metadata",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+    )
 )
 DEFAULT_TOKENS = 16  # of /v1/completions, as OpenAI has it
 MOST_STOPS, LONGEST_STOP = 4, 256
@@ -69,11 +77,17 @@ class Call:
         """What the engine is to do: n of each prompt in turn; none where nothing is to be written."""
         return [
             Request(
-                prompt=prompt.ids, max_new_tokens=self.max_tokens, sampling=self.sampling,
-                seed=(self.seed + number) % 2**32, logprobs=self.logprobs, slide=False,
+                prompt=prompt.ids,
+                max_new_tokens=self.max_tokens,
+                sampling=self.sampling,
+                seed=(self.seed + number) % 2**32,
+                logprobs=self.logprobs,
+                slide=False,
             )
-            for prompt in self.prompts for number in range(self.n) if self.max_tokens
-        ]  # fmt: skip
+            for prompt in self.prompts
+            for number in range(self.n)
+            if self.max_tokens
+        ]
 
 
 @dataclass(frozen=True)
@@ -93,13 +107,21 @@ class Reader:
         prompts = self._prompts(fields)
         n = self._n(fields, len(prompts))
         logprobs = fields.integer("logprobs", None, 0, MOST_LOGPROBS)
-        max_tokens = fields.count("max_tokens", min(DEFAULT_TOKENS, self.limits.tokens), 0, self.limits.tokens)
+        max_tokens = fields.count(
+            "max_tokens", min(DEFAULT_TOKENS, self.limits.tokens), 0, self.limits.tokens
+        )
         if fields.integer("best_of", n, 1, self.limits.choices) != n:
             raise fields.wrong("best_of", "the same as n")
         return self._call(
-            fields, prompts=prompts, n=n, max_tokens=max_tokens, logprobs=logprobs, echo=echo, chat=False,
+            fields,
+            prompts=prompts,
+            n=n,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            echo=echo,
+            chat=False,
             stop=fields.strings("stop", MOST_STOPS, LONGEST_STOP),
-        )  # fmt: skip
+        )
 
     def chat(self, body: bytes) -> Call:
         """The call in a body of /v1/chat/completions. Raises ApiError, which names the field that is wrong."""
@@ -111,13 +133,22 @@ class Reader:
         most = self.limits.tokens
         older = fields.count("max_tokens", most, 1, most)
         max_tokens = fields.count("max_completion_tokens", older, 1, most)
-        reports, alternatives = fields.flag("logprobs"), fields.integer("top_logprobs", None, 0, MOST_LOGPROBS)
+        reports, alternatives = (
+            fields.flag("logprobs"),
+            fields.integer("top_logprobs", None, 0, MOST_LOGPROBS),
+        )
         if alternatives is not None and not reports:
             raise fields.wrong("top_logprobs", "absent unless logprobs is true")
         return self._call(
-            fields, prompts=(prompt,), n=n, max_tokens=max_tokens, logprobs=alternatives or 0 if reports else None,
-            echo=False, chat=True, stop=(*CHAT_STOP, *fields.strings("stop", MOST_STOPS, LONGEST_STOP)),
-        )  # fmt: skip
+            fields,
+            prompts=(prompt,),
+            n=n,
+            max_tokens=max_tokens,
+            logprobs=alternatives or 0 if reports else None,
+            echo=False,
+            chat=True,
+            stop=(*CHAT_STOP, *fields.strings("stop", MOST_STOPS, LONGEST_STOP)),
+        )
 
     def _call(self, fields: Fields, **known: Any) -> Call:
         """A call with the fields that both routes have."""
@@ -126,9 +157,12 @@ class Reader:
         if usage is not None and not stream:
             raise fields.wrong("stream_options", "absent unless stream is true")
         call = Call(
-            sampling=self._sampling(fields), seed=random.getrandbits(32) if seed is None else seed,
-            stream=stream, usage=bool(usage), **known,
-        )  # fmt: skip
+            sampling=self._sampling(fields),
+            seed=random.getrandbits(32) if seed is None else seed,
+            stream=stream,
+            usage=bool(usage),
+            **known,
+        )
         fields.close(IGNORED)
         return call
 
@@ -161,7 +195,9 @@ class Reader:
         listed = given if several else [given]
         if not 0 < len(listed) <= self.limits.choices:
             raise fields.wrong("prompt", f"1 to {self.limits.choices} prompts")
-        return tuple(self._encode(text, "prompt") if isinstance(text, str) else self._ids(text) for text in listed)
+        return tuple(
+            self._encode(text, "prompt") if isinstance(text, str) else self._ids(text) for text in listed
+        )
 
     def _encode(self, text: str, name: str) -> Prompt:
         if len(text.encode("utf-8", "surrogatepass")) > self.context * self._longest_token:
@@ -176,7 +212,9 @@ class Reader:
 
     def _ids(self, ids: Any) -> Prompt:
         if not isinstance(ids, list) or not ids:
-            raise ApiError(400, "prompt must be a string, strings, token ids, or lists of token ids", "prompt")
+            raise ApiError(
+                400, "prompt must be a string, strings, token ids, or lists of token ids", "prompt"
+            )
         if not all(type(id) is int and 0 <= id < self.tokenizer.vocab for id in ids):
             raise ApiError(400, f"prompt must hold token ids from 0 to {self.tokenizer.vocab - 1}", "prompt")
         if len(ids) > self.context:

@@ -16,9 +16,14 @@ class ApiError(Exception):
     """An answer other than 200: its status, what the message says, and the field that is wrong."""
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, *, code: str | None = None,
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        *,
+        code: str | None = None,
         headers: dict[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 
@@ -33,8 +38,13 @@ class ApiError(Exception):
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body; ApiError for anything else, NaN, Infinity and repeated keys included."""
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # also: bytes that are not UTF-8, numbers of thousands of digits
+        value = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant
+        )
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also: bytes that are not UTF-8, numbers of thousands of digits
         raise ApiError(400, "the body is not valid JSON, or too deep") from error
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
@@ -115,4 +125,6 @@ class Fields:
         for name in self._left:
             if name not in ignored:
                 shown = self._within + name if _NAME.fullmatch(name) else None
-                raise ApiError(400, f"{shown or 'a field'} is not supported by this server", shown, code="unsupported")
+                raise ApiError(
+                    400, f"{shown or 'a field'} is not supported by this server", shown, code="unsupported"
+                )

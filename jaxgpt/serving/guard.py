@@ -61,11 +61,15 @@ class Guard:
         if self._key is not None:
             if hmac.compare_digest(_digest(_presented(headers.get("authorization", ""))), self._key):
                 return None
-            challenge = 'Basic realm="jaxgpt"' if path == "/" else "Bearer"  # only the page's makes a browser ask
+            challenge = (
+                'Basic realm="jaxgpt"' if path == "/" else "Bearer"
+            )  # only the page's makes a browser ask
             return ApiError(
-                401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key",
+                401,
+                "a key is needed: Authorization: Bearer KEY",
+                code="invalid_api_key",
                 headers={"WWW-Authenticate": challenge},
-            )  # fmt: skip
+            )
         if self._local and _without_port(headers.get("host", "")) not in LOCAL_NAMES:
             return ApiError(403, "this server answers only to the names of the machine it runs on")
         return None

@@ -29,7 +29,10 @@ class Metrics:
     def text(self, **gauges: int) -> str:
         """The page of /metrics, with these present values."""
         lines = [*self._request_lines(), *self._latency_lines()]
-        for name, value in (("prompt_tokens", self.prompt_tokens), ("generated_tokens", self.generated_tokens)):
+        for name, value in (
+            ("prompt_tokens", self.prompt_tokens),
+            ("generated_tokens", self.generated_tokens),
+        ):
             lines += [f"# TYPE jaxgpt_{name}_total counter", f"jaxgpt_{name}_total {value}"]
         for name, value in gauges.items():
             lines += [f"# TYPE jaxgpt_{name} gauge", f"jaxgpt_{name} {value}"]

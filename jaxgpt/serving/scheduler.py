@@ -35,7 +35,9 @@ class EngineFailed(Exception):
 class Job:
     """Some requests that belong together. Leaving its `with` block cancels what has not ended."""
 
-    def __init__(self, scheduler: "Scheduler", requests: Sequence[Request], scores: "list[Future[Scores]]") -> None:
+    def __init__(
+        self, scheduler: "Scheduler", requests: Sequence[Request], scores: "list[Future[Scores]]"
+    ) -> None:
         self.requests = tuple(requests)
         self.scores = [asyncio.wrap_future(score) for score in scores]
         """Of each text that was to be scored."""
@@ -131,7 +133,9 @@ class Scheduler:
         """Requests and texts to score that the engine has not begun."""
         return self._engine.waiting + len(self._texts) + self._commands.qsize()
 
-    def job(self, requests: Sequence[Request], texts: Sequence[Sequence[int]] = (), alternatives: int = 0) -> Job:
+    def job(
+        self, requests: Sequence[Request], texts: Sequence[Sequence[int]] = (), alternatives: int = 0
+    ) -> Job:
         """Have requests run and texts scored (`Engine.score`), all or, raising QueueFull, none of them."""
         if self.open + len(requests) + len(texts) > self.most_open:
             raise QueueFull
@@ -181,7 +185,9 @@ class Scheduler:
         for place, request in enumerate(job.requests):
             try:
                 number = self._engine.submit(request)
-            except Exception as error:  # the request's own fault, which the API should have found: others go on
+            except (
+                Exception
+            ) as error:  # the request's own fault, which the API should have found: others go on
                 logging.getLogger(__name__).error("request refused by the engine: %s", type(error).__name__)
                 self._loop.call_soon_threadsafe(job.hand_over, EngineFailed("refused"))
                 return

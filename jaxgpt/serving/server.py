@@ -68,9 +68,13 @@ class Service:
 
     def _model(self) -> dict[str, Any]:
         return {
-            "id": self.reader.model, "object": "model", "created": self._since, "owned_by": "jaxgpt",
-            "context_length": self.reader.context, "max_tokens": self.reader.limits.tokens,
-        }  # fmt: skip
+            "id": self.reader.model,
+            "object": "model",
+            "created": self._since,
+            "owned_by": "jaxgpt",
+            "context_length": self.reader.context,
+            "max_tokens": self.reader.limits.tokens,
+        }
 
     async def completions(self, request: Request) -> "Response | EventStream":
         return await self._answer(request, self.reader.completion)
@@ -181,7 +185,9 @@ def failure() -> ApiError:
     return ApiError(503, "the engine has failed or is stopping; the request was not finished")
 
 
-def create_app(scheduler: Scheduler, reader: Reader, *, key: str | None = None, local: bool = True) -> ASGIApp:
+def create_app(
+    scheduler: Scheduler, reader: Reader, *, key: str | None = None, local: bool = True
+) -> ASGIApp:
     """The ASGI app, which starts the scheduler and stops it at the end. `key` and `local`: see `Guard`."""
     service = Service(scheduler, reader)
     routes = [
@@ -211,7 +217,9 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     status = cast(HTTPException, error).status_code
-    message = {404: "there is no such route", 405: "the route takes another method"}.get(status, "bad request")
+    message = {404: "there is no such route", 405: "the route takes another method"}.get(
+        status, "bad request"
+    )
     return error_response(ApiError(status, message, headers=dict(cast(HTTPException, error).headers or {})))
 
 
@@ -223,9 +231,17 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 def uvicorn_server(app: ASGIApp, *, drain: int) -> uvicorn.Server:
     """A server for `app` that logs nothing of what clients send and gives running requests `drain` seconds to end."""
     config = uvicorn.Config(
-        app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, log_level="critical",
-        access_log=False, server_header=False, timeout_graceful_shutdown=drain,
-    )  # fmt: skip
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=drain,
+    )
     return uvicorn.Server(config)
 
 

@@ -5,34 +5,13 @@ targets all but the first, and the next window starts `stride` tokens on.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from jaxgpt.errors import DataError
+from jaxgpt.text.batch import Batch, check_ids, shifted
 from jaxgpt.text.shards import TokenStream
-
-
-class Batch(NamedTuple):
-    """Sequences to predict. Any array library's arrays; `None` where all positions and segments are plain."""
-
-    inputs_BT: Any
-    """Token ids, int32."""
-    targets_BT: Any
-    """The token that follows each input."""
-    weights_BT: Any
-    """How much each prediction counts, float32; 0 for padding."""
-    positions_BT: Any = None
-    """Position of each input, where it is not its column."""
-    segments_BT: Any = None
-    """Which packed text each input belongs to; texts do not see one another."""
-
-
-def shifted(windows_BT1: np.ndarray, weights_BT: np.ndarray | None = None) -> Batch:
-    """Windows of T + 1 tokens as inputs and targets of T: the one place where the shift by one happens."""
-    inputs_BT, targets_BT = windows_BT1[:, :-1], windows_BT1[:, 1:]
-    return Batch(inputs_BT, targets_BT, np.ones(inputs_BT.shape, np.float32) if weights_BT is None else weights_BT)
 
 
 def window_starts(tokens: int, context: int, stride: int) -> range:
@@ -64,7 +43,9 @@ class TrainingBatches:
     the position of a run in its data is one integer.
     """
 
-    def __init__(self, stream: TokenStream, *, context: int, stride: int, sequences: int, seed: int, vocab: int):
+    def __init__(
+        self, stream: TokenStream, *, context: int, stride: int, sequences: int, seed: int, vocab: int
+    ):
         windows = Windows(stream, context, stride, vocab)
         if len(windows) == 0:
             raise _too_short("training", len(stream), context + 1)
@@ -100,14 +81,6 @@ class ValidationBatches:
             windows_BT1[row, : len(tokens)] = check_ids(tokens, self._vocab)
             weights_BT[row, : max(len(tokens) - 1, 0)] = 1
         return shifted(windows_BT1, weights_BT)
-
-
-def check_ids(tokens: np.ndarray, vocab: int) -> np.ndarray:
-    """The same tokens. Raises DataError for an id outside the vocabulary, which JAX would turn into NaN silently."""
-    if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab):
-        wrong = int(tokens.max() if tokens.max() >= vocab else tokens.min())
-        raise DataError(f"token id {wrong}", why=f"the vocabulary has {vocab} ids", fix="prepare the data again")
-    return tokens
 
 
 def _too_short(split: str, tokens: int, needed: int) -> DataError:

@@ -25,7 +25,9 @@ def train(texts: Iterator[str], vocab: int) -> Tokenizer:
         from tokenizers import models, pre_tokenizers, trainers
     except ImportError as error:
         raise ConfigError(
-            "training a vocabulary", why="the tokenizers library is not installed", fix="pip install 'jaxgpt[bpe]'"
+            "training a vocabulary",
+            why="the tokenizers library is not installed",
+            fix="pip install 'jaxgpt[bpe]'",
         ) from error
     if vocab < SMALLEST:
         why = f"a vocabulary of {vocab} does not hold the 256 bytes and the end of text"

@@ -21,8 +21,8 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.files import file_sha256
 from jaxgpt.text.download import DOWNLOADS, Progress, fetch
-from jaxgpt.text.files import file_sha256
 from jaxgpt.text.shards import TokenStream
 from jaxgpt.text.tokenizer import load_tokenizer
 
@@ -52,7 +52,9 @@ class Text:
                 empty = empty and not block.text
                 yield block
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError("damaged gzip file", path=self.name, why=str(error), fix="copy it again") from error
+            raise DataError(
+                "damaged gzip file", path=self.name, why=str(error), fix="copy it again"
+            ) from error
         except OSError as error:
             raise StorageError("cannot read", path=self.name, why=str(error), fix="check the file") from error
         if empty:
@@ -150,7 +152,9 @@ def _spool_stdin(spool: Path) -> Path:
         with spool.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
     except OSError as error:
-        raise StorageError("cannot keep standard input", path=spool, why=str(error), fix="check the disk") from error
+        raise StorageError(
+            "cannot keep standard input", path=spool, why=str(error), fix="check the disk"
+        ) from error
     return spool
 
 
@@ -180,7 +184,9 @@ def _line_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
             raise _not_utf8(name, offset + error.start) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = f'line {number} is not a JSON object with a "text": {error!r}'
-            raise DataError("not JSON lines of text", path=name, why=why, fix="correct or remove the line") from error
+            raise DataError(
+                "not JSON lines of text", path=name, why=why, fix="correct or remove the line"
+            ) from error
         offset += len(line)
         yield Block(text, True)
 
@@ -207,4 +213,6 @@ def _token_blocks(path: Path) -> Iterator[Block]:
 
 
 def _not_utf8(name: str, offset: int) -> DataError:
-    return DataError("not UTF-8", path=name, why=f"the byte at offset {offset} is invalid", fix="convert it to UTF-8")
+    return DataError(
+        "not UTF-8", path=name, why=f"the byte at offset {offset} is invalid", fix="convert it to UTF-8"
+    )

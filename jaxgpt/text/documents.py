@@ -68,9 +68,13 @@ class Plan:
 
     def check_unchanged(self) -> None:
         """Raise DataError if a file is not as it was when it was scanned."""
-        if changed := [text.name for text, was in zip(self.texts, self.stamps, strict=True) if text.stamp() != was]:
+        if changed := [
+            text.name for text, was in zip(self.texts, self.stamps, strict=True) if text.stamp() != was
+        ]:
             why = "the text changed while it was read"
-            raise DataError("unsteady input", path=", ".join(changed), why=why, fix="delete the folder and start again")
+            raise DataError(
+                "unsteady input", path=", ".join(changed), why=why, fix="delete the folder and start again"
+            )
 
 
 def scan(texts: Sequence[Text], val_fraction: float, progress: Progress | None = None) -> Plan:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from jaxgpt.errors import BusyError, DataError, MissingError, StorageError
-from jaxgpt.text.files import file_sha256, write_atomically
+from jaxgpt.files import file_sha256, write_atomically
 
 if TYPE_CHECKING:
     import requests
@@ -76,9 +76,13 @@ def fetch(download: Download, *, folder: Path | None = None, progress: Progress 
             else:
                 _check(download, path, path)
     except filelock.Timeout as error:
-        raise BusyError("downloading", path=path, why="another process is", fix="wait for it and try again") from error
+        raise BusyError(
+            "downloading", path=path, why="another process is", fix="wait for it and try again"
+        ) from error
     except OSError as error:
-        raise StorageError("cannot store the download", path=path, why=str(error), fix="check the disk") from error
+        raise StorageError(
+            "cannot store the download", path=path, why=str(error), fix="check the disk"
+        ) from error
     return path
 
 
@@ -92,7 +96,9 @@ def _check(download: Download, content: Path, path: Path) -> None:
         if content != path:
             content.unlink()
         why = f"its sha256 is {found}, not {expected}"
-        raise DataError("wrong content", path=path, why=why, fix=f"delete it and compare with {download.address}")
+        raise DataError(
+            "wrong content", path=path, why=why, fix=f"delete it and compare with {download.address}"
+        )
 
 
 def _receive(download: Download, path: Path, progress: Progress | None) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxgpt.errors import DataError, MissingError
-from jaxgpt.text.files import write_atomically
+from jaxgpt.files import write_atomically
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
@@ -83,10 +83,15 @@ class Manifest:
             return decode_manifest(data)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingError(
-                "no prepared data", path=folder, why=f"there is no {MANIFEST_FILE}", fix="run `jaxgpt prepare` first"
+                "no prepared data",
+                path=folder,
+                why=f"there is no {MANIFEST_FILE}",
+                fix="run `jaxgpt prepare` first",
             ) from error
         except (ValueError, TypeError, AttributeError) as error:
-            raise DataError("not a manifest", path=path, why=str(error), fix="prepare the data again") from error
+            raise DataError(
+                "not a manifest", path=path, why=str(error), fix="prepare the data again"
+            ) from error
 
 
 def decode_manifest(data: Any) -> Manifest:

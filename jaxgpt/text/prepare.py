@@ -20,10 +20,10 @@ import filelock
 import numpy as np
 
 from jaxgpt.errors import BusyError, ConfigError, StorageError
+from jaxgpt.files import write_atomically
 from jaxgpt.text.corpus import Block, open_texts
 from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
 from jaxgpt.text.download import Progress
-from jaxgpt.text.files import write_atomically
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Split
 from jaxgpt.text.shards import ShardWriter, token_dtype
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
@@ -63,15 +63,21 @@ def prepare(
         with filelock.FileLock(folder / LOCK_FILE, timeout=0):
             _refuse_foreign(folder)
             try:
-                plan = scan(open_texts(texts, spool=folder / STDIN_FILE, progress=progress), val_fraction, progress)
+                plan = scan(
+                    open_texts(texts, spool=folder / STDIN_FILE, progress=progress), val_fraction, progress
+                )
                 goal = _goal(plan, coder, val_fraction, shard_tokens)
                 return _Work(plan, folder, coder, goal, workers, progress).manifest()
             finally:
                 (folder / STDIN_FILE).unlink(missing_ok=True)
     except filelock.Timeout as error:
-        raise BusyError("in use", path=folder, why="another process is preparing it", fix="wait for it") from error
+        raise BusyError(
+            "in use", path=folder, why="another process is preparing it", fix="wait for it"
+        ) from error
     except OSError as error:
-        raise StorageError("cannot prepare", path=folder, why=str(error), fix="check space and permission") from error
+        raise StorageError(
+            "cannot prepare", path=folder, why=str(error), fix="check space and permission"
+        ) from error
 
 
 def encode_blocks(blocks: Iterable[Block], tokenizer: Tokenizer) -> np.ndarray:
@@ -159,7 +165,9 @@ class Journal:
             if line.endswith(b"\n"):  # the last may be cut off
                 split, batches, tokens = json.loads(line)
                 self._positions[split] = batches, tokens
-        write_atomically(self.path, first + b"".join(_line(split, *at) for split, at in self._positions.items()))
+        write_atomically(
+            self.path, first + b"".join(_line(split, *at) for split, at in self._positions.items())
+        )
 
     def position(self, split: str) -> tuple[int, int]:
         """Return how many batches of the split are done and how many tokens they made."""
@@ -199,7 +207,9 @@ def _inputs(manifest: Manifest) -> dict[str, Any]:
     return {"texts": sources, "batch size": BATCH} | {name: getattr(manifest, name) for name in names}
 
 
-def _check_settings(texts: Sequence[str], folder: Path, val_fraction: float, shard_tokens: int, workers: int) -> None:
+def _check_settings(
+    texts: Sequence[str], folder: Path, val_fraction: float, shard_tokens: int, workers: int
+) -> None:
     if not texts or not 0 <= val_fraction < 1 or not 0 < shard_tokens < 1 << 31 or workers < 1:
         raise ConfigError(
             "impossible settings",
@@ -208,7 +218,9 @@ def _check_settings(texts: Sequence[str], folder: Path, val_fraction: float, sha
         )
     folders = [text for text in texts if Path(text).is_dir()]
     if inside := [text for text in folders if folder.resolve().is_relative_to(Path(text).resolve())]:
-        raise ConfigError("bad folder", path=folder, why=f"it is inside the input {inside[0]}", fix="choose another")
+        raise ConfigError(
+            "bad folder", path=folder, why=f"it is inside the input {inside[0]}", fix="choose another"
+        )
 
 
 def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from jaxgpt.errors import DataError, JaxgptError, MissingError
-from jaxgpt.text.files import file_sha256
+from jaxgpt.files import file_sha256
 from jaxgpt.text.manifest import Manifest, Shard
 
 HEADER_BYTES = 1024
@@ -85,7 +85,8 @@ class ShardWriter:
         count = -(-self.tokens // self.shard_tokens)
         sizes = [min(self.shard_tokens, self.tokens - i * self.shard_tokens) for i in range(count)]
         return tuple(
-            Shard(file=self.path(i).name, tokens=size, sha256=file_sha256(self.path(i))) for i, size in enumerate(sizes)
+            Shard(file=self.path(i).name, tokens=size, sha256=file_sha256(self.path(i)))
+            for i, size in enumerate(sizes)
         )
 
     def _part(self, index: int) -> Path:
@@ -107,7 +108,9 @@ class ShardWriter:
     def _keep_first(self, tokens: int) -> None:
         full, extra = divmod(tokens, self.shard_tokens)
         for path in sorted(self.folder.glob(f"{self.split}_*.bin*")):
-            if path.name > self.path(full).name + ".part" or (path.name >= self.path(full).name and not extra):
+            if path.name > self.path(full).name + ".part" or (
+                path.name >= self.path(full).name and not extra
+            ):
                 path.unlink()
         if extra and self.path(full).exists():
             self.path(full).replace(self._part(full))
@@ -123,7 +126,9 @@ class ShardWriter:
                 self._file.seek(0, os.SEEK_END)
         if lost:
             why = f"{', '.join(lost)} changed"
-            raise DataError("cannot resume", path=self.folder, why=why, fix="delete the folder and start again")
+            raise DataError(
+                "cannot resume", path=self.folder, why=why, fix="delete the folder and start again"
+            )
 
 
 class TokenStream:
@@ -142,7 +147,9 @@ class TokenStream:
             except JaxgptError as error:
                 problems.append(error)
         if problems:
-            kind = MissingError if all(isinstance(problem, MissingError) for problem in problems) else DataError
+            kind = (
+                MissingError if all(isinstance(problem, MissingError) for problem in problems) else DataError
+            )
             raise kind(
                 f"{len(problems)} of {len(paths)} token files",
                 why="; ".join(str(problem) for problem in problems),
@@ -162,7 +169,9 @@ class TokenStream:
         while at < stop:
             index = bisect_right(self._starts, at) - 1
             end = min(stop, self._starts[index + 1])
-            tokens[at - start : end - start] = self._parts[index][at - self._starts[index] : end - self._starts[index]]
+            tokens[at - start : end - start] = self._parts[index][
+                at - self._starts[index] : end - self._starts[index]
+            ]
             at = end
         return tokens
 
@@ -185,7 +194,9 @@ def _map_shard(path: Path, expected: int | None) -> np.ndarray:
         header = np.frombuffer(file.read(HEADER_BYTES), "<i4").tolist() if size >= HEADER_BYTES else []
     name = next((name for name, start in LAYOUTS.items() if tuple(header[:2]) == start), None)
     if name is None:
-        raise DataError("no token file", path=path, why=f"it begins {header[:2]}", fix="expected a header of llm.c")
+        raise DataError(
+            "no token file", path=path, why=f"it begins {header[:2]}", fix="expected a header of llm.c"
+        )
     count, dtype = header[2], np.dtype(name).newbyteorder("<")
     if count < 0 or size != HEADER_BYTES + count * dtype.itemsize:
         why = f"it has {size} bytes, its header says {count} {name}"

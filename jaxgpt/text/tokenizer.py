@@ -17,7 +17,7 @@ import numpy as np
 import tiktoken
 
 from jaxgpt.errors import DataError, MissingError, StorageError
-from jaxgpt.text.files import write_atomically
+from jaxgpt.files import write_atomically
 from jaxgpt.text.tokenizer_json import END_OF_TEXT, format_json, parse_json
 
 TOKENIZER_FILE = "tokenizer.tiktoken"
@@ -47,7 +47,9 @@ class Tokenizer:
 
     def __init__(self, ranks: Mapping[bytes, int], *, source: str | Path = "ranks") -> None:
         if problems := _rank_problems(ranks):
-            raise DataError("no vocabulary", path=source, why="; ".join(problems), fix="use a file of tiktoken ranks")
+            raise DataError(
+                "no vocabulary", path=source, why="; ".join(problems), fix="use a file of tiktoken ranks"
+            )
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.end_of_text = len(ranks)
         self.vocab = len(ranks) + 1
@@ -130,7 +132,9 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise StorageError("cannot read the tokenizer", path=path, why=str(error), fix="check the file") from error
+        raise StorageError(
+            "cannot read the tokenizer", path=path, why=str(error), fix="check the file"
+        ) from error
     parse = parse_json if path.suffix == ".json" else parse_ranks
     return Tokenizer(parse(content, path), source=path)
 
@@ -144,10 +148,15 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
             key, value = base64.b64decode(token, validate=True), int(rank)
         except ValueError as error:
             raise DataError(
-                "not tiktoken ranks", path=path, why=f"line {number}: {error}", fix="expected `base64 rank` a line"
+                "not tiktoken ranks",
+                path=path,
+                why=f"line {number}: {error}",
+                fix="expected `base64 rank` a line",
             ) from error
         if key in ranks:
-            raise DataError("not tiktoken ranks", path=path, why=f"line {number} repeats a token", fix="remove one")
+            raise DataError(
+                "not tiktoken ranks", path=path, why=f"line {number} repeats a token", fix="remove one"
+            )
         ranks[key] = value
     return ranks
 

@@ -104,7 +104,10 @@ def parse_json(content: bytes, path: Path) -> dict[bytes, int]:
         problems = [f"it is no byte-level BPE: {error!r}"]
     if problems:
         raise DataError(
-            "not GPT-2's kind of tokenizer", path=path, why="; ".join(problems), fix="use byte-level BPE, as GPT-2's"
+            "not GPT-2's kind of tokenizer",
+            path=path,
+            why="; ".join(problems),
+            fix="use byte-level BPE, as GPT-2's",
         )
     return ranks
 

@@ -111,7 +111,9 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
         start = number
     if stopped:
         name = loop.stop.signal.name if loop.stop.signal else "a signal"
-        raise StoppedError(f"stopped at step {start}", why=f"{name} came", fix="run the same command again to go on")
+        raise StoppedError(
+            f"stopped at step {start}", why=f"{name} came", fix="run the same command again to go on"
+        )
     return state
 
 

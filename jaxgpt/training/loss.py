@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgpt.model.gpt import Model, Params
-from jaxgpt.text.batches import Batch
+from jaxgpt.text.batch import Batch
 
 Loss = Callable[[Params, Any, Array | None], tuple[Array, Array, dict[str, Array]]]
 

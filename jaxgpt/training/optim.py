@@ -21,7 +21,9 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[[Array], Array]:
     decay (Hu et al. 2024, MiniCPM, section 4.2, here with a linear decay).
     """
     last = steps - 1
-    decay_start = {"wsd": last - round(config.decay_fraction * steps)}.get(config.schedule, config.warmup_steps)
+    decay_start = {"wsd": last - round(config.decay_fraction * steps)}.get(
+        config.schedule, config.warmup_steps
+    )
     decay_start = max(decay_start, config.warmup_steps)
 
     def rate(step: Array) -> Array:
@@ -40,7 +42,9 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[[Array], Array]:
 
 def decay_mask(params: Any) -> Any:
     """True for the leaves that weight decay applies to: matrices and embeddings, not biases or LayerNorms."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_of(path).rpartition("/")[2] in DECAYED, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_of(path).rpartition("/")[2] in DECAYED, params
+    )
 
 
 def adamw(config: OptimConfig, schedule: Callable[[Array], Array]) -> optax.GradientTransformation:
@@ -48,11 +52,15 @@ def adamw(config: OptimConfig, schedule: Callable[[Array], Array]) -> optax.Grad
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(
-            schedule, b1=config.beta1, b2=config.beta2, eps=config.epsilon,
-            weight_decay=config.weight_decay, mask=decay_mask,
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
         ),
         track_average(config.ema_decay) if config.ema_decay else optax.identity(),
-    )  # fmt: skip
+    )
 
 
 class AverageState(NamedTuple):

@@ -39,10 +39,15 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise BusyError(
-            "run directory is in use", path=folder, why="another process trains in it", fix="wait or use another"
+            "run directory is in use",
+            path=folder,
+            why="another process trains in it",
+            fix="wait or use another",
         ) from None
     except OSError as error:
-        raise StorageError("no run directory", path=folder, why=str(error), fix="name another --out-dir") from None
+        raise StorageError(
+            "no run directory", path=folder, why=str(error), fix="name another --out-dir"
+        ) from None
     try:
         yield
     finally:
@@ -79,9 +84,11 @@ def resumable_step(config: TrainConfig, folder: Path, position: Position) -> int
     before = read_meta(folder / CHECKPOINTS, step).get("position")
     if before is None:
         raise ConfigError(
-            "weights without a training state are here", path=folder, why="they were converted, not trained here",
+            "weights without a training state are here",
+            path=folder,
+            why="they were converted, not trained here",
             fix=f"start from them elsewhere: --from {folder} --out-dir ANOTHER",
-        )  # fmt: skip
+        )
     changed = _differences(before, dataclasses.asdict(position))
     changed += _differences(_architecture(read_config(folder).model), _architecture(config.model), "model.")
     if step > config.steps:
@@ -97,7 +104,9 @@ def resumable_step(config: TrainConfig, folder: Path, position: Position) -> int
 
 
 def _architecture(model: GPTConfig) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(model).items() if name not in HOW_IT_IS_COMPUTED}
+    return {
+        name: value for name, value in dataclasses.asdict(model).items() if name not in HOW_IT_IS_COMPUTED
+    }
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -75,10 +75,14 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {name: total / weight for name, total in sums.items()}
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
-    return TrainState(state.step + 1, state.key, optax.apply_updates(state.params, updates), opt_state), metrics
+    return TrainState(
+        state.step + 1, state.key, optax.apply_updates(state.params, updates), opt_state
+    ), metrics
 
 
-def _accumulated(loss: Loss, params: Any, batch: Any, key: Array, parts: int) -> tuple[Any, dict[str, Array], Array]:
+def _accumulated(
+    loss: Loss, params: Any, batch: Any, key: Array, parts: int
+) -> tuple[Any, dict[str, Array], Array]:
     """Gradients, sums (the loss among them) and weight, added over the micro-batches."""
 
     def one(micro_batch: Any, key: Array) -> tuple[Any, dict[str, Array], Array]:

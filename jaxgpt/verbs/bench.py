@@ -4,64 +4,15 @@ import dataclasses
 import json
 import statistics
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig, load_recipe
+from jaxgpt.config import GPTConfig, OptimConfig, load_recipe
+from jaxgpt.verbs.bench_flags import BenchArgs
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 WARM_UP = 2  # steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchArgs:
-    """Time training steps, or generation, with random weights and tokens.
-
-    train: median step, tokens per second, utilisation, time to the first step. generate: greedy decoding through the
-    engine: tokens per second, time to the first token, compilation, the share of the memory bandwidth that is used.
-    """
-
-    what: Annotated[Literal["train", "generate"], tyro.conf.Positional]
-    """train: whole optimizer steps; generate: whole texts."""
-    preset: str | None = None
-    """Take the model of this preset; without one it is GPT-2 124M, changed by the sizes given."""
-    layers: int | None = None
-    """Number of blocks."""
-    heads: int | None = None
-    """Attention heads."""
-    width: int | None = None
-    """Size of the residual stream."""
-    context: int | None = None
-    """Tokens in a sequence."""
-    vocab: int | None = None
-    """Number of token ids."""
-    compute_dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of activations and matrix products."""
-    batch: int = 8
-    """Sequences in a step, or texts generated side by side."""
-    steps: int = 10
-    """Steps or batches of texts timed, after warm-up."""
-    prompt: int = 64
-    """generate: tokens of each prompt."""
-    new: int = 64
-    """generate: tokens made for each."""
-    int8: bool = False
-    """generate: weights in int8."""
-    blocks: Literal["scan", "unrolled", "auto"] = "auto"
-    """How the blocks run."""
-    remat: bool = False
-    """Recompute activations in the backward pass."""
-    loss_chunk: int = 0
-    """Positions whose logits exist at one time; 0 is all."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The mesh of devices."""
-    json: Path | None = None
-    """Write the figures to this file too."""
 
 
 def run(args: BenchArgs) -> None:
@@ -76,7 +27,9 @@ def run(args: BenchArgs) -> None:
     table = Table(show_header=False, box=None)
     for name, value in figures.items():
         if name != "model":
-            shown = "unknown" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+            shown = (
+                "unknown" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+            )
             table.add_row(name, shown)
     Console().print(table)
     if args.json:
@@ -87,9 +40,9 @@ def train_figures(args: BenchArgs, config: GPTConfig) -> dict[str, Any]:
     """Figures of training steps."""
     import jax
 
+    from jaxgpt.display import note
     from jaxgpt.parallel import check_batch, mesh_of
     from jaxgpt.training.flops import count_parameters, measured_matmul_flops, peak_flops, utilisation
-    from jaxgpt.verbs.display import note
 
     mesh = mesh_of(args.mesh)
     check_batch(args.batch, mesh)
@@ -116,7 +69,10 @@ def train_figures(args: BenchArgs, config: GPTConfig) -> dict[str, Any]:
 
 
 def _model(args: BenchArgs) -> GPTConfig:
-    sizes = {name: getattr(args, name) for name in ("layers", "heads", "width", "context", "vocab", "compute_dtype")}
+    sizes = {
+        name: getattr(args, name)
+        for name in ("layers", "heads", "width", "context", "vocab", "compute_dtype")
+    }
     base = load_recipe(args.preset).model if args.preset else GPTConfig()
     return dataclasses.replace(base, **{name: size for name, size in sizes.items() if size is not None})
 
@@ -130,7 +86,7 @@ def _time_steps(args: BenchArgs, config: GPTConfig, mesh: "Mesh") -> tuple[float
 
     from jaxgpt.model.gpt import define
     from jaxgpt.parallel import place_rows
-    from jaxgpt.text.batches import shifted
+    from jaxgpt.text.batch import shifted
     from jaxgpt.training.loss import next_token_loss
     from jaxgpt.training.optim import adamw, learning_rate
     from jaxgpt.training.state import compile_step, create_state, runs_unrolled, train_step

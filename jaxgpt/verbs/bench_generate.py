@@ -10,7 +10,7 @@ from jaxgpt.config import GPTConfig
 if TYPE_CHECKING:
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.requests import Request
-    from jaxgpt.verbs.bench import BenchArgs
+    from jaxgpt.verbs.bench_flags import BenchArgs
 
 COPIED = 1 << 29  # bytes of the copy that measures the memory's bandwidth: more than caches hold
 
@@ -20,6 +20,7 @@ def generate_figures(args: "BenchArgs", config: GPTConfig) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from jaxgpt.display import note
     from jaxgpt.errors import ConfigError
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.requests import Request
@@ -27,21 +28,26 @@ def generate_figures(args: "BenchArgs", config: GPTConfig) -> dict[str, Any]:
     from jaxgpt.model.gpt import define
     from jaxgpt.parallel import mesh_of
     from jaxgpt.training.flops import count_parameters
-    from jaxgpt.verbs.display import note
 
     if args.new < 2 or args.prompt < 1 or args.prompt + args.new > config.context:
         raise ConfigError(
-            f"prompt = {args.prompt}, new = {args.new}", fix="choose other lengths",
+            f"prompt = {args.prompt}, new = {args.new}",
+            fix="choose other lengths",
             why=f"at least 1 and 2 are needed, and together at most the context of {config.context}",
-        )  # fmt: skip
+        )
     mesh = mesh_of(args.mesh)
-    note(f"measuring memory, then {args.steps} times {args.batch} texts of {args.prompt} + {args.new} tokens ...")
+    note(
+        f"measuring memory, then {args.steps} times {args.batch} texts of {args.prompt} + {args.new} tokens ..."
+    )
     bandwidth = copy_bandwidth()
     params = jax.jit(define(config).init)(jax.random.key(0))
     engine = Engine(config, params, slots=args.batch, int8=args.int8, mesh=mesh)
     del params
     tokens = np.random.default_rng(0).integers(0, config.vocab, (args.batch, args.prompt)).tolist()
-    requests = [Request(prompt=tuple(ids), max_new_tokens=args.new, sampling=Sampling(temperature=0)) for ids in tokens]
+    requests = [
+        Request(prompt=tuple(ids), max_new_tokens=args.new, sampling=Sampling(temperature=0))
+        for ids in tokens
+    ]
     compiled = _timed(engine, requests)[1]
     firsts, totals = zip(*(_timed(engine, requests) for _ in range(args.steps)), strict=True)
     first, total = statistics.median(firsts), statistics.median(totals)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jaxgpt.errors import DataError
-from jaxgpt.verbs.engine_flags import EngineFlags
+from jaxgpt.verbs.flags import EngineFlags
 from jaxgpt.verbs.generate import SamplingFlags
 
 if TYPE_CHECKING:
+    from jaxgpt.inference.conversation import Conversation
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.requests import Request
-    from jaxgpt.serving.chat import Conversation
 
 HELP = """/reset  forget the conversation
 /help   this list
@@ -50,18 +50,24 @@ class ChatArgs(SamplingFlags, EngineFlags):
 
 def run(args: ChatArgs) -> None:
     """Read lines and answer them until the end of input or /quit."""
+    from jaxgpt.display import note
+    from jaxgpt.inference.conversation import Conversation, room_for_prompt, template_of
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.requests import Request
-    from jaxgpt.serving.chat import Conversation, room_for_prompt, template_of
-    from jaxgpt.verbs.display import note
 
     sampling = args.sampling()
     template = template_of(args.model) if args.template == "auto" else args.template
     lm = args.load(args.model)
     tokenizer = lm.tokenizer
     engine = Engine(
-        lm.text_config, lm.params, end=tokenizer.end_of_text, slots=1, steps=STEPS, int8=args.int8, consume=True
-    )  # fmt: skip
+        lm.text_config,
+        lm.params,
+        end=tokenizer.end_of_text,
+        slots=1,
+        steps=STEPS,
+        int8=args.int8,
+        consume=True,
+    )
     request = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)
     room = room_for_prompt(lm.config.context, args.max_new_tokens)
     talk = Conversation(tokenizer, template, room, args.system)
@@ -79,16 +85,20 @@ def run(args: ChatArgs) -> None:
             _reply(engine, talk, request, line, args.stop)
 
 
-def _reply(engine: "Engine", talk: "Conversation", request: "Request", line: str, stop: tuple[str, ...]) -> None:
+def _reply(
+    engine: "Engine", talk: "Conversation", request: "Request", line: str, stop: tuple[str, ...]
+) -> None:
     """Write the answer to a line as it comes, and remember it; each answer draws with a seed of its own."""
-    from jaxgpt.serving.chat import answer_pieces
-    from jaxgpt.verbs.display import note, write_text
+    from jaxgpt.display import note, write_text
+    from jaxgpt.inference.conversation import answer_pieces
 
     with _interruptible() as stopped:
         ids, left_out = talk.ask(line)
         for what in left_out:
             note(what)
-        request = dataclasses.replace(request, prompt=tuple(ids), seed=(request.seed + talk.turns - 1) % 2**32)
+        request = dataclasses.replace(
+            request, prompt=tuple(ids), seed=(request.seed + talk.turns - 1) % 2**32
+        )
         _label("model", "green")
         said = []
         for piece in answer_pieces(engine, request, talk.tokenizer, talk.stop + stop, stopped):
@@ -122,7 +132,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 def _lines() -> Iterator[str]:
     """What is typed or piped in, a line at a time. At the prompt, a first Ctrl-C gives a hint, a second one leaves."""
-    from jaxgpt.verbs.display import note
+    from jaxgpt.display import note
 
     typed, hinted = sys.stdin.isatty(), False
     if typed:

@@ -37,7 +37,7 @@ class ConvertArgs:
 
 def run(args: ConvertArgs) -> None:
     """Convert, say what was done, and check it if asked to."""
-    from jaxgpt.verbs.display import note
+    from jaxgpt.display import note
     from jaxgpt.weights.convert import open_model, with_dtype, with_vocab, write_model
 
     source = open_model(args.source, layer_norm_epsilon=args.layer_norm_epsilon)
@@ -55,10 +55,10 @@ def run(args: ConvertArgs) -> None:
 
 def _prove(args: ConvertArgs, source: "StoredModel", wanted: "StoredModel") -> None:
     """Write parity.json. Raises DataError when the destination is not what was meant."""
+    from jaxgpt.display import note
     from jaxgpt.errors import DataError
     from jaxgpt.evaluation.parity import PARITY_FILE, certificate
-    from jaxgpt.text.files import write_atomically
-    from jaxgpt.verbs.display import note
+    from jaxgpt.files import write_atomically
     from jaxgpt.weights.convert import open_model
 
     destination = Path(args.destination)
@@ -68,9 +68,11 @@ def _prove(args: ConvertArgs, source: "StoredModel", wanted: "StoredModel") -> N
     write_atomically(file, (json.dumps(told | proof, indent=2) + "\n").encode())
     if not proof["passed"]:
         raise DataError(
-            "what was written is not what was meant", path=file, why="; ".join(proof["problems"][:5]),
+            "what was written is not what was meant",
+            path=file,
+            why="; ".join(proof["problems"][:5]),
             fix="read the file; the source is as it was",
-        )  # fmt: skip
+        )
     greedy = "equal" if proof["greedy"]["equal"] else "equal but for ties within that"
     note(
         f"{file}: {len(proof['tensors'])} tensors byte for byte, logits within "

@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from jaxgpt.errors import ConfigError
-from jaxgpt.verbs.engine_flags import EngineFlags
+from jaxgpt.verbs.flags import EngineFlags
 
 if TYPE_CHECKING:
     from jaxgpt.inference.requests import NewToken, Request
@@ -29,7 +29,9 @@ class DecoderFlags(EngineFlags):
     """draft: tokens proposed at a time."""
 
     @contextmanager
-    def decoder(self, lm: "LanguageModel", requests: "Sequence[Request]", *, slots: int) -> "Iterator[Decoder]":
+    def decoder(
+        self, lm: "LanguageModel", requests: "Sequence[Request]", *, slots: int
+    ) -> "Iterator[Decoder]":
         """What these flags ask for; afterwards a draft's success is told.
 
         Raises ConfigError for what does not go together and for too long requests.
@@ -42,17 +44,24 @@ class DecoderFlags(EngineFlags):
             return
         way = "beams" if self.beams else "draft"
         logprobs = any(request.logprobs is not None for request in requests)
-        for asked, other in ((self.beams and self.draft, "draft"), (self.int8, "int8"), (logprobs, "logprobs")):
+        for asked, other in (
+            (self.beams and self.draft, "draft"),
+            (self.int8, "int8"),
+            (logprobs, "logprobs"),
+        ):
             if asked:
-                raise ConfigError(f"--{way} with --{other}", why="they do not go together", fix="leave one out")
+                raise ConfigError(
+                    f"--{way} with --{other}", why="they do not go together", fix="leave one out"
+                )
         draft = None if self.draft is None else self.load(self.draft)
         context = min(model.config.context for model in (lm, draft) if model)
         for number, request in enumerate(requests, 1):
             if len(request.prompt) + request.max_new_tokens > context:
                 raise ConfigError(
                     f"max_new_tokens = {request.max_new_tokens} after {len(request.prompt)} tokens of prompt {number}",
-                    why=f"the context is {context}, and with --{way} it does not slide", fix="ask for fewer",
-                )  # fmt: skip
+                    why=f"the context is {context}, and with --{way} it does not slide",
+                    fix="ask for fewer",
+                )
         if draft is None:
             yield OneByOne(self._search(lm, end))
         else:
@@ -64,25 +73,35 @@ class DecoderFlags(EngineFlags):
         def tokens_of(request: "Request") -> Iterator[int]:
             if request.max_new_tokens > 0:
                 yield from beam_search(
-                    lm.text_config, lm.params, request.prompt, beams=self.beams, end=end,
-                    max_new_tokens=request.max_new_tokens, length_penalty=self.length_penalty,
-                )[0].tokens  # fmt: skip
+                    lm.text_config,
+                    lm.params,
+                    request.prompt,
+                    beams=self.beams,
+                    end=end,
+                    max_new_tokens=request.max_new_tokens,
+                    length_penalty=self.length_penalty,
+                )[0].tokens
 
         return tokens_of
 
     def _judged(self, lm: "LanguageModel", draft: "LanguageModel", end: int) -> "Iterator[Decoder]":
+        from jaxgpt.display import note
         from jaxgpt.inference.speculative import SpeculativeDecoder, Statistics
-        from jaxgpt.verbs.display import note
 
         if draft.tokenizer.sha256 != lm.tokenizer.sha256:
-            raise ConfigError(f"draft {self.draft}", why="its tokenizer is another", fix="use a draft of the same one")
+            raise ConfigError(
+                f"draft {self.draft}", why="its tokenizer is another", fix="use a draft of the same one"
+            )
         pair = (lm.text_config, lm.params), (draft.text_config, draft.params)
         decoder, told = SpeculativeDecoder(*pair, lookahead=self.lookahead, end=end), list[Statistics]()
 
         def tokens_of(request: "Request") -> Iterator[int]:
             try:
                 yield from decoder.stream(
-                    request.prompt, max_new_tokens=request.max_new_tokens, sampling=request.sampling, seed=request.seed
+                    request.prompt,
+                    max_new_tokens=request.max_new_tokens,
+                    sampling=request.sampling,
+                    seed=request.seed,
                 )
             finally:  # also where a stop string ends the text
                 told.append(decoder.statistics)

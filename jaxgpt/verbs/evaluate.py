@@ -64,9 +64,10 @@ def run(args: EvaluateArgs) -> None:
 
     if args.data is None and args.examples is None:
         raise ConfigError(
-            "nothing to score on", why="neither --data nor --examples was given",
+            "nothing to score on",
+            why="neither --data nor --examples was given",
             fix="give --data DIR (made by `jaxgpt prepare`, or a run directory), --examples FILE.jsonl, or both",
-        )  # fmt: skip
+        )
     examples = read_examples(args.examples) if args.examples else []
     lm = load(args.model)
     figures = text_figures(lm, data_folder(args.data), int8=args.int8) if args.data else []
@@ -94,9 +95,9 @@ def text_figures(lm: "LanguageModel", folder: Path, *, int8: bool) -> list[Figur
 
     Raises ConfigError where the folder's tokens are another tokenizer's than the model's.
     """
+    from jaxgpt.display import waiting
     from jaxgpt.text.shards import open_split
     from jaxgpt.text.tokenizer import TOKENIZER_FILE, load_tokenizer
-    from jaxgpt.verbs.display import waiting
 
     tokens = open_split(folder, "val")
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
@@ -104,9 +105,10 @@ def text_figures(lm: "LanguageModel", folder: Path, *, int8: bool) -> list[Figur
     if tokenizer.vocab != lm.config.vocab or (mine is not None and mine.sha256 != tokenizer.sha256):
         has = f"{mine.name} of {lm.config.vocab}" if mine else f"one of {lm.config.vocab}"
         raise ConfigError(
-            f"--data {folder}", fix="prepare the text with the model's tokenizer",
+            f"--data {folder}",
+            fix="prepare the text with the model's tokenizer",
             why=f"its tokens are {tokenizer.name}'s, of {tokenizer.vocab} ids; the model's tokenizer is {has}",
-        )  # fmt: skip
+        )
     predictions = max(len(tokens) - 1, 0)
     protocol = f"validation split, {predictions:,} predictions in windows of {lm.config.context} side by side"
     with waiting(f"scoring {predictions:,} tokens"):
@@ -124,7 +126,9 @@ def text_figures(lm: "LanguageModel", folder: Path, *, int8: bool) -> list[Figur
         figures += [
             Figure("int8_val_loss", rounded, "nats a token, int8 weights, a scale for each output", protocol),
             Figure("int8_perplexity", math.exp(rounded), "exp of int8_val_loss", protocol),
-            Figure("int8_perplexity_ratio", math.exp(rounded - loss), "int8_perplexity / perplexity", protocol),
+            Figure(
+                "int8_perplexity_ratio", math.exp(rounded - loss), "int8_perplexity / perplexity", protocol
+            ),
         ]
     return figures
 
@@ -132,7 +136,7 @@ def text_figures(lm: "LanguageModel", folder: Path, *, int8: bool) -> list[Figur
 def mean_loss(lm: "LanguageModel", tokens: "TokenStream", *, int8: bool = False) -> float:
     """Mean cross-entropy in nats of all tokens but the first, with the parameters laid out as the engine has them."""
     from jaxgpt.evaluation.validation import validation_loss
-    from jaxgpt.inference.layout import kernels_for, served
+    from jaxgpt.inference.served import kernels_for, served
     from jaxgpt.model.gpt import define
     from jaxgpt.text.batches import ValidationBatches
     from jaxgpt.training.loss import next_token_loss
@@ -158,12 +162,18 @@ def bytes_of(tokens: "TokenStream", tokenizer: "Tokenizer") -> int:
 
 
 def task_figures(
-    lm: "LanguageModel", examples: list[tuple[str, str]], *, shots: int, instruction: str, seed: int, int8: bool
+    lm: "LanguageModel",
+    examples: list[tuple[str, str]],
+    *,
+    shots: int,
+    instruction: str,
+    seed: int,
+    int8: bool,
 ) -> list[Figure]:
     """The few-shot scores of a task's examples."""
+    from jaxgpt.display import waiting
     from jaxgpt.evaluation.fewshot import score_examples
     from jaxgpt.inference.engine import Engine
-    from jaxgpt.verbs.display import waiting
 
     tokenizer = lm.tokenizer
     engine = Engine(lm.text_config, lm.params, slots=SLOTS, end=tokenizer.end_of_text, int8=int8)
@@ -173,7 +183,9 @@ def task_figures(
     protocol = f"{drawn}, {len(examples)} examples" + (", int8 weights" if int8 else "")
     figures = [
         Figure("few_shot_exact_match", scores.exact_match, "greedy answer, up to a stop string", protocol),
-        Figure("few_shot_output_logprob", scores.output_logprob, "nats a token of the true outputs", protocol),
+        Figure(
+            "few_shot_output_logprob", scores.output_logprob, "nats a token of the true outputs", protocol
+        ),
     ]
     if scores.label_accuracy is not None:
         measure = f"most probable of {len(scores.labels)} labels"

@@ -48,9 +48,13 @@ class SamplingFlags:
         from jaxgpt.inference.sampling import Sampling
 
         if self.max_new_tokens < 0:
-            raise ConfigError(f"max_new_tokens = {self.max_new_tokens}", why="it must be 0 or more", fix="change it")
+            raise ConfigError(
+                f"max_new_tokens = {self.max_new_tokens}", why="it must be 0 or more", fix="change it"
+            )
         if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed = {self.seed}", why="it must be a 32-bit unsigned integer", fix="change it")
+            raise ConfigError(
+                f"seed = {self.seed}", why="it must be a 32-bit unsigned integer", fix="change it"
+            )
         return Sampling(**{name: getattr(self, name) for name in Sampling.__dataclass_fields__})
 
 
@@ -66,7 +70,9 @@ class GenerateArgs(SamplingFlags, DecoderFlags):
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT...")] = field(default=("",))
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT...")] = field(
+        default=("",)
+    )
     """Texts to continue; an empty one starts a new text."""
     instruction: str = ""
     """What to do with the query, said before it."""
@@ -82,15 +88,17 @@ class GenerateArgs(SamplingFlags, DecoderFlags):
 
 def run(args: GenerateArgs) -> None:
     """Write the texts. What cannot be run is refused before anything is written."""
+    from jaxgpt.display import note, write_text
     from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt, read_examples
     from jaxgpt.language_model import MOST_SLOTS
-    from jaxgpt.verbs.display import note, write_text
 
     sampling, prompts, stop = args.sampling(), list(args.prompts), args.stop
     asks = bool(args.instruction) or args.examples is not None
     if asks:
         examples = read_examples(args.examples) if args.examples else []
-        prompts = [few_shot_prompt(query, instruction=args.instruction, examples=examples) for query in prompts]
+        prompts = [
+            few_shot_prompt(query, instruction=args.instruction, examples=examples) for query in prompts
+        ]
         stop += FEW_SHOT_STOP
     lm = args.load(args.model)
     tokenizer, requests = lm.tokenizer, []
@@ -98,10 +106,14 @@ def run(args: GenerateArgs) -> None:
         request = lm.request(prompt, max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)
         requests.append(dataclasses.replace(request, logprobs=args.logprobs))
         if len(request.prompt) > lm.config.context:
-            note(f"a prompt of {len(request.prompt)} tokens: only the last {lm.config.context}, the context, are read")
+            note(
+                f"a prompt of {len(request.prompt)} tokens: only the last {lm.config.context}, the context, are read"
+            )
     slots = 1 if args.stream else min(MOST_SLOTS, 1 << (len(prompts) - 1).bit_length())
     written: list[_Output] = [
-        _Output(tokenizer, stop, prompt=None if asks else prompt, lines=None if args.logprobs is None else number)
+        _Output(
+            tokenizer, stop, prompt=None if asks else prompt, lines=None if args.logprobs is None else number
+        )
         for number, prompt in enumerate(prompts)
     ]
     with args.decoder(lm, requests, slots=slots) as decoder:
@@ -116,7 +128,9 @@ def run(args: GenerateArgs) -> None:
             write_text("".join(wholes))
 
 
-def _pieces(decoder: Decoder, requests: "Sequence[Request]", outputs: "Sequence[_Output]") -> Iterator[tuple[int, str]]:
+def _pieces(
+    decoder: Decoder, requests: "Sequence[Request]", outputs: "Sequence[_Output]"
+) -> Iterator[tuple[int, str]]:
     """What is to be written for these requests, as it comes, with each one's place in the list."""
     for place, new in decoder.run(requests):
         yield place, outputs[place].take(new)
@@ -129,11 +143,16 @@ def _pieces(decoder: Decoder, requests: "Sequence[Request]", outputs: "Sequence[
 class _Output:
     """What is written for one prompt: its text and the continuation (None: an answer alone), or lines of its number."""
 
-    def __init__(self, tokenizer: "Tokenizer", stop: "Sequence[str]", *, prompt: str | None, lines: int | None) -> None:
+    def __init__(
+        self, tokenizer: "Tokenizer", stop: "Sequence[str]", *, prompt: str | None, lines: int | None
+    ) -> None:
         from jaxgpt.inference.text_stream import TextStream
 
         self._tokenizer, self._stream, self._lines = tokenizer, TextStream(tokenizer, stop), lines
-        self._before, self._space = prompt or "", prompt is None  # an answer's first space belongs to the layout
+        self._before, self._space = (
+            prompt or "",
+            prompt is None,
+        )  # an answer's first space belongs to the layout
 
     @property
     def stopped(self) -> bool:

@@ -32,7 +32,9 @@ def run(args: InfoArgs) -> None:
         flops = f"{peak / 1e12:.0f} TFLOP/s in bfloat16" if peak else "peak unknown"
         table.add_row(f"device {device.id}", f"{device.device_kind}, {flops}, {_memory(device)}")
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    table.add_row("compute dtype", f"float32 unless set; {dtype} is the usual choice here (--model.compute-dtype)")
+    table.add_row(
+        "compute dtype", f"float32 unless set; {dtype} is the usual choice here (--model.compute-dtype)"
+    )
     Console().print(table)
     for warning in silent_fallback(jax.default_backend()):
         Console(stderr=True).print(f"warning: {warning}", style="yellow", soft_wrap=True)
@@ -58,5 +60,7 @@ def silent_fallback(backend: str) -> list[str]:
     if any(Path("/dev").glob("nvidia[0-9]*")):
         warnings.append("an NVIDIA GPU is here, but JAX runs on CPU: pip install 'jaxgpt[cuda]'")
     if any(Path("/dev").glob("accel[0-9]*")) or importlib.util.find_spec("libtpu"):
-        warnings.append("a TPU or libtpu is here, but JAX runs on CPU: pip install 'jaxgpt[tpu]' and see JAX_PLATFORMS")
+        warnings.append(
+            "a TPU or libtpu is here, but JAX runs on CPU: pip install 'jaxgpt[tpu]' and see JAX_PLATFORMS"
+        )
     return warnings

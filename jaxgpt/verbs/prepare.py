@@ -27,9 +27,9 @@ class PrepareArgs:
 
 def run(args: PrepareArgs) -> None:
     """Prepare the folder and say on stderr what is in it and what to type next."""
+    from jaxgpt.display import note, progress_bar
     from jaxgpt.text.manifest import MANIFEST_FILE
     from jaxgpt.text.prepare import prepare
-    from jaxgpt.verbs.display import note, progress_bar
 
     existed = (args.out / MANIFEST_FILE).exists()
     with progress_bar() as progress:

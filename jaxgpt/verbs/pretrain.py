@@ -11,6 +11,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
 
 from jaxgpt.config import TrainConfig, save_config
+from jaxgpt.display import TrainingDisplay, duration, note, progress_bar, waiting
 from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.ngram import ngram_losses
 from jaxgpt.evaluation.report import write_report
@@ -36,13 +37,21 @@ from jaxgpt.training.run_directory import (
     restore_state,
     resumable_step,
     save_state,
-)  # fmt: skip
-from jaxgpt.training.state import TrainState, abstract_state, compile_step, create_state, runs_unrolled, train_step
+)
+from jaxgpt.training.state import (
+    TrainState,
+    abstract_state,
+    compile_step,
+    create_state,
+    runs_unrolled,
+    train_step,
+)
 from jaxgpt.training.stop import Stop, stop_on_signal
-from jaxgpt.verbs.display import TrainingDisplay, duration, note, progress_bar, waiting
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
 
-BASELINE_TOKENS = 20_000_000  # n-gram baselines are computed up to this much training text: seconds, not minutes
+BASELINE_TOKENS = (
+    20_000_000  # n-gram baselines are computed up to this much training text: seconds, not minutes
+)
 SAMPLE = Sampling(temperature=0.8, top_k=50)
 EXPECTED_UTILISATION = 0.4  # of the device's peak, for the time in the plan
 
@@ -107,9 +116,12 @@ def _prepared(config: TrainConfig, folder: Path) -> Path:
     if jax.process_index() == 0:
         with waiting(f"tokenizing {given}"), progress_bar() as progress:
             prepare(
-                [config.data.path], own, tokenizer=config.data.tokenizer, val_fraction=config.data.val_fraction,
+                [config.data.path],
+                own,
+                tokenizer=config.data.tokenizer,
+                val_fraction=config.data.val_fraction,
                 progress=progress,
-            )  # fmt: skip
+            )
     sync_global_devices("prepared")
     return own
 
@@ -139,7 +151,9 @@ def _train(
     optimizer = adamw(config.optim, schedule)
     loss = next_token_loss(model, chunk=config.loss_chunk)
     sequences = dict(context=config.model.context, sequences=config.sequences, vocab=config.model.vocab)
-    batches = TrainingBatches(open_split(data, "train"), stride=position.stride, seed=config.seed, **sequences)
+    batches = TrainingBatches(
+        open_split(data, "train"), stride=position.stride, seed=config.seed, **sequences
+    )
 
     def batch_at(step: int) -> Any:
         return place_rows(functools.partial(batches.rows, step), config.sequences, mesh)
@@ -154,9 +168,13 @@ def _train(
         else:
             state = _initial(config, create_state(model, optimizer, config.seed, mesh), mesh)
         step = functools.partial(
-            train_step, loss=loss, optimizer=optimizer, schedule=schedule, accumulate=config.accumulate,
+            train_step,
+            loss=loss,
+            optimizer=optimizer,
+            schedule=schedule,
+            accumulate=config.accumulate,
             unrolled=runs_unrolled(config.blocks),
-        )  # fmt: skip
+        )
         with waiting("compiling the training step"):
             compiled = compile_step(step, state, mesh).lower(state, batch_at(start)).compile()
         val = open_split(data, "val") if config.eval_every else None
@@ -170,11 +188,17 @@ def _train(
         for sink in sinks:
             stack.callback(sink.close)
         loop = Loop(
-            step=compiled, batch_at=batch_at, steps=config.steps, tokens_per_step=config.tokens_per_step,
-            log_every=config.log_every, sinks=sinks, stop=stop, save_every=config.checkpoint_every,
+            step=compiled,
+            batch_at=batch_at,
+            steps=config.steps,
+            tokens_per_step=config.tokens_per_step,
+            log_every=config.log_every,
+            sinks=sinks,
+            stop=stop,
+            save_every=config.checkpoint_every,
             events=_events(config, loss, val, tokenizer, mesh, stop),
             save=functools.partial(save_state, checkpoints, position),
-        )  # fmt: skip
+        )
         train(state, loop, start=start, measured=log.has)
         with waiting("saving"):
             checkpoints.wait()
@@ -189,8 +213,12 @@ def _initial(config: TrainConfig, state: TrainState, mesh: Mesh) -> TrainState:
     if given.config.padded_vocab != model.padded_vocab:
         different |= {"vocab_multiple": (given.config.vocab_multiple, model.vocab_multiple)}
     if different:
-        told = ", ".join(f"{name} is {there!r} there, {here!r} here" for name, (there, here) in different.items())
-        raise ConfigError(f"--from {config.init_from}", why=told, fix="give the run that model, as --model.NAME VALUE")
+        told = ", ".join(
+            f"{name} is {there!r} there, {here!r} here" for name, (there, here) in different.items()
+        )
+        raise ConfigError(
+            f"--from {config.init_from}", why=told, fix="give the run that model, as --model.NAME VALUE"
+        )
     if narrow := {str(leaf.dtype) for leaf in jax.tree.leaves(given.params)} - {"float32"}:
         note(f"{config.init_from}: widened from {', '.join(sorted(narrow))} to float32")
     params = jax.tree.map(
@@ -199,15 +227,21 @@ def _initial(config: TrainConfig, state: TrainState, mesh: Mesh) -> TrainState:
     return dataclasses.replace(state, params=params)
 
 
-def _log_facts(log: MetricsLog, mesh: Mesh, train_tokens: TokenStream, val: TokenStream, config: TrainConfig) -> None:
+def _log_facts(
+    log: MetricsLog, mesh: Mesh, train_tokens: TokenStream, val: TokenStream, config: TrainConfig
+) -> None:
     """What the report compares with: the devices, and what counting words alone would reach."""
     device = mesh.devices.flat[0]
     facts: dict[str, Any] = {"devices": mesh.size, "device_kind": device.device_kind}
     if peak_flops(device.device_kind, config.model.compute_dtype) is None:
         facts["matmul_flops"] = measured_matmul_flops(config.model.compute_dtype, seconds=0.2)
     if 1 < len(train_tokens) <= BASELINE_TOKENS:
-        losses = ngram_losses(train_tokens.read(0, len(train_tokens)), val.read(0, len(val)), config.model.vocab)
-        note(f"to beat on the validation split: unigram {losses.unigram:.3f}, bigram {losses.bigram:.3f} nats a token")
+        losses = ngram_losses(
+            train_tokens.read(0, len(train_tokens)), val.read(0, len(val)), config.model.vocab
+        )
+        note(
+            f"to beat on the validation split: unigram {losses.unigram:.3f}, bigram {losses.bigram:.3f} nats a token"
+        )
         facts |= {"unigram_loss": losses.unigram, "bigram_loss": losses.bigram}
     if jax.process_index() == 0:
         log.write(0, facts)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxgpt.verbs.engine_flags import EngineFlags
+from jaxgpt.verbs.flags import EngineFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class ServeArgs(EngineFlags):
 
 def run(args: ServeArgs) -> None:
     """Serve until a signal; the address goes to stderr."""
+    from jaxgpt.display import note, waiting
     from jaxgpt.errors import ConfigError, JaxgptError
-    from jaxgpt.verbs.display import note, waiting
 
     key = _key(args)
     _check(args, key)
@@ -76,15 +76,19 @@ def run(args: ServeArgs) -> None:
             tokenizer = lm.tokenizer
             engine = Engine(
                 lm.text_config, lm.params, slots=args.slots, steps=args.steps, int8=args.int8, consume=True
-            )  # fmt: skip
+            )
         if args.warm_up:
             with waiting("compiling"):
                 engine.warm_up()
         name, context = args.name or Path(args.model).resolve().name, lm.config.context
         del lm
         limits = Limits(body=args.max_body, choices=args.max_choices, tokens=args.max_tokens)
-        scheduler = Scheduler(engine, end=tokenizer.end_of_text, waiting=args.queue, on_failure=lambda: stop())
-        app = create_app(scheduler, Reader(name, tokenizer, context, limits), key=key, local=_is_loopback(args.host))
+        scheduler = Scheduler(
+            engine, end=tokenizer.end_of_text, waiting=args.queue, on_failure=lambda: stop()
+        )
+        app = create_app(
+            scheduler, Reader(name, tokenizer, context, limits), key=key, local=_is_loopback(args.host)
+        )
         server = uvicorn_server(app, drain=args.drain)
 
         def stop() -> None:
@@ -119,14 +123,16 @@ def _check(args: ServeArgs, key: str | None) -> None:
         raise ConfigError("the key", why="it must be printable ASCII without spaces", fix="choose another")
     if key is None and not args.without_key and not _is_loopback(args.host):
         raise ConfigError(
-            f"--host {args.host} without a key", why="whoever reaches the port could use the model",
+            f"--host {args.host} without a key",
+            why="whoever reaches the port could use the model",
             fix="give --api-key-file, or --without-key if that is meant",
-        )  # fmt: skip
+        )
     if 2 * args.max_choices > args.slots + args.queue:  # with echo, each prompt is scored too
         raise ConfigError(
-            f"--max-choices {args.max_choices}", fix="lower it or raise --queue",
+            f"--max-choices {args.max_choices}",
+            fix="lower it or raise --queue",
             why=f"it may be half of {args.slots} slots and a queue of {args.queue} at most",
-        )  # fmt: skip
+        )
     if not 0 <= args.port < 65536:
         raise ConfigError(f"--port {args.port}", why="it must be 0 to 65535", fix="change it")
     for name in ("max_tokens", "max_choices", "max_body", "drain"):
@@ -155,4 +161,6 @@ def _bound(host: str, port: int) -> socket.socket:
             listener.bind(address)
             return listener.dup()
     except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}", why=str(error.strerror), fix="give another") from error
+        raise ConfigError(
+            f"--host {host} --port {port}", why=str(error.strerror), fix="give another"
+        ) from error

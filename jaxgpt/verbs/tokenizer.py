@@ -26,13 +26,15 @@ def run(args: TokenizerArgs) -> None:
     """Train the vocabulary, write it, and say on stderr what was made and what to type next."""
     import tempfile
 
+    from jaxgpt.display import progress_bar
     from jaxgpt.text.bpe import train
     from jaxgpt.text.corpus import open_texts
     from jaxgpt.text.documents import Meter, cut_blocks
-    from jaxgpt.verbs.display import progress_bar
 
     if not args.texts or args.out.suffix not in (".tiktoken", ".json") or args.out.exists():
-        why = f"{len(args.texts)} texts; a file ending in .tiktoken or .json that does not exist yet is wanted"
+        why = (
+            f"{len(args.texts)} texts; a file ending in .tiktoken or .json that does not exist yet is wanted"
+        )
         raise ConfigError("cannot train a vocabulary", path=args.out, why=why, fix="correct the arguments")
     with tempfile.TemporaryDirectory() as spool, progress_bar() as progress:
         texts = open_texts(args.texts, spool=Path(spool) / "stdin.txt", progress=progress)

@@ -53,9 +53,13 @@ class Checkpoints:
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start saving; the arrays may be donated right after. Raises StorageError, also for the save before."""
         meta = meta | {"digests": {name: digests(tree) for name, tree in items.items()}}
-        arguments: dict[str, Any] = {name: ocp.args.PyTreeSave(_storable(tree)) for name, tree in items.items()}
+        arguments: dict[str, Any] = {
+            name: ocp.args.PyTreeSave(_storable(tree)) for name, tree in items.items()
+        }
         try:
-            self._manager.save(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)), force=True)
+            self._manager.save(
+                step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)), force=True
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
 
@@ -69,7 +73,10 @@ class Checkpoints:
     def _failed(self, error: Exception) -> StorageError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return StorageError(
-            "checkpoint not saved", path=self.folder, why=reason, fix="make room and run again: older ones are intact"
+            "checkpoint not saved",
+            path=self.folder,
+            why=reason,
+            fix="make room and run again: older ones are intact",
         )
 
 
@@ -117,7 +124,9 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
     path, expected = _saved(folder, step, name, target)
     tree = _read(path, _storable_target(target))
     _check_digests(path, expected, digests(tree))
-    return jax.tree.map(lambda want, have: jax.random.wrap_key_data(have) if _is_key(want) else have, target, tree)
+    return jax.tree.map(
+        lambda want, have: jax.random.wrap_key_data(have) if _is_key(want) else have, target, tree
+    )
 
 
 def restore_leaf(folder: Path, step: int, name: str, target: Any, leaf: str) -> Array:
@@ -138,7 +147,9 @@ def _saved(folder: Path, step: int, name: str, target: Any) -> tuple[Path, dict[
     """Where an item of this kind lies, and the digests it was saved with."""
     path = folder.absolute() / str(step) / name
     if not path.is_dir():
-        raise MissingError("no checkpoint", path=path, why="there is no such directory", fix="name a trained run")
+        raise MissingError(
+            "no checkpoint", path=path, why="there is no such directory", fix="name a trained run"
+        )
     expected = read_meta(folder, step)["digests"].get(name)
     if expected is None:
         raise _damaged(path, f"meta: it holds no digests of {name}")
@@ -162,7 +173,9 @@ def _read(path: Path, target: Any) -> Any:
         with ocp.Checkpointer(handler) as reader:
             return reader.restore(path, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
     except Exception as error:  # Orbax raises a dozen kinds for a damaged or other checkpoint
-        raise _damaged(path, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
+        raise _damaged(
+            path, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        ) from error
 
 
 def _check_digests(path: Path, expected: dict[str, str], found: dict[str, str]) -> None:
@@ -183,7 +196,8 @@ def _refuse_other(path: Path, expected: dict[str, Any], target: Any) -> None:
     (Orbax would cast a leaf of another dtype without a word.)
     """
     wanted = {
-        path_of(place): _kind(leaf) for place, leaf in jax.tree_util.tree_leaves_with_path(_storable_target(target))
+        path_of(place): _kind(leaf)
+        for place, leaf in jax.tree_util.tree_leaves_with_path(_storable_target(target))
     }
     saved = {leaf: str(digest).partition(":")[0] for leaf, digest in expected.items()}
     problems = [
@@ -241,7 +255,9 @@ def _sum(leaf: Array, salt: int) -> Array:
 def _part_sum(part: Array, place: Array) -> Array:
     """The sum over a leaf, or over a part of it whose index in the leaf is mixed into `place` already."""
     size = part.dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(part, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size]).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(part, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size]).astype(
+        jnp.uint32
+    )
     places = jnp.full(part.shape, place, jnp.uint32)
     for axis in range(part.ndim):
         places = _mix(places ^ jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis))
@@ -275,4 +291,6 @@ def _storable_target(target: Any) -> Any:
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    return DataError("checkpoint is damaged", path=path, why=why, fix="remove it to go back to the one before")
+    return DataError(
+        "checkpoint is damaged", path=path, why=why, fix="remove it to go back to the one before"
+    )

@@ -15,12 +15,12 @@ import numpy as np
 from jaxgpt.config import CONFIG_FILE, GPTConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError, StorageError
 from jaxgpt.text.tokenizer import JSON_FILE, TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.weights.formats.huggingface import HEAD, open_huggingface, write_huggingface
+from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc, write_llmc
+from jaxgpt.weights.formats.nanogpt import ACTIVATION, CHECKPOINT, open_nanogpt, write_nanogpt
+from jaxgpt.weights.formats.openai import HPARAMS, open_openai
 from jaxgpt.weights.hub import PUBLIC, fetch
-from jaxgpt.weights.huggingface import HEAD, open_huggingface, write_huggingface
-from jaxgpt.weights.llmc_bin import MODEL, is_llmc, open_llmc, write_llmc
 from jaxgpt.weights.names import places
-from jaxgpt.weights.nanogpt import ACTIVATION, CHECKPOINT, open_nanogpt, write_nanogpt
-from jaxgpt.weights.openai import HPARAMS, open_openai
 from jaxgpt.weights.run import is_run, open_run, write_run
 from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor
 
@@ -39,9 +39,17 @@ class Format(NamedTuple):
 
 # Beside its sizes, what decides what a model computes.
 TRAITS = frozenset(
-    {"mlp_size", "bias", "layer_norm_epsilon", "activation", "tied_head", "scale_attention", "scale_by_inverse_layer",
-     "position"}
-)  # fmt: skip
+    {
+        "mlp_size",
+        "bias",
+        "layer_norm_epsilon",
+        "activation",
+        "tied_head",
+        "scale_attention",
+        "scale_by_inverse_layer",
+        "position",
+    }
+)
 FORMATS = {
     "huggingface": Format(write_huggingface, None, TRAITS - {"bias", "position"}),
     "jaxgpt": Format(write_run, None, TRAITS),
@@ -67,9 +75,10 @@ def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -
         )
     if layer_norm_epsilon is not None and not (path / HPARAMS).is_file():
         raise ConfigError(
-            f"layer_norm_epsilon = {layer_norm_epsilon:g}", why="the model's own files state it",
+            f"layer_norm_epsilon = {layer_norm_epsilon:g}",
+            why="the model's own files state it",
             fix=f"give it only with OpenAI's {HPARAMS}",
-        )  # fmt: skip
+        )
     try:
         model = _open(path, layer_norm_epsilon)
     except OSError as error:
@@ -91,9 +100,11 @@ def _open(path: Path, layer_norm_epsilon: float | None) -> StoredModel:
         if (path / name).is_file():
             return _open_file(path / name)
     raise MissingError(
-        "no model", path=path, fix="name the folder or file the weights are in",
+        "no model",
+        path=path,
+        fix="name the folder or file the weights are in",
         why=f"it is no run directory and has neither {CONFIG_FILE} nor {HPARAMS} nor {CHECKPOINT} nor {MODEL}",
-    )  # fmt: skip
+    )
 
 
 def _open_file(path: Path) -> StoredModel:
@@ -115,9 +126,11 @@ def tokenizer_of(folder: Path, vocab: int) -> Tokenizer | None:
     tokenizer = load_tokenizer(folder if own else "gpt2")
     if tokenizer.vocab > vocab:
         raise DataError(
-            "another model's tokenizer", path=folder, fix="put the model's own tokenizer.json there",
+            "another model's tokenizer",
+            path=folder,
+            fix="put the model's own tokenizer.json there",
             why=f"the tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}",
-        )  # fmt: skip
+        )
     return tokenizer
 
 
@@ -135,7 +148,9 @@ def _cast(name: str, tensor: Tensor, dtype: np.dtype) -> Tensor:
         with np.errstate(over="ignore"):
             array = given.astype(dtype)
         if np.isinf(array).any() and not np.isinf(given).any():
-            raise DataError(f"{name} as {dtype}", why="a number is too large for that", fix="choose a wider dtype")
+            raise DataError(
+                f"{name} as {dtype}", why="a number is too large for that", fix="choose a wider dtype"
+            )
         return array
 
     return tensor if tensor.dtype == dtype else Tensor(tensor.shape, dtype, read)
@@ -149,7 +164,9 @@ def with_vocab(model: StoredModel, vocab: int) -> StoredModel:
     before = model.config.vocab
     if model.tokenizer and vocab < model.tokenizer.vocab:
         raise ConfigError(
-            f"vocab = {vocab}", why=f"the tokenizer has {model.tokenizer.vocab} ids", fix="keep at least these"
+            f"vocab = {vocab}",
+            why=f"the tokenizer has {model.tokenizer.vocab} ids",
+            fix="keep at least these",
         )
     if vocab == before:
         return model
@@ -157,9 +174,15 @@ def with_vocab(model: StoredModel, vocab: int) -> StoredModel:
     for name in ("wte.weight", HEAD):
         if name in tensors:
             tensors[name] = _with_rows(tensors[name], vocab)
-    change = f"{vocab - before} rows of zeros added" if vocab > before else f"the last {before - vocab} rows left out"
+    change = (
+        f"{vocab - before} rows of zeros added"
+        if vocab > before
+        else f"the last {before - vocab} rows left out"
+    )
     config = dataclasses.replace(model.config, vocab=vocab)
-    return dataclasses.replace(model, config=config, tensors=tensors, notes=(*model.notes, f"vocabulary: {change}"))
+    return dataclasses.replace(
+        model, config=config, tensors=tensors, notes=(*model.notes, f"vocabulary: {change}")
+    )
 
 
 def _with_rows(tensor: Tensor, rows: int) -> Tensor:
@@ -177,7 +200,9 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
     there already or the format cannot say what the model is, StorageError when writing fails.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ConfigError("something is there already", path=path, why="it would be lost", fix="name another place")
+        raise ConfigError(
+            "something is there already", path=path, why="it would be lost", fix="name another place"
+        )
     model = sayable(model, to)
     fmt = FORMATS[to]
     if fmt.file and path.suffix == Path(fmt.file).suffix:
@@ -195,7 +220,9 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
             path.rmdir()  # empty, as was seen above
         part.rename(path)
     except OSError as error:
-        raise StorageError("cannot write", path=path, why=str(error), fix="check space and permission") from error
+        raise StorageError(
+            "cannot write", path=path, why=str(error), fix="check space and permission"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return model
@@ -211,12 +238,18 @@ def sayable(model: StoredModel, to: str) -> StoredModel:
         tensors |= {name: Tensor.of(np.zeros(shape, model.dtype)) for name, shape in missing.items()}
         notes.append(f"{len(missing)} biases of zeros added: {to} has no model without")
     if to == "nanogpt" and config.activation != ACTIVATION:
-        notes.append(f"nanoGPT computes {ACTIVATION}, this model {config.activation}: only jaxgpt will see that")
+        notes.append(
+            f"nanoGPT computes {ACTIVATION}, this model {config.activation}: only jaxgpt will see that"
+        )
     if to == "llmc" and config.activation == "gelu":
         says = says | {"activation"}
         notes.append("llm.c computes gelu_tanh, this model gelu: its logits will differ a little")
     plain = GPTConfig(
-        vocab=config.vocab, context=config.context, layers=config.layers, heads=config.heads, width=config.width
+        vocab=config.vocab,
+        context=config.context,
+        layers=config.layers,
+        heads=config.heads,
+        width=config.width,
     )
     wrong = [
         f"{trait} = {getattr(config, trait)!r}, not {getattr(plain, trait)!r}"
@@ -226,5 +259,7 @@ def sayable(model: StoredModel, to: str) -> StoredModel:
     if to == "llmc" and str(model.dtype) not in ("float32", "bfloat16"):
         wrong.append(f"dtype = {model.dtype}, not float32 or bfloat16 (--dtype casts)")
     if wrong:
-        raise ConfigError(f"{to} cannot say what this model is", why=", ".join(wrong), fix="write another format")
+        raise ConfigError(
+            f"{to} cannot say what this model is", why=", ".join(wrong), fix="write another format"
+        )
     return dataclasses.replace(model, config=config, tensors=tensors, notes=tuple(notes))

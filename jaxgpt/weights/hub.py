@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError, MissingError, StorageError
-from jaxgpt.text.files import file_sha256
+from jaxgpt.files import file_sha256
 from jaxgpt.text.tokenizer import JSON_FILE
-from jaxgpt.weights.huggingface import SAFETENSORS
+from jaxgpt.weights.formats.huggingface import SAFETENSORS
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,13 @@ def fetch(name: str, *, endpoint: str | None = None, cache: Path | None = None) 
 
     if name not in PUBLIC:
         raise MissingError(
-            f"no public model {name!r}", why="it is none of those known here", fix=f"name one of {', '.join(PUBLIC)}"
+            f"no public model {name!r}",
+            why="it is none of those known here",
+            fix=f"name one of {', '.join(PUBLIC)}",
         )
-    repository = _Repository(PUBLIC[name], endpoint or constants.ENDPOINT, cache or Path(constants.HF_HUB_CACHE))
+    repository = _Repository(
+        PUBLIC[name], endpoint or constants.ENDPOINT, cache or Path(constants.HF_HUB_CACHE)
+    )
     try:
         try:
             return repository.download()
@@ -58,17 +62,21 @@ def fetch(name: str, *, endpoint: str | None = None, cache: Path | None = None) 
             folder = repository.cached()
             if folder is None:
                 raise MissingError(
-                    f"cannot fetch {name}", path=f"{repository.endpoint}/{repository.name}", why=str(error),
+                    f"cannot fetch {name}",
+                    path=f"{repository.endpoint}/{repository.name}",
+                    why=str(error),
                     fix=f"check the connection, or on another machine download {CONFIG_FILE}, {SAFETENSORS} and "
                     f"{JSON_FILE} from there and give the folder they are in as MODEL",
-                ) from error  # fmt: skip
+                ) from error
             logger.info("%s: %s; taken from %s", name, error, folder)
             return folder
     except OSError as error:
         raise StorageError(
-            f"cannot store {name}", path=repository.cache, why=str(error), fix="check space and permission there, or "
-            "set HF_HOME to another folder",
-        ) from error  # fmt: skip
+            f"cannot store {name}",
+            path=repository.cache,
+            why=str(error),
+            fix="check space and permission there, or set HF_HOME to another folder",
+        ) from error
 
 
 class _Repository(NamedTuple):
@@ -97,11 +105,17 @@ class _Repository(NamedTuple):
             info = HfApi(endpoint=self.endpoint, token=False).model_info(
                 self.name, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
-            hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
+            hashes = {
+                file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()
+            }
             files = _wanted(hashes)
             if files is None:
-                raise _Unfetched(f"the repository has no {CONFIG_FILE} with {SAFETENSORS} or all shards of it")
-            if not COMMIT.fullmatch(str(info.sha)) or not all(HASH.fullmatch(str(hashes[file])) for file in files):
+                raise _Unfetched(
+                    f"the repository has no {CONFIG_FILE} with {SAFETENSORS} or all shards of it"
+                )
+            if not COMMIT.fullmatch(str(info.sha)) or not all(
+                HASH.fullmatch(str(hashes[file])) for file in files
+            ):
                 raise _Unfetched("the server names no commit, or no hashes of its files")
             return str(info.sha), {file: str(hashes[file]) for file in files}
 
@@ -129,10 +143,11 @@ class _Repository(NamedTuple):
                 return path
             _remove(path)
         raise DataError(
-            f"{file} of {self.name} is not the hub's", path=f"{self.endpoint}/{self.name}",
+            f"{file} of {self.name} is not the hub's",
+            path=f"{self.endpoint}/{self.name}",
             why=f"its hash is {found}, not {expected}, twice",
             fix="nothing of it was kept: try again later or from another network",
-        )  # fmt: skip
+        )
 
     def main(self) -> Path | None:
         """The cache's folder for the commit that main was when the client last saw it, if config.json is in it."""
@@ -155,9 +170,11 @@ class _Repository(NamedTuple):
             expected = path.readlink().name if path.is_symlink() else ""
             if HASH.fullmatch(expected) and (found := _hash(path, expected)) != expected:
                 raise DataError(
-                    "damaged file in the cache", path=path, why=f"its hash is {found}, not {expected}",
+                    "damaged file in the cache",
+                    path=path,
+                    why=f"its hash is {found}, not {expected}",
                     fix="try again when the hub can be reached, and it is fetched anew",
-                )  # fmt: skip
+                )
         return folder
 
 
@@ -171,7 +188,9 @@ def _wanted(files: Collection[str]) -> list[str] | None:
         weights = [index, *shards]
     else:
         return None
-    return [CONFIG_FILE, *(file for file in BESIDE if file in files), *weights] if CONFIG_FILE in files else None
+    return (
+        [CONFIG_FILE, *(file for file in BESIDE if file in files), *weights] if CONFIG_FILE in files else None
+    )
 
 
 def _hash(path: Path, expected: str) -> str:

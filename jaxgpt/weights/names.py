@@ -66,13 +66,17 @@ LARGEST = 1 << 24  # of any size in a foreign header; the largest of GPT-2 is it
 
 def foreign_config(path: Path, **fields: Any) -> GPTConfig:
     """The architecture a foreign file states. Raises DataError for what is not a model, or absurdly large."""
-    absurd = [f"{name} = {value}" for name, value in fields.items() if isinstance(value, int) and value > LARGEST]
+    absurd = [
+        f"{name} = {value}" for name, value in fields.items() if isinstance(value, int) and value > LARGEST
+    ]
     try:
         if absurd:
             raise ConfigError(", ".join(absurd), why="nothing is that large", fix="check the file")
         return GPTConfig(**fields)
     except (ConfigError, TypeError) as error:
-        raise DataError("not a GPT-2 we compute", path=path, why=str(error), fix="use a GPT-2 model") from error
+        raise DataError(
+            "not a GPT-2 we compute", path=path, why=str(error), fix="use a GPT-2 model"
+        ) from error
 
 
 def leaf_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -113,20 +117,26 @@ def fitted(config: GPTConfig, found: Mapping[str, Tensor], path: Path) -> dict[s
     """
     if config.layers > len(found):  # a damaged header may claim any number: it must not cost memory
         raise DataError(
-            "weights do not fit the model", path=path, why=f"{len(found)} tensors for {config.layers} layers",
+            "weights do not fit the model",
+            path=path,
+            why=f"{len(found)} tensors for {config.layers} layers",
             fix="check that files and settings belong together",
-        )  # fmt: skip
+        )
     wanted = {place.name: place.shape for place in places(config)}
     problems = [f"unknown tensor {name[:80]}" for name in sorted(found.keys() - wanted.keys())]
     problems += [f"no tensor {name}" for name in wanted if name not in found]
     present = {name: found[name] for name in wanted if name in found}
-    problems += [f"{n} is {list(t.shape)}, not {list(wanted[n])}" for n, t in present.items() if t.shape != wanted[n]]
+    problems += [
+        f"{n} is {list(t.shape)}, not {list(wanted[n])}" for n, t in present.items() if t.shape != wanted[n]
+    ]
     problems += [f"{name} is {t.dtype}, no float" for name, t in present.items() if t.dtype not in FLOATS]
     if problems:
         raise DataError(
-            "weights do not fit the model", path=path, why=_listed(problems),
+            "weights do not fit the model",
+            path=path,
+            why=_listed(problems),
             fix="check that files and settings belong together",
-        )  # fmt: skip
+        )
     return present
 
 

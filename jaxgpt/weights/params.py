@@ -41,7 +41,9 @@ def _read_leaf(
         if index is not None
     }
     dtype = tensors[parts[0].name].dtype
-    shards = {spans: _aligned([stop - start for start, stop in spans], dtype) for spans in set(where.values())}
+    shards = {
+        spans: _aligned([stop - start for start, stop in spans], dtype) for spans in set(where.values())
+    }
     for place in parts:
         array = tensors[place.name].read()
         for spans, shard in shards.items():

@@ -65,7 +65,9 @@ def _newest(folder: Path, mesh: Mesh) -> tuple[GPTConfig, int, str, Params]:
     item = "average" if train.optim.ema_decay else "params"
     saved = read_meta(folder / CHECKPOINTS, step)["digests"].get(item, {})
     shapes = leaf_shapes(config)
-    target = tree_of({path: jax.ShapeDtypeStruct(shape, _dtype(saved, path)) for path, shape in shapes.items()})
+    target = tree_of(
+        {path: jax.ShapeDtypeStruct(shape, _dtype(saved, path)) for path, shape in shapes.items()}
+    )
     return config, step, item, abstract(target, mesh)
 
 

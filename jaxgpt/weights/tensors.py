@@ -74,7 +74,8 @@ class StoredModel:
         kinds = {tensor.dtype for tensor in self.tensors.values()}
         if len(kinds) > 1 or not kinds <= set(DTYPES.values()):
             raise DataError(
-                "dtypes of the weights", why=f"they are {', '.join(sorted(map(str, kinds)))}",
+                "dtypes of the weights",
+                why=f"they are {', '.join(sorted(map(str, kinds)))}",
                 fix=f"cast them to one of {', '.join(DTYPES)}: jaxgpt convert --dtype",
-            )  # fmt: skip
+            )
         return kinds.pop()

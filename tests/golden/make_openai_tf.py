@@ -19,7 +19,9 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 # OpenAI's name -> Hugging Face's
-HPARAMS = {"n_vocab": "vocab_size", "n_ctx": "n_positions"} | {name: name for name in ("n_embd", "n_head", "n_layer")}
+HPARAMS = {"n_vocab": "vocab_size", "n_ctx": "n_positions"} | {
+    name: name for name in ("n_embd", "n_head", "n_layer")
+}
 LEAVES = {"weight": "w", "bias": "b"}
 LEAVES_OF_NORMS = {"weight": "g", "bias": "b"}
 
@@ -41,7 +43,9 @@ def variables(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def main(source: Path, target: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     target.mkdir(parents=True, exist_ok=True)
-    (target / "hparams.json").write_text(json.dumps({ours: config[theirs] for ours, theirs in HPARAMS.items()}))
+    (target / "hparams.json").write_text(
+        json.dumps({ours: config[theirs] for ours, theirs in HPARAMS.items()})
+    )
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         arrays = variables(load_file(source / "model.safetensors"))
         saved = {name: tf.compat.v1.get_variable(name, initializer=array) for name, array in arrays.items()}

@@ -28,9 +28,16 @@ def tree() -> dict:
     linear.register_buffer("mask", torch.tril(torch.ones(3, 3)).bool())
     numbers = torch.arange(-3, 9)
     dtypes = OrderedDict(
-        float16=base.half(), bfloat16=base.bfloat16(), float64=base.double(), int64=numbers, int32=numbers.int(),
-        int16=numbers.short(), int8=numbers.char(), uint8=numbers.abs().byte(), bool=numbers > 2,
-    )  # fmt: skip
+        float16=base.half(),
+        bfloat16=base.bfloat16(),
+        float64=base.double(),
+        int64=numbers,
+        int32=numbers.int(),
+        int16=numbers.short(),
+        int8=numbers.char(),
+        uint8=numbers.abs().byte(),
+        bool=numbers > 2,
+    )
     views = {
         "whole": base,
         "tied": base,
@@ -48,14 +55,21 @@ def tree() -> dict:
         "others": (None, True, False, (), [], {}, (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
         "state": {0: {"step": torch.tensor(7.0)}, 70000: {"step": torch.tensor(8)}},
     }
-    return {"module": linear.state_dict(), "parameter": linear.weight, "dtypes": dtypes, "views": views} | plain
+    return {
+        "module": linear.state_dict(),
+        "parameter": linear.weight,
+        "dtypes": dtypes,
+        "views": views,
+    } | plain
 
 
 def leaves(node: object, path: str = "") -> dict[str, np.ndarray]:
     if isinstance(node, torch.Tensor):
         node = node.detach()
         return {path[1:]: (node.view(torch.int16) if node.dtype == torch.bfloat16 else node).numpy()}
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    items = (
+        node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    )
     return {place: leaf for key, value in items for place, leaf in leaves(value, f"{path}/{key}").items()}
 
 

@@ -21,9 +21,17 @@ def main() -> None:
     folder = Path(__file__).parent / "training"
     torch.manual_seed(3)
     config = GPT2Config(
-        vocab_size=V, n_positions=T, n_embd=20, n_layer=2, n_head=4, bos_token_id=60, eos_token_id=60,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=V,
+        n_positions=T,
+        n_embd=20,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=60,
+        eos_token_id=60,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     model = GPT2LMHeadModel(config).train()
     model.save_pretrained(folder)
     model = model.double()
@@ -46,7 +54,9 @@ def main() -> None:
             group["lr"] = rate
         optimizer.step()
     np.savez(folder / "expected.npz", tokens=tokens, learning_rate=rates, loss=losses, grad_norm=norms)
-    save_file({name: p.detach().float() for name, p in model.named_parameters()}, folder / "final.safetensors")
+    save_file(
+        {name: p.detach().float() for name, p in model.named_parameters()}, folder / "final.safetensors"
+    )
 
 
 if __name__ == "__main__":

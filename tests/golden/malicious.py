@@ -26,8 +26,14 @@ def storage(kind: str = "FloatStorage", key: str = "0", count: bytes = b"K\x10",
     return b"(" + text("storage") + name("torch", kind) + text(key) + text("cpu") + count + more + b"tQ"
 
 
-def tensor(offset: bytes = b"K\0", shape: bytes = b"K\x10\x85", strides: bytes = b"K\x01\x85", of: bytes | None = None,
-           last: str = "_rebuild_tensor_v2", end: bytes = b"\x89" + HOOKS) -> bytes:  # fmt: skip
+def tensor(
+    offset: bytes = b"K\0",
+    shape: bytes = b"K\x10\x85",
+    strides: bytes = b"K\x01\x85",
+    of: bytes | None = None,
+    last: str = "_rebuild_tensor_v2",
+    end: bytes = b"\x89" + HOOKS,
+) -> bytes:
     of = storage() if of is None else of
     return name("torch._utils", last) + b"(" + of + offset + shape + strides + end + b"tR"
 
@@ -41,7 +47,9 @@ def whole(body: bytes) -> bytes:
 
 
 BIG = b"\x8a\x08" + (2**62).to_bytes(8, "little")
-DOUBLED = b"]q\0" + b"".join(b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(60))
+DOUBLED = b"]q\0" + b"".join(
+    b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(60)
+)
 SYSTEM = b"cos\nsystem\n(X\x06\0\0\0exit 3tR"
 # what it does -> (the pickle, why it is refused)
 PICKLES: dict[str, tuple[bytes, str]] = {
@@ -51,9 +59,18 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "builtins.exec": (whole(call("builtins", "exec", "exit(3)")), r"asks for builtins\.exec"),
     "__builtin__ of Python 2": (whole(call("__builtin__", "eval", "exit(3)")), r"asks for __builtin__\.eval"),
     "subprocess": (whole(call("subprocess", "Popen", "exit 3")), r"asks for subprocess\.Popen"),
-    "getattr chain": (whole(name("builtins", "getattr") + b"(" + name("os", "path") + text("os") + b"tR"), "getattr"),
-    "dotted name": (whole(call("torch", "serialization.os.system", "exit 3")), r"torch\.serialization\.os\.system"),
-    "attribute of a known name": (whole(name("collections", "OrderedDict.__init__")), r"OrderedDict\.__init__"),
+    "getattr chain": (
+        whole(name("builtins", "getattr") + b"(" + name("os", "path") + text("os") + b"tR"),
+        "getattr",
+    ),
+    "dotted name": (
+        whole(call("torch", "serialization.os.system", "exit 3")),
+        r"torch\.serialization\.os\.system",
+    ),
+    "attribute of a known name": (
+        whole(name("collections", "OrderedDict.__init__")),
+        r"OrderedDict\.__init__",
+    ),
     "known name of another module": (whole(name("os", "OrderedDict")), r"asks for os\.OrderedDict"),
     "escapes in a name": (whole(name("o\\x73", "system")), r"asks for o\\x73\.system"),
     "invalid escapes in a name": (whole(name("o\\z", "system")), r"asks for o\\z\.system"),
@@ -62,14 +79,20 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "torch.load": (whole(call("torch", "load", "/etc/passwd")), r"asks for torch\.load"),
     "torch.hub": (whole(call("torch.hub", "load", "a/b", "c")), r"asks for torch\.hub\.load"),
     "jit": (whole(call("torch.jit", "load", "x")), r"asks for torch\.jit\.load"),
-    "old rebuild": (whole(tensor(last="_rebuild_tensor", end=b"")), r"asks for torch\._utils\._rebuild_tensor;"),
+    "old rebuild": (
+        whole(tensor(last="_rebuild_tensor", end=b"")),
+        r"asks for torch\._utils\._rebuild_tensor;",
+    ),
     "storage from bytes": (whole(call("torch.storage", "_load_from_bytes", "x")), "_load_from_bytes"),
     "pickle in a pickle": (whole(call("pickle", "loads", "cos\nsystem\n")), r"asks for pickle\.loads"),
     "numpy's own pickles": (whole(call("numpy", "load", "x")), r"asks for numpy\.load"),
     "numpy scalar": (whole(call("numpy._core.multiarray", "scalar", "x")), r"multiarray\.scalar"),
     "numpy reconstruct": (whole(call("numpy.core.multiarray", "_reconstruct", "x")), "_reconstruct"),
     "encoded bytes": (whole(call("_codecs", "encode", "x", "latin1")), r"asks for _codecs\.encode"),
-    "STACK_GLOBAL": (whole(text("os") + text("system") + b"\x93" + text("exit 3") + b"\x85R"), "STACK_GLOBAL"),
+    "STACK_GLOBAL": (
+        whole(text("os") + text("system") + b"\x93" + text("exit 3") + b"\x85R"),
+        "STACK_GLOBAL",
+    ),
     "protocol 4": (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x06exit 3\x85R.", "protocol 2 or 3"),
     "no protocol": (SYSTEM + b".", "protocol 2 or 3"),
     "protocol twice": (whole(b"\x80\x02}"), "PROTO"),
@@ -99,12 +122,21 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "text called": (whole(text("x") + b")R"), "calls an object of type str"),
     "dict called": (whole(b"})R"), "calls an object of type dict"),
     "storage class called": (whole(name("torch", "FloatStorage") + b")R"), "calls an object"),
-    "OrderedDict of items": (whole(name("collections", "OrderedDict") + b"]\x85R"), r"calls collections\.OrderedDict"),
-    "called with a list": (whole(name("collections", "OrderedDict") + b"]R"), r"calls collections\.OrderedDict"),
+    "OrderedDict of items": (
+        whole(name("collections", "OrderedDict") + b"]\x85R"),
+        r"calls collections\.OrderedDict",
+    ),
+    "called with a list": (
+        whole(name("collections", "OrderedDict") + b"]R"),
+        r"calls collections\.OrderedDict",
+    ),
     "hooks": (whole(tensor(end=b"\x89" + HOOKS + text("h") + b"Ns")), "_rebuild_tensor_v2"),
     "hooks of another kind": (whole(tensor(end=b"\x89}")), "_rebuild_tensor_v2"),
     "seventh argument": (whole(tensor(end=b"\x89" + HOOKS + b"}")), "_rebuild_tensor_v2"),
-    "parameter of a dict": (whole(name("torch._utils", "_rebuild_parameter") + b"}\x89" + HOOKS + b"\x87R"), "param"),
+    "parameter of a dict": (
+        whole(name("torch._utils", "_rebuild_parameter") + b"}\x89" + HOOKS + b"\x87R"),
+        "param",
+    ),
     "state of a tensor": (whole(tensor() + b"}b"), "sets the attributes"),
     "state of a dict": (whole(b"}}b"), "sets the attributes"),
     "slots": (whole(HOOKS + b"N}" + text("__class__") + b"Ns\x86b"), "sets the attributes"),
@@ -145,14 +177,23 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "storage as data": (whole(b"]" + storage() + b"a"), "no data"),
     "persistent id of another kind": (whole(b"(" + text("module") + b"NNNtQ"), "other than a storage"),
     "persistent id of text": (whole(text("storage") + b"Q"), "other than a storage"),
-    "view of a storage": (whole(tensor(of=storage(more=text("1") + b"K\0K\x10\x87"))), "other than a storage"),
+    "view of a storage": (
+        whole(tensor(of=storage(more=text("1") + b"K\0K\x10\x87"))),
+        "other than a storage",
+    ),
     "key with a slash": (whole(tensor(of=storage(key="../0"))), "other than a storage"),
     "storage that is not there": (whole(tensor(of=storage(key="7"))), "storage [07]: |list of storages"),
     "storage of truth": (whole(tensor(of=storage(count=b"\x88"))), "other than a storage"),
     "storage of -1": (whole(tensor(of=storage(count=b"J\xff\xff\xff\xff"))), "other than a storage"),
     "storage larger than it is": (whole(tensor(of=storage(count=BIG))), "bytes, not|damaged"),
-    "storage of two kinds": (whole(b"]" + tensor() + b"a" + tensor(of=storage("LongStorage")) + b"a"), "two ways"),
-    "storage of unknown kind": (whole(tensor(of=storage("ComplexFloatStorage"))), r"asks for torch\.ComplexFloat"),
+    "storage of two kinds": (
+        whole(b"]" + tensor() + b"a" + tensor(of=storage("LongStorage")) + b"a"),
+        "two ways",
+    ),
+    "storage of unknown kind": (
+        whole(tensor(of=storage("ComplexFloatStorage"))),
+        r"asks for torch\.ComplexFloat",
+    ),
     "tensor past the end": (whole(tensor(offset=b"K\x01")), "outside its storage"),
     "stride past the end": (whole(tensor(strides=b"K\x02\x85")), "outside its storage"),
     "offset of 2^62": (whole(tensor(offset=BIG)), "outside its storage"),
@@ -164,14 +205,29 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "shape of floats": (whole(tensor(shape=b"G" + b"\0" * 8 + b"\x85")), "_rebuild_tensor_v2"),
     "shape as a list": (whole(tensor(shape=b"]K\x10a")), "_rebuild_tensor_v2"),
     "fewer strides": (whole(tensor(strides=b")")), "impossible shape"),
-    "nine axes": (whole(tensor(shape=b"(" + b"K\1" * 9 + b"t", strides=b"(" + b"K\1" * 9 + b"t")), "impossible shape"),
-    "expanded without end": (whole(tensor(shape=b"J\0\0\0\x10\x85", strides=b"K\0\x85")), "outside its storage"),
+    "nine axes": (
+        whole(tensor(shape=b"(" + b"K\1" * 9 + b"t", strides=b"(" + b"K\1" * 9 + b"t")),
+        "impossible shape",
+    ),
+    "expanded without end": (
+        whole(tensor(shape=b"J\0\0\0\x10\x85", strides=b"K\0\x85")),
+        "outside its storage",
+    ),
     "expanded": (whole(tensor(shape=b"K\4\x85", strides=b"K\0\x85")), "in several places"),
-    "expanded along one axis": (whole(tensor(shape=b"K\4K\4\x86", strides=b"K\0K\1\x86")), "in several places"),
+    "expanded along one axis": (
+        whole(tensor(shape=b"K\4K\4\x86", strides=b"K\0K\1\x86")),
+        "in several places",
+    ),
     "overlapping rows": (whole(tensor(shape=b"K\4K\4\x86", strides=b"K\3K\1\x86")), "in several places"),
-    "overflow by product": (whole(tensor(shape=BIG + BIG + b"\x86", strides=b"K\0K\0\x86")), "larger than any memory"),
-    "overflow beside an empty axis": (whole(tensor(shape=b"K\0" + BIG + b"\x86", strides=b"K\0K\0\x86")), "any memory"),
-}  # fmt: skip
+    "overflow by product": (
+        whole(tensor(shape=BIG + BIG + b"\x86", strides=b"K\0K\0\x86")),
+        "larger than any memory",
+    ),
+    "overflow beside an empty axis": (
+        whole(tensor(shape=b"K\0" + BIG + b"\x86", strides=b"K\0K\0\x86")),
+        "any memory",
+    ),
+}
 
 
 def in_zip(pickle: bytes, *more: tuple[str, bytes], folder: str = "archive") -> bytes:

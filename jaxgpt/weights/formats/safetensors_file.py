@@ -15,10 +15,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxgpt.errors import DataError, StorageError
-from jaxgpt.text.files import replacing
+from jaxgpt.files import replacing
 from jaxgpt.weights.tensors import DTYPES, Tensor
 
-CODES = {"F32": DTYPES["float32"], "F16": DTYPES["float16"], "BF16": DTYPES["bfloat16"], "F64": np.dtype(np.float64)}
+CODES = {
+    "F32": DTYPES["float32"],
+    "F16": DTYPES["float16"],
+    "BF16": DTYPES["bfloat16"],
+    "F64": np.dtype(np.float64),
+}
 LARGEST_HEADER = 100_000_000  # bytes; the library's own limit
 
 
@@ -86,7 +91,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     for name, tensor in ordered.items():
         start, end = end, end + int(np.prod(tensor.shape)) * tensor.dtype.itemsize
-        header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": codes[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:

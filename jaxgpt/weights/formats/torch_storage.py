@@ -31,13 +31,17 @@ STORAGE_CLASSES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 MOST_AXES = 8
-LARGEST_SHAPE = 1 << 48  # product of the sizes other than 0, so that an empty tensor's shape stays one numpy can have
+LARGEST_SHAPE = (
+    1 << 48
+)  # product of the sizes other than 0, so that an empty tensor's shape stays one numpy can have
 CHUNK = 1 << 20  # bytes read at a time: still in the processor's cache when the checksum passes over them
 
 
 def refused(path: Path, why: str) -> DataError:
     """The error for everything that a file of parameters saved by torch does not hold."""
-    return DataError("not a torch file we read", path=path, why=why, fix="fetch it again, or save a plain state dict")
+    return DataError(
+        "not a torch file we read", path=path, why=why, fix="fetch it again, or save a plain state dict"
+    )
 
 
 def shown(text: str) -> str:
@@ -94,7 +98,9 @@ class Storages:
                 raise refused(self.path, f"storage {key} has {spans[key].size} bytes, not {storage.size}")
         self._spans = spans
 
-    def tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+    def tensor(
+        self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> Tensor:
         """A tensor of these numbers; offset and strides in elements. Raises DataError when it leaves its storage."""
         if len(shape) > MOST_AXES or len(shape) != len(strides) or min(offset, *shape, *strides, 0) < 0:
             raise refused(self.path, "a tensor of impossible shape, strides or offset")
@@ -106,9 +112,13 @@ class Storages:
         if offset + last >= storage.count + (not count) or count > storage.count:
             raise refused(self.path, f"a tensor outside its storage {storage.key}")
         if count and _overlaps(shape, strides):  # what torch calls expanded: no parameter is
-            raise refused(self.path, f"a tensor that holds numbers of its storage {storage.key} in several places")
+            raise refused(
+                self.path, f"a tensor that holds numbers of its storage {storage.key} in several places"
+            )
         view = _View(self, storage, offset, shape, strides, last + 1)
-        return Tensor(shape, storage.dtype, view, source=(str(self.path), storage.key, offset, shape, strides))
+        return Tensor(
+            shape, storage.dtype, view, source=(str(self.path), storage.key, offset, shape, strides)
+        )
 
     def read(self, storage: Storage, first: int, count: int) -> np.ndarray:
         """A run of elements of a storage. Raises DataError when its checksum is not the container's."""
@@ -147,7 +157,9 @@ class Storages:
 def _overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether a number may stand in two places: an axis moves no further than those of smaller strides reach."""
     reach = 0
-    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1
+    ):
         if stride <= reach:
             return True
         reach += stride * (size - 1)
@@ -163,7 +175,9 @@ def read_into(file: BinaryIO, start: int, numbers: np.ndarray, crc32: int | None
         nonlocal crc
         crc = zlib.crc32(chunk, crc)
 
-    with ThreadPoolExecutor(1) as second:  # the checksum takes as long as reading does, and is computed behind it
+    with ThreadPoolExecutor(
+        1
+    ) as second:  # the checksum takes as long as reading does, and is computed behind it
         while rest:
             size = file.readinto(rest[:CHUNK])  # type: ignore[attr-defined]
             if not size:
@@ -193,7 +207,9 @@ class _View:
         if self._is_contiguous():
             return numbers.reshape(self.shape)
         # The stride of an axis of size 1 is never used, and may be any number.
-        steps = [n * numbers.itemsize if size > 1 else 0 for n, size in zip(self.strides, self.shape, strict=True)]
+        steps = [
+            n * numbers.itemsize if size > 1 else 0 for n, size in zip(self.strides, self.shape, strict=True)
+        ]
         return np.lib.stride_tricks.as_strided(numbers, self.shape, steps, writeable=False).copy()
 
     def _is_contiguous(self) -> bool:

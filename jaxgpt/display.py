@@ -62,7 +62,11 @@ class TrainingDisplay:
 
     def __init__(self, steps: int, start: int) -> None:
         console = Console(stderr=True)
-        columns = TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}")
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+        )
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._task = self._bar.add_task("", total=steps, completed=start)
         self._terminal, self._loss = console.is_terminal, ""

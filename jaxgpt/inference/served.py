@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.model.cache import KVCache
 from jaxgpt.model.gpt import Params
-from jaxgpt.model.linear import Kernels
+from jaxgpt.model.layers import Kernels
 from jaxgpt.parallel import mesh_of, partition_spec, path_of
 
 LARGEST_INT8 = 127
@@ -26,7 +26,9 @@ def kernels_for(mesh: Mesh, *, int8: bool) -> Kernels:
     return Kernels(turned=one_cpu, int8=int8)
 
 
-def served(params: Params, config: GPTConfig, kernels: Kernels, mesh: Mesh, *, consume: bool = False) -> Params:
+def served(
+    params: Params, config: GPTConfig, kernels: Kernels, mesh: Mesh, *, consume: bool = False
+) -> Params:
     """The parameters as `define(config, kernels=kernels)` takes them, `h` a tuple of layers, on the mesh.
 
     Stacked leaves are taken apart one at a time; matrices are stored in the dtype they are computed with. int8 rounds
@@ -105,7 +107,9 @@ def mesh_under(params: Params) -> Mesh:
 
 def heads_sharding(config: GPTConfig, mesh: Mesh) -> NamedSharding:
     """How a layer's cache [B, H, S, K] lies: heads over the mesh's `tensor` axis, where it divides them."""
-    return NamedSharding(mesh, PartitionSpec(None, "tensor" if config.heads % mesh.shape["tensor"] == 0 else None))
+    return NamedSharding(
+        mesh, PartitionSpec(None, "tensor" if config.heads % mesh.shape["tensor"] == 0 else None)
+    )
 
 
 def on_heads(cache: KVCache, sharding: NamedSharding) -> KVCache:

@@ -30,7 +30,9 @@ def reference_logits(config: GPTConfig, tensors: Tensors, tokens_T: np.ndarray) 
     """
     _check(config, tensors, tokens_T)
     x_TD = _float64("wte.weight", _stored(tensors, "wte.weight", config.vocab, config.width)[tokens_T])
-    x_TD += _float64("wpe.weight", _stored(tensors, "wpe.weight", config.context, config.width)[: len(tokens_T)])
+    x_TD += _float64(
+        "wpe.weight", _stored(tensors, "wpe.weight", config.context, config.width)[: len(tokens_T)]
+    )
     for layer in range(config.layers):
         # LayerNorm stands before each sub-block, not behind it, and once more after the last block. [GPT-2]
         x_TD += attention(config, tensors, layer, layer_norm(config, tensors, f"h.{layer}.ln_1", x_TD))
@@ -78,7 +80,9 @@ def layer_norm(config: GPTConfig, tensors: Tensors, name: str, x_TD: np.ndarray)
     centred_TD = x_TD - x_TD.mean(axis=1, keepdims=True)
     variance_T1 = (centred_TD**2).mean(axis=1, keepdims=True)  # over D, not D - 1
     normal_TD = centred_TD / np.sqrt(variance_T1 + config.layer_norm_epsilon)
-    return normal_TD * _parameter(tensors, f"{name}.weight", config.width) + _bias(config, tensors, name, config.width)
+    return normal_TD * _parameter(tensors, f"{name}.weight", config.width) + _bias(
+        config, tensors, name, config.width
+    )
 
 
 def linear(config: GPTConfig, tensors: Tensors, name: str, x: np.ndarray, size: int) -> np.ndarray:
@@ -134,7 +138,9 @@ def _stored(tensors: Tensors, name: str, *shape: int) -> np.ndarray:
 def _float64(name: str, numbers: np.ndarray) -> np.ndarray:
     """Them in float64, exactly: it has every number of the dtypes that are stored."""
     if not np.isfinite(numbers).all():
-        raise DataError(f"tensor {name}", why="a number in it is not finite", fix="use weights that are sound")
+        raise DataError(
+            f"tensor {name}", why="a number in it is not finite", fix="use weights that are sound"
+        )
     return numbers.astype(np.float64)
 
 
@@ -149,7 +155,9 @@ def _check(config: GPTConfig, tensors: Tensors, tokens_T: np.ndarray) -> None:
     expected = 2 + (6 * config.layers + 1) * (1 + config.bias) + (not config.tied_head)
     if len(tensors) != expected:
         why = f"{len(tensors)} tensors, where {expected} are meant"
-        raise DataError("weights do not fit the model", why=why, fix="check that weights and settings belong together")
+        raise DataError(
+            "weights do not fit the model", why=why, fix="check that weights and settings belong together"
+        )
     if tokens_T.ndim != 1 or tokens_T.dtype.kind not in "iu" or not 0 < len(tokens_T) <= config.context:
         why = f"it is {tokens_T.dtype}{list(tokens_T.shape)}"
         raise DataError("sequence of token ids", why=why, fix=f"give 1 to {config.context} integers")

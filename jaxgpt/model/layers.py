@@ -35,7 +35,13 @@ def normal(std: float) -> nnx.Initializer:
 
 
 def linear(
-    config: GPTConfig, inputs: int, outputs: tuple[int, ...], rngs: nnx.Rngs, kernels: Kernels, *, std: float = INIT_STD
+    config: GPTConfig,
+    inputs: int,
+    outputs: tuple[int, ...],
+    rngs: nnx.Rngs,
+    kernels: Kernels,
+    *,
+    std: float = INIT_STD,
 ) -> nnx.Module:
     """A linear layer over the last axis: [..., inputs] to [..., *outputs]."""
     if kernels == AS_TRAINED:
@@ -51,12 +57,23 @@ class Linear(nnx.LinearGeneral):
     """
 
     def __init__(
-        self, config: GPTConfig, inputs: int, outputs: tuple[int, ...], rngs: nnx.Rngs, *, std: float = INIT_STD
+        self,
+        config: GPTConfig,
+        inputs: int,
+        outputs: tuple[int, ...],
+        rngs: nnx.Rngs,
+        *,
+        std: float = INIT_STD,
     ) -> None:
         super().__init__(
-            inputs, outputs, use_bias=config.bias, dtype=config.compute_dtype, param_dtype=jnp.float32,
-            kernel_init=normal(std), rngs=rngs,
-        )  # fmt: skip
+            inputs,
+            outputs,
+            use_bias=config.bias,
+            dtype=config.compute_dtype,
+            param_dtype=jnp.float32,
+            kernel_init=normal(std),
+            rngs=rngs,
+        )
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         y = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
@@ -64,7 +81,7 @@ class Linear(nnx.LinearGeneral):
 
 
 class ServedLinear(nnx.Module):
-    """The same layer with its kernel laid out for serving; never initialised, only filled (`inference.layout`)."""
+    """The same layer with its kernel laid out for serving; never initialised, only filled (`inference.served`)."""
 
     def __init__(self, config: GPTConfig, inputs: int, outputs: tuple[int, ...], kernels: Kernels) -> None:
         self.dtype, self.turned = config.compute_dtype, kernels.turned

@@ -25,7 +25,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise StorageError("cannot write", path=path, why=str(error), fix="check space and permission") from error
+        raise StorageError(
+            "cannot write", path=path, why=str(error), fix="check space and permission"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

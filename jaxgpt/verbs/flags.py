@@ -31,6 +31,10 @@ class EngineFlags:
 
         devices = jax.local_devices()
         if not 1 <= self.tensor <= len(devices):
-            raise ConfigError(f"tensor = {self.tensor}", why=f"there are {len(devices)} devices", fix="change it")
+            raise ConfigError(
+                f"tensor = {self.tensor}", why=f"there are {len(devices)} devices", fix="change it"
+            )
         lm = load(model, mesh=mesh_of(MeshConfig(data=1, tensor=self.tensor), devices[: self.tensor]))
-        return dataclasses.replace(lm, config=dataclasses.replace(lm.config, compute_dtype=self.compute_dtype))
+        return dataclasses.replace(
+            lm, config=dataclasses.replace(lm.config, compute_dtype=self.compute_dtype)
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgpt.errors import DataError, StorageError
-from jaxgpt.text.files import replacing
+from jaxgpt.files import replacing
 from jaxgpt.weights.names import fitted, foreign_config, in_layout_of_torch, leaves
 from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor, bytes_of
 
@@ -34,19 +34,25 @@ def open_llmc(path: Path) -> StoredModel:
         raw = file.read(4 * HEADER)
     header = np.frombuffer(raw.ljust(4 * HEADER, b"\0"), "<i4")
     if len(raw) < 4 * HEADER or header[0] != MAGIC or header[1] not in DTYPE_OF_VERSION:
-        raise DataError("not llm.c's model file", path=path, why="another magic or version", fix="use version 3 or 5")
+        raise DataError(
+            "not llm.c's model file", path=path, why="another magic or version", fix="use version 3 or 5"
+        )
     stored = DTYPE_OF_VERSION[int(header[1])]
     sizes = dict(zip(FIELDS, header[2:].tolist(), strict=False))
     padded = sizes.pop("padded vocabulary")
     if padded < sizes["vocab"] or np.any(header[8:]) or min(sizes.values()) < 1:
-        raise DataError("not llm.c's model file", path=path, why="its header is inconsistent", fix="fetch it again")
+        raise DataError(
+            "not llm.c's model file", path=path, why="its header is inconsistent", fix="fetch it again"
+        )
     config = foreign_config(path, **sizes)
     rows, width = padded - config.vocab, config.width
     # 12 matrices of width x width and 13 vectors a block; Python's integers do not overflow.
     numbers = (padded + config.context + 2) * width + config.layers * (12 * width + 13) * width
     expected, size = 4 * HEADER + numbers * stored.itemsize, path.stat().st_size
     if size != expected:
-        raise DataError("not llm.c's model file", path=path, why=f"{size} bytes, not {expected}", fix="fetch it again")
+        raise DataError(
+            "not llm.c's model file", path=path, why=f"{size} bytes, not {expected}", fix="fetch it again"
+        )
     found: dict[str, Tensor] = {}
     offset = 4 * HEADER
     for places in leaves(config).values():
@@ -75,7 +81,9 @@ class _Read:
         except OSError as error:
             raise StorageError("cannot read", path=self.path, why=str(error), fix="check the file") from error
         if read != array.nbytes:
-            raise DataError("not llm.c's model file", path=self.path, why="it became shorter", fix="fetch it again")
+            raise DataError(
+                "not llm.c's model file", path=self.path, why="it became shorter", fix="fetch it again"
+            )
         return array
 
 

@@ -49,27 +49,90 @@ REQUIRED: dict[str, tuple[object, ...]] = {
 }
 # Keys about training, generation, classification heads or the file itself: the next-token logits are the same.
 # (reorder_and_upcast_attn is the same product in another order.)
-WITHOUT_EFFECT = frozenset({
-    "architectures", "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj", "initializer_range", "bos_token_id",
-    "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id", "unk_token_id",
-    "use_cache", "dtype", "torch_dtype", "transformers_version", "gradient_checkpointing", "output_attentions",
-    "output_hidden_states", "output_past", "return_dict", "task_specific_params", "_name_or_path", "name_or_path",
-    "problem_type", "id2label", "label2id", "num_labels", "_num_labels", "finetuning_task", "tokenizer_class",
-    "prefix", "predict_special_tokens", "reorder_and_upcast_attn", "torchscript", "tf_legacy_loss", "use_bfloat16",
-    "chunk_size_feed_forward", "tie_encoder_decoder", "is_decoder", "cross_attention_hidden_size", "max_length",
-    "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
-    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
-    "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "forced_bos_token_id",
-    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
-    "begin_suppress_tokens", "output_scores", "return_dict_in_generate", "model_max_length",
-})  # fmt: skip
+WITHOUT_EFFECT = frozenset(
+    [
+        "architectures",
+        "attn_pdrop",
+        "embd_pdrop",
+        "resid_pdrop",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "initializer_range",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "cls_token_id",
+        "decoder_start_token_id",
+        "unk_token_id",
+        "use_cache",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "gradient_checkpointing",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "return_dict",
+        "task_specific_params",
+        "_name_or_path",
+        "name_or_path",
+        "problem_type",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "_num_labels",
+        "finetuning_task",
+        "tokenizer_class",
+        "prefix",
+        "predict_special_tokens",
+        "reorder_and_upcast_attn",
+        "torchscript",
+        "tf_legacy_loss",
+        "use_bfloat16",
+        "chunk_size_feed_forward",
+        "tie_encoder_decoder",
+        "is_decoder",
+        "cross_attention_hidden_size",
+        "max_length",
+        "min_length",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "repetition_penalty",
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "num_return_sequences",
+        "early_stopping",
+        "num_beams",
+        "num_beam_groups",
+        "diversity_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "output_scores",
+        "return_dict_in_generate",
+        "model_max_length",
+    ]
+)
 
 
 def read_config_json(path: Path) -> GPTConfig:
     """The architecture in a config.json. Raises MissingError, or DataError naming every key that does not fit."""
     if not path.is_file():
-        raise MissingError("no architecture", path=path, why="there is no such file", fix="name a model folder")
+        raise MissingError(
+            "no architecture", path=path, why="there is no such file", fix="name a model folder"
+        )
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
@@ -89,12 +152,18 @@ def read_config_json(path: Path) -> GPTConfig:
     known = FIELDS.keys() | REQUIRED.keys() | WITHOUT_EFFECT | {"n_ctx"}
     wrong += [f"unknown key {key[:80]}" for key in stored if key not in known]
     fields = {ours: stored[theirs] for theirs, ours in FIELDS.items() if theirs in stored}
-    wrong += [f"{key} = {str(stored[key])[:80]}" for key, ours in FIELDS.items() if not _fits(fields.get(ours), ours)]
+    wrong += [
+        f"{key} = {str(stored[key])[:80]}"
+        for key, ours in FIELDS.items()
+        if not _fits(fields.get(ours), ours)
+    ]
     if wrong:
         raise DataError(
-            "not a GPT-2 we compute", path=path, why=", ".join(wrong[:50]),
+            "not a GPT-2 we compute",
+            path=path,
+            why=", ".join(wrong[:50]),
             fix="use a GPT-2 model; a key that changes nothing may be removed",
-        )  # fmt: skip
+        )
     ignored = {key: stored[key] for key in stored if key in WITHOUT_EFFECT}
     logger.debug("%s: without effect on the logits: %s", path, ignored)
     return foreign_config(path, **fields | {"activation": ACTIVATIONS[activation]})

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxgpt.weights.formats.torch_storage import STORAGE_CLASSES, Storage, Storages, refused, shown
 from jaxgpt.weights.tensors import Tensor
-from jaxgpt.weights.torch_storage import STORAGE_CLASSES, Storage, Storages, refused, shown
 
 LARGEST_PICKLE = 1 << 24  # bytes; GPT-2 XL's with its optimizer state has less than 1 MB
 MOST_OPERATIONS = 1_000_000
@@ -189,7 +189,9 @@ class _Machine:
         if index >= len(self.memo):
             self._refuse("its pickle refers to an object that is not there")
         found = self.memo[index]
-        numbers = isinstance(found, tuple) and all(isinstance(item, str | float | int | None) for item in found)
+        numbers = isinstance(found, tuple) and all(
+            isinstance(item, str | float | int | None) for item in found
+        )
         if isinstance(found, dict | list | tuple) and not (numbers and len(found) <= LONGEST_SHARED):
             self._refuse("its pickle uses a container twice")
         return found
@@ -221,7 +223,12 @@ class _Machine:
         """Of ("storage", class, key, device, number of elements); before torch 1.6 also None, for no view."""
         match identity:
             case ("storage", np.dtype() as dtype, str(key), str(), int(count), *rest) if rest in ([], [None]):
-                if type(identity) is tuple and type(count) is int and count >= 0 and STORAGE_KEY.fullmatch(key):
+                if (
+                    type(identity) is tuple
+                    and type(count) is int
+                    and count >= 0
+                    and STORAGE_KEY.fullmatch(key)
+                ):
                     return self.storages.name(key, dtype, count)
         self._refuse("its pickle refers to something other than a storage")
 

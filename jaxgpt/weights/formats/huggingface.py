@@ -11,14 +11,14 @@ import numpy as np
 
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError, MissingError
-from jaxgpt.text.files import write_atomically
+from jaxgpt.files import write_atomically
 from jaxgpt.text.tokenizer import JSON_FILE, Tokenizer
 from jaxgpt.text.tokenizer_json import END_OF_TEXT
-from jaxgpt.weights.huggingface_config import config_json, read_config_json
+from jaxgpt.weights.formats.huggingface_config import config_json, read_config_json
+from jaxgpt.weights.formats.safetensors_file import open_safetensors, write_safetensors
+from jaxgpt.weights.formats.torch_zip import open_torch
 from jaxgpt.weights.names import fitted
-from jaxgpt.weights.safetensors_file import open_safetensors, write_safetensors
 from jaxgpt.weights.tensors import StoredModel, Tensor, bytes_of
-from jaxgpt.weights.torch_zip import open_torch
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 PREFIX = "transformer."
@@ -52,12 +52,16 @@ def _is_torch(path: Path) -> bool:
 def _state_dict(tree: Any, file: Path, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names without prefix to tensors, without the mask buffers."""
     if not isinstance(tree, dict) or not all(isinstance(leaf, Tensor) for leaf in tree.values()):
-        raise DataError("not a state dict", path=file, why="it is no table of tensors", fix="name a file of weights")
+        raise DataError(
+            "not a state dict", path=file, why="it is no table of tensors", fix="name a file of weights"
+        )
     found: dict[str, Tensor] = {}
     for stored, tensor in tree.items():
         name = str(stored).removeprefix(PREFIX)
         if name in found or name in before:
-            raise DataError(f"tensor {name[:80]} twice", path=file, why="one would be ignored", fix="fetch it again")
+            raise DataError(
+                f"tensor {name[:80]} twice", path=file, why="one would be ignored", fix="fetch it again"
+            )
         if not BUFFERS.fullmatch(name):
             found[name] = tensor
     return found
@@ -70,9 +74,11 @@ def same(embedding: Tensor, head: Tensor, path: Path) -> Tensor:
         array = embedding.read()
         if bytes_of(array) != head.raw():
             raise DataError(
-                "two output heads", path=path, why=f"the head is tied, and {HEAD} is not {EMBEDDING}",
+                "two output heads",
+                path=path,
+                why=f"the head is tied, and {HEAD} is not {EMBEDDING}",
                 fix="in config.json, tie_word_embeddings = false keeps both",
-            )  # fmt: skip
+            )
         return array
 
     tied = embedding.source is not None and embedding.source == head.source
@@ -89,13 +95,18 @@ def _weight_files(folder: Path) -> list[Path]:
             files = _indexed(index)
             if missing := [file.name for file in files if not file.is_file()]:
                 raise MissingError(
-                    "no weights", path=folder, why=f"{', '.join(missing)} not found", fix="fetch the folder again"
+                    "no weights",
+                    path=folder,
+                    why=f"{', '.join(missing)} not found",
+                    fix="fetch the folder again",
                 )
             return files
     raise MissingError(
-        "no weights", path=folder, why=f"neither {SAFETENSORS} nor {TORCH} nor an index of them is there",
+        "no weights",
+        path=folder,
+        why=f"neither {SAFETENSORS} nor {TORCH} nor an index of them is there",
         fix="name a folder with weights",
-    )  # fmt: skip
+    )
 
 
 def _indexed(index: Path) -> list[Path]:
@@ -104,7 +115,9 @@ def _indexed(index: Path) -> list[Path]:
         if not names or any(Path(name).name != name for name in names):
             raise ValueError("its weight_map names no files of this folder")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DataError("not an index of weights", path=index, why=str(error)[:200], fix="fetch it again") from error
+        raise DataError(
+            "not an index of weights", path=index, why=str(error)[:200], fix="fetch it again"
+        ) from error
     return [index.parent / name for name in names]
 
 
@@ -128,7 +141,9 @@ def write_tokenizer(tokenizer: Tokenizer, context: int, folder: Path) -> None:
     tokenizer.save_json(folder / JSON_FILE)
     model = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))["model"]
     _write_json(folder / "vocab.json", model["vocab"])
-    write_atomically(folder / "merges.txt", ("#version: 0.2\n" + "".join(f"{m}\n" for m in model["merges"])).encode())
+    write_atomically(
+        folder / "merges.txt", ("#version: 0.2\n" + "".join(f"{m}\n" for m in model["merges"])).encode()
+    )
     special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
     settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": context}
     _write_json(folder / "tokenizer_config.json", special | settings)

@@ -10,10 +10,10 @@ from typing import Any
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import DataError
-from jaxgpt.weights.huggingface import BUFFERS, EMBEDDING, HEAD, PREFIX, same
+from jaxgpt.weights.formats.huggingface import BUFFERS, EMBEDDING, HEAD, PREFIX, same
+from jaxgpt.weights.formats.torch_zip import open_torch, write_torch
 from jaxgpt.weights.names import fitted, foreign_config, in_layout_of_torch
 from jaxgpt.weights.tensors import StoredModel, Tensor
-from jaxgpt.weights.torch_zip import open_torch, write_torch
 
 CHECKPOINT = "ckpt.pt"
 COMPILED = "_orig_mod."
@@ -41,7 +41,9 @@ def open_nanogpt(path: Path) -> StoredModel:
     for stored, tensor in tree["model"].items():
         name = str(stored).removeprefix(COMPILED).removeprefix(PREFIX)
         if not isinstance(tensor, Tensor) or name in found:
-            raise DataError(f"tensor {name[:80]}", path=path, why="it is twice there, or no tensor", fix="save it anew")
+            raise DataError(
+                f"tensor {name[:80]}", path=path, why="it is twice there, or no tensor", fix="save it anew"
+            )
         if not BUFFERS.fullmatch(name):
             found[name] = tensor
     if HEAD in found and EMBEDDING in found:
@@ -53,7 +55,9 @@ def open_nanogpt(path: Path) -> StoredModel:
 def _config(tree: dict[Any, Any], path: Path) -> GPTConfig:
     arguments = tree.get("model_args")
     if not isinstance(arguments, dict):
-        raise DataError("not nanoGPT's checkpoint", path=path, why="it has no `model_args`", fix="name a ckpt.pt")
+        raise DataError(
+            "not nanoGPT's checkpoint", path=path, why="it has no `model_args`", fix="name a ckpt.pt"
+        )
     ours = tree.get(OURS, {})
     problems = [f"unknown {key}" for key in sorted(map(str, arguments.keys() - FIELDS.keys()))]
     problems += [f"no {key}" for key in FIELDS.keys() - arguments.keys() - {"dropout"}]
@@ -64,7 +68,9 @@ def _config(tree: dict[Any, Any], path: Path) -> GPTConfig:
     if not isinstance(ours, dict) or ours.keys() - {"activation"}:
         problems.append(f"unknown entries of {OURS}")
     if problems:
-        raise DataError("not nanoGPT's model_args", path=path, why=", ".join(problems), fix="name a ckpt.pt of GPT-2")
+        raise DataError(
+            "not nanoGPT's model_args", path=path, why=", ".join(problems), fix="name a ckpt.pt of GPT-2"
+        )
     fields = {FIELDS[key]: value for key, value in arguments.items()}
     return foreign_config(path, **fields | {"activation": ACTIVATION} | ours)
 

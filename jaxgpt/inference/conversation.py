@@ -14,7 +14,9 @@ from jaxgpt.text.tokenizer import Tokenizer
 
 CHAT_FILE = "chat.json"  # beside a model's weights: {"chat": "instruction"} says how the model was tuned
 TEMPLATES = ("instruction", "plain")
-Exchange = list[tuple[str, str]]  # what the user said and, once it was given, the answer: (role, content) each
+Exchange = list[
+    tuple[str, str]
+]  # what the user said and, once it was given, the answer: (role, content) each
 
 
 def template_of(model: str | Path) -> str:
@@ -28,7 +30,9 @@ def template_of(model: str | Path) -> str:
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:
-        raise DataError("not JSON", path=path, why=str(error), fix='expected {"chat": "instruction"}') from error
+        raise DataError(
+            "not JSON", path=path, why=str(error), fix='expected {"chat": "instruction"}'
+        ) from error
     if not isinstance(found, dict) or set(found) != {"chat"} or found["chat"] not in TEMPLATES:
         why = f"it must be one key, chat, with one of {', '.join(TEMPLATES)}"
         raise DataError("no template", path=path, why=why, fix='expected {"chat": "instruction"}')
@@ -76,11 +80,15 @@ class Conversation:
         while len(exchanges) > 1 and len(self._ids(exchanges)) > self.room:
             del exchanges[0]
         if dropped := len(self.exchanges) + 1 - len(exchanges):
-            notes.append(f"{dropped} earlier exchange{'s' * (dropped > 1)} dropped: the context window is full")
+            notes.append(
+                f"{dropped} earlier exchange{'s' * (dropped > 1)} dropped: the context window is full"
+            )
         ids = self._ids(exchanges)
         if len(ids) > self.room:
             kept = self._longest_end(text)
-            notes.append(f"only the last {len(kept)} of {len(text)} characters fit the context window and are read")
+            notes.append(
+                f"only the last {len(kept)} of {len(text)} characters fit the context window and are read"
+            )
             exchanges[-1] = [("user", kept)]
             ids = self._ids(exchanges)
         self.exchanges = exchanges
@@ -107,9 +115,10 @@ class Conversation:
         """The longest end of a text that fits as the only thing said."""
         if (least := len(self._ids([[("user", "")]]))) > self.room:
             raise ConfigError(
-                f"{least} tokens before anything is said", why=f"there is room for {self.room}",
+                f"{least} tokens before anything is said",
+                why=f"there is room for {self.room}",
                 fix="shorten --system, or lower --max-new-tokens",
-            )  # fmt: skip
+            )
         fits, too_long = 0, len(text)
         while too_long - fits > 1:
             middle = (fits + too_long) // 2

@@ -17,14 +17,16 @@ import google_crc32c
 import numpy as np
 
 from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.weights.formats.torch_storage import CHUNK, LARGEST_SHAPE, MOST_AXES, shown
 from jaxgpt.weights.tensors import DTYPES, Tensor, bytes_of
-from jaxgpt.weights.torch_storage import CHUNK, LARGEST_SHAPE, MOST_AXES, shown
 
 # types.proto's DataType: floats; then the bytes of a number, also of int32, uint8, int16, int8, int64 and bool
 CODES = {1: DTYPES["float32"], 2: np.dtype(np.float64), 14: DTYPES["bfloat16"], 19: DTYPES["float16"]}
 SIZES = {3: 4, 4: 1, 5: 2, 6: 1, 9: 8, 10: 1} | {code: dtype.itemsize for code, dtype in CODES.items()}
 LARGEST_INDEX = 1 << 20  # bytes; a variable takes about 40, and GPT-2 XL has 580
-LONGEST_KEY = 1 << 10  # bytes; what keys share with those before is not stored: a small file could hold endless ones
+LONGEST_KEY = (
+    1 << 10
+)  # bytes; what keys share with those before is not stored: a small file could hold endless ones
 MOST_SHARDS = 99_999  # five digits
 VERSION = 1  # of the bundles' format
 FOOTER, MAGIC = 48, 0xDB4775248B80FB57
@@ -34,9 +36,14 @@ VARINT, BYTES, FIXED32 = 0, 2, 5
 HEADER_FIELDS = {(1, VARINT): "num_shards", (2, VARINT): "endianness", (3, BYTES): "version"}
 VERSION_FIELDS = {(1, VARINT): "producer", (2, VARINT): "min_consumer"}
 ENTRY_FIELDS = {
-    (1, VARINT): "dtype", (2, BYTES): "shape", (3, VARINT): "shard_id", (4, VARINT): "offset", (5, VARINT): "size",
-    (6, FIXED32): "crc32c", (7, BYTES): "slices",
-}  # fmt: skip
+    (1, VARINT): "dtype",
+    (2, BYTES): "shape",
+    (3, VARINT): "shard_id",
+    (4, VARINT): "offset",
+    (5, VARINT): "size",
+    (6, FIXED32): "crc32c",
+    (7, BYTES): "slices",
+}
 SHAPE_FIELDS = {(2, BYTES): "dim", (3, VARINT): "unknown_rank"}
 DIM_FIELDS = {(1, VARINT): "size", (2, BYTES): "name"}
 REPEATED = {"dim", "slices"}
@@ -72,7 +79,9 @@ def open_bundle(index: Path) -> dict[str, Tensor]:
             _check_places(here, path.stat().st_size)
             tensors |= {v.name: Tensor(v.shape, v.dtype, partial(_read, path, v)) for v in here}
     except FileNotFoundError:
-        raise MissingError("no weights", path=path, why="there is no such file", fix="fetch it as well") from None
+        raise MissingError(
+            "no weights", path=path, why="there is no such file", fix="fetch it as well"
+        ) from None
     except OSError as error:
         raise StorageError("cannot read", path=path, why=str(error), fix="check the file") from error
     except ValueError as error:  # all that is said below
@@ -81,7 +90,9 @@ def open_bundle(index: Path) -> dict[str, Tensor]:
 
 
 def _refused(path: Path, why: str) -> DataError:
-    return DataError("not a TensorFlow checkpoint we read", path=path, why=why, fix="fetch it again, or save it anew")
+    return DataError(
+        "not a TensorFlow checkpoint we read", path=path, why=why, fix="fetch it again, or save it anew"
+    )
 
 
 def _read(path: Path, variable: Variable) -> np.ndarray:
@@ -140,7 +151,9 @@ def _variable(name: str, message: dict[str, Any], shards: int) -> Variable:
         raise ValueError(f"{shown(name)} has {size} bytes, not those of shape {list(sizes)} and dtype {code}")
     if shard >= shards:
         raise ValueError(f"{shown(name)} is in data file {shard} of {shards}")
-    dtype = CODES.get(code, np.dtype(np.void))  # a counter, or Keras's graph: whoever wants it is told its name
+    dtype = CODES.get(
+        code, np.dtype(np.void)
+    )  # a counter, or Keras's graph: whoever wants it is told its name
     return Variable(name, dtype, sizes, shard, message["offset"], size, message["crc32c"])
 
 
@@ -186,7 +199,9 @@ def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
     if _masked(google_crc32c.value(content[offset : end + 1])) != crc:
         raise ValueError("a block of its table is damaged")
     if compression:
-        raise ValueError(f"its table is compressed: {'snappy' if compression == 1 else f'type {compression}'}")
+        raise ValueError(
+            f"its table is compressed: {'snappy' if compression == 1 else f'type {compression}'}"
+        )
     restarts = int.from_bytes(content[end - 4 : end], "little")  # their places, then how many there are
     if 4 * restarts + 4 > size:
         raise ValueError("a block of its table has more restarts than room")
@@ -211,7 +226,9 @@ def _message(content: bytes, fields: Mapping[tuple[int, int], str]) -> dict[str,
     while cursor.rest:
         number, kind = divmod(cursor.varint(), 8)
         if (number, kind) not in fields:
-            raise ValueError(f"unknown field {number} of wire type {kind} beside {', '.join(fields.values())}")
+            raise ValueError(
+                f"unknown field {number} of wire type {kind} beside {', '.join(fields.values())}"
+            )
         name = fields[number, kind]
         value: Any = int.from_bytes(cursor.take(4), "little") if kind == FIXED32 else cursor.varint()
         if kind == BYTES:

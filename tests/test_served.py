@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import GPTConfig, MeshConfig
-from jaxgpt.inference.layout import kernels_for, served
+from jaxgpt.inference.served import kernels_for, served
 from jaxgpt.model.gpt import Params, define, unstack_blocks
-from jaxgpt.model.linear import Kernels, product
+from jaxgpt.model.layers import Kernels, product
 from jaxgpt.parallel import mesh_of
 
 ONE = mesh_of(MeshConfig(data=1), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tied_head": False}, {"compute_dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"bias": False}, {"tied_head": False}, {"compute_dtype": "bfloat16"}], ids=str
+)
 @pytest.mark.parametrize("kernels", [Kernels(), Kernels(turned=True)], ids=str)
 def test_another_layout_is_the_same_model(
     config: GPTConfig, tokens_BT: np.ndarray, changes: dict, kernels: Kernels

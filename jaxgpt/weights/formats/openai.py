@@ -11,9 +11,9 @@ from typing import Any
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import DataError, MissingError
+from jaxgpt.weights.formats.tf_bundle import open_bundle
 from jaxgpt.weights.names import fitted, foreign_config, places
 from jaxgpt.weights.tensors import StoredModel, Tensor
-from jaxgpt.weights.tf_bundle import open_bundle
 
 HPARAMS = "hparams.json"
 FIELDS = {"n_vocab": "vocab", "n_ctx": "context", "n_embd": "width", "n_head": "heads", "n_layer": "layers"}
@@ -24,7 +24,9 @@ def open_openai(folder: Path, *, layer_norm_epsilon: float | None = None) -> Sto
     """The model of a folder with hparams.json and `model.ckpt.*`. Raises MissingError or DataError."""
     found = open_bundle(_index(folder))
     # Their convolutions of width 1 carry that width as a leading axis.
-    flat = {n: t.reshaped(*t.shape[1:]) if len(t.shape) == 3 and t.shape[0] == 1 else t for n, t in found.items()}
+    flat = {
+        n: t.reshaped(*t.shape[1:]) if len(t.shape) == 3 and t.shape[0] == 1 else t for n, t in found.items()
+    }
     config = _config(folder / HPARAMS, flat, layer_norm_epsilon)
     names = {place.openai: place.name for place in places(config)} if config.layers <= len(flat) else {}
     named = {names.get(stored, stored): tensor for stored, tensor in flat.items()}
@@ -38,7 +40,9 @@ def _config(path: Path, tensors: dict[str, Tensor], epsilon: float | None) -> GP
         stored: Any = json.loads(path.read_text(encoding="utf-8"))
         problems = [f"unknown key {key[:80]}" for key in stored.keys() - FIELDS.keys()]
         problems += [f"no {key}" for key in FIELDS.keys() - stored.keys()]
-        problems += [f"{key} is no integer" for key in stored if key in FIELDS and type(stored[key]) is not int]
+        problems += [
+            f"{key} is no integer" for key in stored if key in FIELDS and type(stored[key]) is not int
+        ]
     except (ValueError, AttributeError, RecursionError) as error:
         problems = [str(error)[:200]]
     if problems:
@@ -62,7 +66,9 @@ def _index(folder: Path) -> Path:
     found = sorted(folder.glob("*.index"))
     if len(found) != 1:
         raise MissingError(
-            "no TensorFlow checkpoint", path=folder, why=f"{len(found)} files *.index, and `checkpoint` names none",
+            "no TensorFlow checkpoint",
+            path=folder,
+            why=f"{len(found)} files *.index, and `checkpoint` names none",
             fix="keep one model.ckpt.index with its data file",
-        )  # fmt: skip
+        )
     return found[0]

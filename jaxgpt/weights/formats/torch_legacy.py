@@ -8,8 +8,8 @@ Source: pytorch/pytorch, torch/serialization.py (`_legacy_save`).
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxgpt.weights.torch_pickle import LARGEST_PICKLE, read_pickle
-from jaxgpt.weights.torch_storage import Span, Storages, refused
+from jaxgpt.weights.formats.torch_pickle import LARGEST_PICKLE, read_pickle
+from jaxgpt.weights.formats.torch_storage import Span, Storages, refused
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001

@@ -16,13 +16,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxgpt.errors import MissingError, StorageError
-from jaxgpt.text.files import replacing
+from jaxgpt.files import replacing
+from jaxgpt.weights.formats.torch_legacy import open_legacy
+from jaxgpt.weights.formats.torch_pickle import LARGEST_PICKLE, LONGEST_INTEGER, STORAGE_KEY, read_pickle
+from jaxgpt.weights.formats.torch_storage import STORAGE_CLASSES, Span, Storages, read_into, refused, shown
 from jaxgpt.weights.tensors import Tensor
-from jaxgpt.weights.torch_legacy import open_legacy
-from jaxgpt.weights.torch_pickle import LARGEST_PICKLE, LONGEST_INTEGER, STORAGE_KEY, read_pickle
-from jaxgpt.weights.torch_storage import STORAGE_CLASSES, Span, Storages, read_into, refused, shown
 
-LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # signature, version, flags, method, time, date, CRC, 2 sizes, 2 lengths
+LOCAL_HEADER = struct.Struct(
+    "<4s5H3I2H"
+)  # signature, version, flags, method, time, date, CRC, 2 sizes, 2 lengths
 LARGEST_DIRECTORY = 1 << 22  # bytes; a member takes about 100
 END, END_64, LOCATOR_64 = 22, 56, 20  # sizes in bytes of the records at the end of a zip
 SIZES_BEHIND, UTF_8 = 0x8, 0x800  # flags: CRC and sizes follow the data; names are UTF-8
@@ -49,7 +51,9 @@ def open_torch(path: Path) -> Any:
             if first[:1] == b"\x80":
                 return open_legacy(path, file)
     except FileNotFoundError:
-        raise MissingError("no weights", path=path, why="there is no such file", fix="name a torch file") from None
+        raise MissingError(
+            "no weights", path=path, why="there is no such file", fix="name a torch file"
+        ) from None
     except OSError as error:
         raise StorageError("cannot read", path=path, why=str(error), fix="check the file") from error
     raise refused(path, "it is neither a zip nor torch's older format")
@@ -69,7 +73,9 @@ def _open_zip(path: Path, file: BinaryIO) -> Any:
     if end < len(content):
         raise refused(path, "it has something behind its pickle")
     keys = spans.keys() - OTHERS - {TREE, BYTE_ORDER}
-    if odd := [key for key in keys if not (key.startswith(STORAGE) and STORAGE_KEY.fullmatch(key, len(STORAGE)))]:
+    if odd := [
+        key for key in keys if not (key.startswith(STORAGE) and STORAGE_KEY.fullmatch(key, len(STORAGE)))
+    ]:
         raise refused(path, f"it has a member {shown(min(odd))}")
     storages.place({key.removeprefix(STORAGE): spans[key] for key in keys})
     return tree
@@ -141,7 +147,9 @@ def _check_size_of_directory(path: Path, file: BinaryIO) -> None:
     if tail[-END : -END + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
         raise refused(path, "it has no zip directory at its end: it is cut short")
     size = int.from_bytes(tail[-10:-6], "little")
-    if tail[END_64 : END_64 + 4] == b"PK\x06\x07":  # the directory of a zip with members that 32 bits cannot place
+    if (
+        tail[END_64 : END_64 + 4] == b"PK\x06\x07"
+    ):  # the directory of a zip with members that 32 bits cannot place
         place, size = int.from_bytes(tail[64:72], "little"), int.from_bytes(tail[40:48], "little")
         if tail[:4] != b"PK\x06\x06" or place != length - len(tail):
             raise refused(path, "its zip directory is in an unusual place")
@@ -189,7 +197,9 @@ def _pickled(tree: Any) -> tuple[bytes, list[Tensor]]:
             case int() if -(1 << 31) <= node < 1 << 31:
                 return b"J" + node.to_bytes(4, "little", signed=True)
             case int():
-                return b"\x8a" + bytes([LONGEST_INTEGER]) + node.to_bytes(LONGEST_INTEGER, "little", signed=True)
+                return (
+                    b"\x8a" + bytes([LONGEST_INTEGER]) + node.to_bytes(LONGEST_INTEGER, "little", signed=True)
+                )
             case float():
                 return b"G" + struct.pack(">d", node)
             case str():

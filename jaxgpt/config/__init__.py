@@ -1,0 +1,30 @@
+"""Settings: frozen dataclasses, checked when they are made. Nothing here imports JAX."""
+
+from jaxgpt.config.model import GPTConfig
+from jaxgpt.config.reading import (
+    CONFIG_FILE,
+    flat,
+    load_recipe,
+    preset_names,
+    read_config,
+    recipes_folder,
+    save_config,
+    with_settings,
+)
+from jaxgpt.config.recipe import DataConfig, MeshConfig, OptimConfig, TrainConfig
+
+__all__ = [
+    "CONFIG_FILE",
+    "DataConfig",
+    "GPTConfig",
+    "MeshConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "flat",
+    "load_recipe",
+    "preset_names",
+    "read_config",
+    "recipes_folder",
+    "save_config",
+    "with_settings",
+]

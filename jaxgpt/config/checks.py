@@ -1,0 +1,65 @@
+"""What every settings dataclass checks when it is made: the type of each field, and the range of each number."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from jaxgpt.errors import ConfigError
+
+
+def check_types(settings: Any) -> None:
+    """Raise ConfigError, with every problem, unless each field holds what its annotation says.
+
+    Python itself does not check annotations, and a misspelt `position="Rotary"` would build another model silently.
+    """
+    kinds = field_types(type(settings))
+    values = {name: getattr(settings, name) for name in kinds}
+    wrong = [f"{n} = {v!r} is not {spelled(kinds[n])}" for n, v in values.items() if not fits(v, kinds[n])]
+    if wrong:
+        kind = type(settings).__name__
+        raise ConfigError(f"{kind} cannot be made", why="; ".join(wrong), fix="give values of these types")
+
+
+def field_types(kind: Any) -> dict[str, Any]:
+    """The type of each field of a settings dataclass, by name."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether a value is of an annotated type. A whole number passes for a float; True and False are no numbers."""
+    if typing.get_origin(kind) is Literal:
+        return any(value == option and type(value) is type(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is types.UnionType:
+        return any(fits(value, option) for option in typing.get_args(kind))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is types.NoneType:
+        return value is None
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+
+
+def spelled(kind: Any) -> str:
+    """An annotated type in words, for an error."""
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
+    return getattr(kind, "__name__", str(kind))
+
+
+def require(holds: bool, name: str, value: object, rule: str) -> None:
+    """Raise ConfigError unless a setting obeys its rule."""
+    if not holds:
+        raise ConfigError(f"{name} = {value!r}", why=f"it must be {rule}", fix="correct the setting")
+
+
+def require_positive(config: object, *names: str) -> None:
+    """Raise ConfigError unless these fields are greater than 0."""
+    for name in names:
+        require(getattr(config, name) > 0, name, getattr(config, name), "greater than 0")
+
+
+def require_fraction(config: object, *names: str) -> None:
+    """Raise ConfigError unless these fields are at least 0 and less than 1."""
+    for name in names:
+        require(0 <= getattr(config, name) < 1, name, getattr(config, name), "at least 0 and less than 1")

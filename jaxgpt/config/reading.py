@@ -1,0 +1,152 @@
+"""Recipes come in as TOML; a run writes its settings as JSON and reads them back. Imports no JAX.
+
+The four GPT-2 sizes and the small presets are the files of configs/: `load_recipe("gpt2").model` is GPT-2 124M.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config.checks import field_types, fits, spelled
+from jaxgpt.config.recipe import TrainConfig
+from jaxgpt.errors import ConfigError, DataError, MissingError
+from jaxgpt.files import write_atomically
+
+CONFIG_FILE = "config.json"
+FORMAT = 1
+"""Of config.json. Format 0, without a number, is that of version 0.1.0 and reads the same."""
+PACKAGE = Path(__file__).parent.parent
+
+
+def recipes_folder() -> Path:
+    """configs/ of a checkout, or its copy inside an installed package."""
+    packaged = PACKAGE / "configs"
+    return packaged if packaged.is_dir() else PACKAGE.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
+
+
+def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The recipe of a preset name (`nano`, `gpt2`, ...) or of a TOML file, with some settings changed.
+
+    `settings` maps dotted names to values: `{"steps": 200, "model.layers": 6}`.
+
+    Raises MissingError when there is neither, ConfigError for a file that is not TOML, has an unknown key (the
+    nearest known one is named) or a value of another type; all problems of the file are listed at once.
+    """
+    path = Path(name_or_path)
+    if name_or_path in preset_names():
+        path = recipes_folder() / f"{name_or_path}.toml"
+    if not path.is_file():
+        hint = _nearest(name_or_path, preset_names())
+        known = ", ".join(preset_names())
+        raise MissingError(
+            f"no recipe {name_or_path!r}", why=f"it is neither a file nor one of {known}", fix=hint
+        )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("recipe is not TOML", path=path, why=str(error), fix="correct the file") from None
+    problems: list[str] = []
+    fields = _checked(TrainConfig, table, "", problems)
+    if problems:
+        raise ConfigError("recipe has errors", path=path, why=", ".join(problems), fix="correct the file")
+    return with_settings(_build(TrainConfig, fields), settings or {})
+
+
+def with_settings(recipe: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """The recipe with some settings changed, given by dotted names as in `load_recipe`. Raises ConfigError."""
+    table = dataclasses.asdict(recipe)
+    problems: list[str] = []
+    for name, value in settings.items():
+        *parents, last = name.split(".")
+        place: Any = table
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            problems.append(f"unknown key {name} ({_nearest(name, flat(recipe))})")
+        else:
+            place[last] = value
+    fields = _checked(TrainConfig, table, "", problems)
+    if problems:
+        raise ConfigError("settings have errors", why=", ".join(problems), fix="correct them")
+    return _build(TrainConfig, fields)
+
+
+def flat(settings: Any, place: str = "") -> dict[str, Any]:
+    """Every single setting by its dotted name, such as `optim.learning_rate`."""
+    found: dict[str, Any] = {}
+    for name in field_types(type(settings)):
+        value = getattr(settings, name)
+        found |= (
+            flat(value, f"{place}{name}.") if dataclasses.is_dataclass(value) else {f"{place}{name}": value}
+        )
+    return found
+
+
+def save_config(config: TrainConfig, folder: Path) -> None:
+    """Write the resolved settings of a run to `config.json` in its folder, whole or not at all."""
+    content = {"format": FORMAT} | dataclasses.asdict(config)
+    write_atomically(folder / CONFIG_FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The settings a run was made with.
+
+    Raises MissingError without config.json, DataError when it does not hold exactly these settings.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise MissingError(
+            "not a run directory", path=folder, why=f"it has no {CONFIG_FILE}", fix="name a run"
+        )
+    problems: list[str] = []
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError("settings are not JSON", path=path, why=str(error), fix="restore the file") from None
+    written = table.pop("format", 0) if isinstance(table, dict) else 0
+    if written not in range(FORMAT + 1):
+        why = f"its format is {written!r}, and this version of jaxgpt reads formats up to {FORMAT}"
+        raise DataError("settings are in another format", path=path, why=why, fix="install a newer jaxgpt")
+    fields = _checked(TrainConfig, table, "", problems)
+    if problems:
+        raise DataError("settings have errors", path=path, why=", ".join(problems), fix="restore the file")
+    return _build(TrainConfig, fields)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else "see `jaxgpt pretrain --help`"
+
+
+def _checked(kind: Any, table: Any, place: str, problems: list[str]) -> dict[str, Any]:
+    """The entries of `table` that are fields of dataclass `kind`; what is wrong with the others goes to `problems`."""
+    known = field_types(kind)
+    entries: dict[str, Any] = {}
+    if not isinstance(table, dict):
+        problems.append(f"[{place.rstrip('.')}] is not a table")
+        return entries
+    for key, value in table.items():
+        if key not in known:
+            problems.append(f"unknown key {place}{key} ({_nearest(key, known)})")
+        elif dataclasses.is_dataclass(known[key]):
+            entries[key] = _checked(known[key], value, f"{place}{key}.", problems)
+        elif not fits(value, known[key]):
+            problems.append(f"{place}{key} = {value!r} is not {spelled(known[key])}")
+        else:
+            entries[key] = float(value) if known[key] is float else value
+    return entries
+
+
+def _build(kind: Any, entries: dict[str, Any]) -> Any:
+    known = field_types(kind)
+    return kind(
+        **{k: _build(known[k], v) if dataclasses.is_dataclass(known[k]) else v for k, v in entries.items()}
+    )
