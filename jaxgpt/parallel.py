@@ -1,12 +1,15 @@
-"""The mesh, and the one table that says how each parameter lies on it. The model knows no devices; this file does.
+"""The mesh, and the two tables that say how parameters and activations lie on it.
 
-Axes of the mesh: `data` (copies), `fsdp` (shards gathered when used), `tensor` (shards of the matrix products).
-The same table places parameters, Adam's moments and what is restored from a checkpoint.
+The mesh has three axes: `data` (copies of the model), `fsdp` (shards of the parameters, gathered when they are used)
+and `tensor` (shards of the matrix products). The table of parameters also places Adam's moments and what is restored
+from a checkpoint. The table of activations keeps each sequence on its own devices; without it the compiler would
+rather move the activations of all sequences than gather the parameters.
 """
 
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,8 +22,18 @@ from jaxgpt.errors import ConfigError
 P = PartitionSpec
 ROWS = P(("data", "fsdp"))  # a batch: its first axis is split over everything that holds other sequences
 
+# Name of an activation -> its PartitionSpec.
+ACTIVATIONS: dict[str, PartitionSpec] = {
+    "tokens": ROWS,  # [B, T]
+    "stream": ROWS,  # [B, T, D], the residual stream
+    "heads": P(*ROWS, None, "tensor"),  # [B, T, H, K], queries, keys and values
+    "logits": P(*ROWS, "tensor"),  # [B * T, V]
+    "table": P("tensor"),  # [V, D], token embeddings while they are used: gathered over fsdp, as kernels are
+    "positions": P(),  # [S, D], position embeddings while they are used
+}
+
 # Path of a leaf (behind any prefix, such as an optimizer's) -> its PartitionSpec. Exactly one rule fits each leaf.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
+PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(wte|lm_head)/embedding", P("tensor", "fsdp")),
     (r"wpe/embedding", P(None, "fsdp")),
     (r"h/ln_[12]/(scale|bias)", P()),
@@ -56,6 +69,50 @@ def mesh_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a model's computation runs: what `define` knows of devices. Without a mesh it constrains nothing."""
+
+    mesh: Mesh | None = None
+
+    @property
+    def platform(self) -> str | None:
+        """`cpu`, `gpu` or `tpu`, as the mesh's devices say; None without a mesh."""
+        return None if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    def __call__(self, name: str, x: jax.Array) -> jax.Array:
+        """`x`, made to lie as the activation of this name does."""
+        if self.mesh is None or self.mesh.size == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self._spec(name, x)))
+
+    def on_each_device(
+        self, function: Callable[..., Any], names: Sequence[str], result: str, given: Sequence[jax.Array]
+    ) -> Callable[..., Any]:
+        """`function`, run by each device on its own part of the arrays; `names` and `result` are activations.
+
+        For kernels that the compiler cannot split. The result has the shape of the first argument.
+        """
+        if self.mesh is None or self.mesh.size == 1:
+            return function
+        specs = tuple(self._spec(name, x) for name, x in zip(names, given, strict=True))
+        out = self._spec(result, given[0])
+        return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+    def _spec(self, name: str, x: jax.Array) -> PartitionSpec:
+        """The table's entry, without the axes that do not divide this array (25 heads over 8 devices, say)."""
+        assert self.mesh is not None
+        entries = []
+        for size, axes in zip(x.shape, ACTIVATIONS[name], strict=False):
+            named = (axes,) if isinstance(axes, str) else axes or ()
+            shards = math.prod(self.mesh.shape[axis] for axis in named)
+            entries.append(axes if size % shards == 0 else None)
+        return P(*entries)
+
+
+NOWHERE = Placement()
+
+
 def path_of(key_path: Any) -> str:
     """A leaf's place in a tree as text: `h/attn/c_attn/kernel`."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
@@ -63,12 +120,12 @@ def path_of(key_path: Any) -> str:
 
 def partition_spec(path: str) -> PartitionSpec:
     """The PartitionSpec of the leaf at this path. Raises ConfigError unless exactly one rule fits."""
-    fitting = [spec for pattern, spec in RULES if re.fullmatch(rf"(.*/)?({pattern})", path)]
+    fitting = [spec for pattern, spec in PARAMETERS if re.fullmatch(rf"(.*/)?({pattern})", path)]
     if len(fitting) != 1:
         raise ConfigError(
             f"parameter {path}",
             why=f"{len(fitting)} sharding rules fit it",
-            fix="give it one rule in parallel.RULES",
+            fix="give it one rule in parallel.PARAMETERS",
         )
     return fitting[0]
 

@@ -3,16 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.model import attention
 from jaxgpt.model.attention import (
-    cached_attention,
-    causal_attention,
-    causal_mask,
     causal_self_attention,
-    drop,
     multi_head_attention,
     multi_head_attention_wrapped,
-    scaled_dot_product_attention,
     self_attention,
     simple_self_attention,
 )
@@ -63,75 +57,3 @@ def test_split_heads_equal_wrapped_heads(x_BTD: jax.Array, projections: list[jax
     context, weights = multi_head_attention(x_BTD, *projections, heads=H)
     np.testing.assert_allclose(context, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(weights, expected_weights, rtol=1e-5, atol=1e-6)
-
-
-def qkv(T: int, S: int | None = None) -> list[jax.Array]:
-    keys = jax.random.split(jax.random.key(2), 3)
-    return [
-        jax.random.normal(key, (B, size, H, K)) for key, size in zip(keys, (T, S or T, S or T), strict=True)
-    ]
-
-
-def plainly(
-    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: jax.Array, **more: float
-) -> jax.Array:
-    q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
-    return jnp.moveaxis(scaled_dot_product_attention(q, k, v, mask_TS=mask, **more)[0], 1, 2)
-
-
-@pytest.mark.parametrize("T", [5, 12])  # 12: three blocks of four queries; 5: one block
-def test_the_models_attention_equals_the_ladders(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
-    q, k, v = qkv(T)
-    fast = causal_attention(q, k, v, scale=0.3)
-    np.testing.assert_allclose(fast, plainly(q, k, v, causal_mask(T), scale=0.3), rtol=1e-5, atol=1e-6)
-
-
-def test_the_fused_kernels_equal_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = qkv(8)
-    blocks = causal_attention(q, k, v, scale=0.3)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    np.testing.assert_allclose(causal_attention(q, k, v, scale=0.3), blocks, rtol=1e-5, atol=1e-6)
-
-
-def test_blocks_have_the_gradients_of_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = qkv(8)
-    expected = jax.grad(lambda q: plainly(q, k, v, causal_mask(8), scale=0.3).sum() ** 2)(q)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
-    grad = jax.grad(lambda q: causal_attention(q, k, v, scale=0.3).sum() ** 2)(q)
-    np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_segments_are_texts_alone() -> None:
-    q, k, v = qkv(8)
-    segments_BT = jnp.array([[0, 0, 0, 1, 1, 1, 1, 1]] * B)
-    packed = causal_attention(q, k, v, scale=0.3, segments_BT=segments_BT)
-    for part in (slice(0, 3), slice(3, 8)):
-        alone = causal_attention(q[:, part], k[:, part], v[:, part], scale=0.3)
-        np.testing.assert_allclose(packed[:, part], alone, rtol=1e-5, atol=1e-6)
-
-
-def test_a_start_places_queries_among_more_keys() -> None:
-    q, k, v = qkv(8, 8)
-    full = causal_attention(q, k, v, scale=0.3)
-    cached = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    both = jnp.stack([q[0, 5:7], q[1, 3:5]])
-    tail = cached_attention(both, *cached, jnp.array([5, 3]), scale=0.3)
-    np.testing.assert_allclose(tail, jnp.stack([full[0, 5:7], full[1, 3:5]]), rtol=1e-5, atol=1e-6)
-
-
-def test_slopes_lower_scores_by_distance() -> None:
-    q, k, v = qkv(4)
-    slopes_H = jnp.array([0.5, 0.25, 0.1, 0.0])
-    out = causal_attention(q * 0, k, v, scale=1.0, slopes_H=slopes_H)
-    weights = np.exp(-0.5 * np.arange(3, -1, -1))  # head 0, last query: distances 3, 2, 1, 0
-    expected = np.einsum("s,bsk->bk", weights / weights.sum(), v[:, :, 0])
-    np.testing.assert_allclose(out[:, 3, 0], expected, rtol=1e-5)
-
-
-def test_dropped_weights_keep_their_mean_and_need_a_key() -> None:
-    x = jnp.ones((200, 200))
-    assert drop(x, 0.4, None) is x
-    dropped = np.asarray(drop(x, 0.4, jax.random.key(0)))
-    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.6)}
-    assert abs((dropped == 0).mean() - 0.4) < 0.01

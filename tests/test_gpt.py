@@ -10,7 +10,7 @@ from conftest import shaken
 
 from jaxgpt.config import GPTConfig, load_recipe, preset_names
 from jaxgpt.model.cache import lengthened
-from jaxgpt.model.gpt import Params, define, stack_blocks, unstack_blocks
+from jaxgpt.model.gpt import Params, define, unstacked
 from jaxgpt.training.flops import count_parameters
 from jaxgpt.training.loss import cross_entropy
 
@@ -73,18 +73,28 @@ def test_scanned_unrolled_and_recomputed_blocks_give_the_same_loss_and_gradients
     config = dataclasses.replace(config, position=position)
     params = shaken(jax.jit(define(config).init)(jax.random.key(0)))
 
-    @functools.partial(jax.jit, static_argnames="remat")
-    @jax.value_and_grad
-    def loss(params: Params, remat: bool) -> jax.Array:
-        logits_BTV = define(config, remat=remat).apply(params, tokens_BT[:, :-1])
+    def loss(params: Params, **how: bool) -> jax.Array:
+        logits_BTV = define(config, **how).apply(params, tokens_BT[:, :-1])
         return cross_entropy(logits_BTV, jnp.asarray(tokens_BT[:, 1:])).mean()
 
-    expected, grads = loss(params, remat=False)
-    unrolled, tuple_grads = loss(unstack_blocks(params), remat=False)
-    recomputed, remat_grads = loss(params, remat=True)
-    np.testing.assert_allclose([unrolled, recomputed], expected, rtol=1e-6)
-    for other in (stack_blocks(tuple_grads), remat_grads):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), other, grads)
+    def measured(**how: bool) -> tuple[jax.Array, Params]:
+        return jax.jit(jax.value_and_grad(functools.partial(loss, **how)))(params)
+
+    expected, grads = measured()
+    for how in ({"unrolled": True}, {"remat": True}):
+        value, others = measured(**how)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), others, grads)
+
+
+def test_unrolled_blocks_run_outside_a_loop(config: GPTConfig, params: Params, tokens_BT: np.ndarray) -> None:
+    def loops(**how: bool) -> int:
+        model = define(config, **how)
+        return str(jax.make_jaxpr(jax.grad(lambda p: model.hidden(p, tokens_BT)[0].sum()))(params)).count(
+            "scan["
+        )
+
+    assert loops(unrolled=True) == 0 < loops()
 
 
 def test_recomputing_really_recomputes(config: GPTConfig, params: Params, tokens_BT: np.ndarray) -> None:
@@ -104,12 +114,13 @@ def test_cached_decoding_equals_the_full_forward_pass(
     model = define(config)
     params, hidden = shaken(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.hidden)
     expected, _ = hidden(params, tokens_BT)
-    for given in (params, unstack_blocks(params)):
+    served = params | {"h": unstacked(params["h"])}
+    for given in (params, served):
         x_BTD, cache = jax.jit(model.hidden, static_argnames="keep")(given, tokens_BT[:, :5], keep=True)
         assert cache.span == 5 and len(cache.keys) == config.layers
         cache, parts = lengthened(cache, config.context), [x_BTD]
         for piece in (slice(5, 6), slice(6, 9), slice(9, 32)):
-            x_BTD, cache = hidden(unstack_blocks(params), tokens_BT[:, piece], cache=cache)
+            x_BTD, cache = hidden(served, tokens_BT[:, piece], cache=cache)
             parts.append(x_BTD)
         np.testing.assert_array_equal(cache.length_B, [32] * 4)
         np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, rtol=2e-5, atol=2e-5)

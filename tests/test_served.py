@@ -9,7 +9,7 @@ import pytest
 
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.inference.served import kernels_for, served
-from jaxgpt.model.gpt import Params, define, unstack_blocks
+from jaxgpt.model.gpt import Params, define
 from jaxgpt.model.layers import Kernels, product
 from jaxgpt.parallel import mesh_of
 
@@ -26,7 +26,7 @@ def test_another_layout_is_the_same_model(
     config = dataclasses.replace(config, **changes)
     params = jax.jit(define(config).init)(jax.random.key(3))
     model, laid_out = define(config, kernels=kernels), served(params, config, kernels, ONE)
-    expected = jax.jit(define(config).apply)(unstack_blocks(params), tokens_BT)
+    expected = jax.jit(define(config, unrolled=True).apply)(params, tokens_BT)
     found = jax.jit(model.apply)(laid_out, tokens_BT)
     exact = config.compute_dtype == "float32"
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 if exact else 2e-2)

@@ -1,4 +1,4 @@
-"""Attention, one rung at a time, and the one causal attention the model runs.
+"""Attention, one rung of the book's ladder at a time, from dot products to GPT's multi-head attention.
 
 The ladder (each rung is built on the one before and tested against it):
 
@@ -9,7 +9,7 @@ The ladder (each rung is built on the one before and tested against it):
     multi_head_attention_wrapped   several small causal attentions side by side
     multi_head_attention           the same in one product for all heads, as GPT computes it
 
-The last floor is `causal_attention`: what the model calls, with the masks, position biases and kernels it needs.
+The model itself calls `attend` (model/attend.py), which is tested against this ladder.
 """
 
 import math
@@ -18,10 +18,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
-
-QUERY_BLOCK = (
-    128  # queries a block on CPU: 2x1024 tokens, 12 heads of 64: about half the time of one full product
-)
 
 
 def scaled_dot_product_attention(
@@ -107,98 +103,3 @@ def split_heads(x_BTE: Array, heads: int) -> Array:
 def join_heads(x_BTHK: Array) -> Array:
     """[..., H, K] -> [..., H*K]."""
     return x_BTHK.reshape(*x_BTHK.shape[:-2], -1)
-
-
-def causal_attention(
-    q_BTHK: Array,
-    k_BTHK: Array,
-    v_BTHK: Array,
-    *,
-    scale: float | Array,
-    segments_BT: Array | None = None,
-    slopes_H: Array | None = None,
-    dropout: float = 0.0,
-    key: Array | None = None,
-) -> Array:
-    """Causal multi-head attention [B, T, H, K] over a whole text, as the model trains and reads prompts with.
-
-    `segments_BT` keeps packed texts apart: a query sees keys of its own segment only. `slopes_H` adds ALiBi's
-    -slope * distance to the scores. `key` turns dropout of the weights on. On CPU queries are taken in blocks, each
-    against the keys that it can see; elsewhere, where nothing special is asked for, the call goes to JAX's own
-    attention and its fused kernels.
-    """
-    key = key if dropout > 0 else None
-    plain = segments_BT is None and slopes_H is None and key is None
-    if plain and jax.default_backend() != "cpu":
-        q_BTHK = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)  # the fused kernels take only a constant scale
-        return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, scale=1.0, is_causal=True)
-    T = q_BTHK.shape[1]
-    size = QUERY_BLOCK if T % QUERY_BLOCK == 0 else T
-    blocks = []
-    for begin in range(0, T, size):
-        end = begin + size
-        distance_TS = begin + jnp.arange(size)[:, None] - jnp.arange(end)[None, :]
-        allowed_BTS = (distance_TS >= 0)[None]
-        if segments_BT is not None:
-            allowed_BTS = allowed_BTS & (segments_BT[:, begin:end, None] == segments_BT[:, None, :end])
-        block_key = jax.random.fold_in(key, begin) if key is not None else None
-        blocks.append(
-            _attend(
-                q_BTHK[:, begin:end],
-                k_BTHK[:, :end],
-                v_BTHK[:, :end],
-                allowed_BTS,
-                _alibi(slopes_H, distance_TS[None]),
-                scale,
-                dropout,
-                block_key,
-            )
-        )
-    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
-
-
-def cached_attention(
-    q_BTHK: Array,
-    k_BHSK: Array,
-    v_BHSK: Array,
-    start_B: Array,
-    *,
-    scale: float | Array,
-    slopes_H: Array | None = None,
-) -> Array:
-    """Attention [B, T, H, K] of the newest T positions over a preallocated cache of S, as decoding runs it.
-
-    Query t of row b stands at position start_B[b] + t and sees the keys up to there. The products have the cache on
-    the left and leave its axes first: XLA on CPU transposes it for a single row otherwise. (124M, one row, with
-    `write_positions` as it is: 36.2 and 22.0 ms a token at 1024 positions, 21.1 and 19.9 ms at 128.)
-    """
-    at_BT = start_B[:, None] + jnp.arange(q_BTHK.shape[1])[None, :]
-    distance_BTS = at_BT[:, :, None] - jnp.arange(k_BHSK.shape[2])[None, None, :]
-    scores_BHST = jnp.einsum("bhsk,bthk->bhst", k_BHSK, q_BTHK, preferred_element_type=jnp.float32)
-    scores_BHTS = jnp.swapaxes(scores_BHST, 2, 3) * scale
-    if (bias_BHTS := _alibi(slopes_H, distance_BTS)) is not None:
-        scores_BHTS = scores_BHTS + bias_BHTS
-    weights_BHTS = jax.nn.softmax(jnp.where((distance_BTS >= 0)[:, None], scores_BHTS, -jnp.inf), axis=-1)
-    context_BHKT = jnp.einsum("bhsk,bhts->bhkt", v_BHSK, weights_BHTS.astype(v_BHSK.dtype))
-    return jnp.moveaxis(context_BHKT, 3, 1)
-
-
-def _alibi(slopes_H: Array | None, distance_BTS: Array) -> Array | None:
-    return None if slopes_H is None else -slopes_H[None, :, None, None] * distance_BTS[:, None]
-
-
-def _attend(q_BTHK, k_BSHK, v_BSHK, allowed_BTS, bias_BHTS, scale, dropout, key):
-    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32) * scale
-    if bias_BHTS is not None:
-        scores_BHTS = scores_BHTS + bias_BHTS
-    weights_BHTS = jax.nn.softmax(jnp.where(allowed_BTS[:, None], scores_BHTS, -jnp.inf), axis=-1)
-    if key is not None:
-        weights_BHTS = drop(weights_BHTS, dropout, key)
-    return jnp.einsum("bhts,bshk->bthk", weights_BHTS.astype(v_BSHK.dtype), v_BSHK)
-
-
-def drop(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout: zero with probability `rate`, the rest scaled by 1/(1-rate). `key=None` changes nothing."""
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)

@@ -10,10 +10,13 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.model.attention import cached_attention, causal_attention, drop, join_heads, split_heads
-from jaxgpt.model.cache import write_positions
+from jaxgpt.model.attend import attend, attend_cached, drop
+from jaxgpt.model.attention import join_heads, split_heads
+from jaxgpt.model.cache import Cached, write_positions
 from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Kernels, linear
+from jaxgpt.model.mask import Mask
 from jaxgpt.model.positions import alibi_slopes, rotate_by_position
+from jaxgpt.parallel import NOWHERE, Placement
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -44,41 +47,51 @@ def residual_std(config: GPTConfig) -> float:
 class Attention(nnx.Module):
     """Causal multi-head self-attention. `c_attn` makes query, key and value, stacked on an axis of 3."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels) -> None:
-        self.config = config
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels, placement: Placement) -> None:
+        self.config, self.placement = config, placement
         self.c_attn = linear(config, config.width, (3, config.width), rngs, kernels)
         self.c_proj = linear(config, config.width, (config.width,), rngs, kernels, std=residual_std(config))
 
-    def __call__(self, x_BTD, layer, positions_BT, segments_BT, cached, key):
+    def __call__(
+        self,
+        x_BTD: Array,
+        layer: Array | int,
+        positions_BT: Array,
+        segments_BT: Array | None,
+        cached: Cached | None,
+        key: Array | None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """What attention adds to the residual stream, and the keys and values [B, H, S, K] it looked at."""
         config = self.config
         q_BTHK, k_BTHK, v_BTHK = (
-            split_heads(p, config.heads) for p in jnp.moveaxis(self.c_attn(x_BTD), -2, 0)
+            self.placement("heads", split_heads(part, config.heads))
+            for part in jnp.moveaxis(self.c_attn(x_BTD), -2, 0)
         )
         if config.position == "rotary":
             q_BTHK, k_BTHK = (rotate_by_position(x, positions_BT) for x in (q_BTHK, k_BTHK))
-        scale = 1 / math.sqrt(config.head_size) if config.scale_attention else 1.0
+        scale: float | Array = 1 / math.sqrt(config.head_size) if config.scale_attention else 1.0
         scale = scale / (layer + 1.0) if config.scale_by_inverse_layer else scale
         slopes_H = jnp.asarray(alibi_slopes(config.heads)) if config.position == "alibi" else None
-        keys_BHTK, values_BHTK = jnp.swapaxes(k_BTHK, 1, 2), jnp.swapaxes(v_BTHK, 1, 2)
+        keys_BHSK, values_BHSK = jnp.swapaxes(k_BTHK, 1, 2), jnp.swapaxes(v_BTHK, 1, 2)
         if cached is None:
-            context_BTHK = causal_attention(
+            context_BTHK = attend(
                 q_BTHK,
                 k_BTHK,
                 v_BTHK,
+                Mask(segments_BT=segments_BT),
                 scale=scale,
-                segments_BT=segments_BT,
                 slopes_H=slopes_H,
                 dropout=config.dropout,
                 key=key,
+                placement=self.placement,
             )
         else:
-            keys_BHSK, values_BHSK, start_B = cached
-            keys_BHTK = write_positions(keys_BHSK, keys_BHTK, start_B)
-            values_BHTK = write_positions(values_BHSK, values_BHTK, start_B)
-            context_BTHK = cached_attention(
-                q_BTHK, keys_BHTK, values_BHTK, start_B, scale=scale, slopes_H=slopes_H
+            keys_BHSK = write_positions(cached.keys_BHSK, keys_BHSK, cached.start_B)
+            values_BHSK = write_positions(cached.values_BHSK, values_BHSK, cached.start_B)
+            context_BTHK = attend_cached(
+                q_BTHK, keys_BHSK, values_BHSK, cached.start_B, scale=scale, slopes_H=slopes_H
             )
-        return self.c_proj(join_heads(context_BTHK)), (keys_BHTK, values_BHTK)
+        return self.c_proj(join_heads(context_BTHK)), (keys_BHSK, values_BHSK)
 
 
 class MLP(nnx.Module):
@@ -98,24 +111,36 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED) -> None:
-        self.dropout = config.dropout
+    def __init__(
+        self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED, placement: Placement = NOWHERE
+    ) -> None:
+        self.dropout, self.placement = config.dropout, placement
         self.ln_1 = layer_norm(config, rngs)
-        self.attn = Attention(config, rngs, kernels)
+        self.attn = Attention(config, rngs, kernels, placement)
         self.ln_2 = layer_norm(config, rngs)
         self.mlp = MLP(config, rngs, kernels)
 
-    def __call__(self, x_BTD, layer, positions_BT, segments_BT, cached, key):
-        """The new residual stream, and the keys and values of this layer: with those cached before, or of x alone.
+    def __call__(
+        self,
+        x_BTD: Array,
+        layer: Array | int,
+        positions_BT: Array,
+        segments_BT: Array | None = None,
+        cached: Cached | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """The new residual stream, and this layer's keys and values [B, H, S, K].
 
-        `layer` counts from 0 and may be traced; `cached` is (keys_BHSK, values_BHSK, start_B) or None; `key` turns
-        dropout on.
+        `layer` counts from 0 and may be traced. With `cached`, the keys and values are those cached before and
+        those of `x_BTD` behind them; without, those of `x_BTD` alone. `key` turns dropout on.
         """
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        x_BTD = self.placement("stream", x_BTD)
         with jax.named_scope("attn"):
-            update_BTD, key_values = self.attn(
+            update_BTD, keys_values = self.attn(
                 self.ln_1(x_BTD), layer, positions_BT, segments_BT, cached, keys[0]
             )
-        x_BTD = x_BTD + drop(update_BTD, self.dropout, keys[1])
+        x_BTD = self.placement("stream", x_BTD + drop(update_BTD, self.dropout, keys[1]))
         with jax.named_scope("mlp"):
-            return x_BTD + drop(self.mlp(self.ln_2(x_BTD)), self.dropout, keys[2]), key_values
+            x_BTD = x_BTD + drop(self.mlp(self.ln_2(x_BTD)), self.dropout, keys[2])
+        return self.placement("stream", x_BTD), keys_values

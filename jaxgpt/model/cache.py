@@ -6,6 +6,7 @@ products of decoding read each head's keys in one run (12 layers, 8 rows, 128 po
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,15 @@ class KVCache:
     def span(self) -> int:
         """S: how many positions there is room for."""
         return self.keys[0].shape[2]
+
+
+class Cached(NamedTuple):
+    """What one layer looks at when it decodes: its part of a KVCache."""
+
+    keys_BHSK: Array
+    values_BHSK: Array
+    start_B: Array
+    """How much of each row is filled: where the new tokens go."""
 
 
 def write_positions(cache_BHSK: Array, new_BHTK: Array, start_B: Array) -> Array:

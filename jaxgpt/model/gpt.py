@@ -2,25 +2,27 @@
 
     params = {"wte": {"embedding"}, "wpe": {"embedding"}, "h": {...}, "ln_f": {"scale", "bias"}}
 
-`h` holds the blocks stacked, one leaf a kind with a leading layer axis N; they then run under `lax.scan`. Where `h` is
-a tuple of N single blocks (`unstack_blocks`), they run one after another: the same numbers, another trade of compile
-time against speed. What is stored is always the stacked form.
+`h` holds the blocks stacked, one leaf a kind with a leading layer axis N. They run under `lax.scan`, or one after
+another where `unrolled` is asked for: the same numbers, another trade of compile time against speed. A model laid out
+for serving has `h` as a tuple of N single blocks. What is stored is always the stacked form.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.model.attention import drop
+from jaxgpt.model.attend import drop
 from jaxgpt.model.block import Block, layer_norm
-from jaxgpt.model.cache import KVCache
+from jaxgpt.model.cache import Cached, KVCache
 from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Kernels, ServedEmbed, normal, rows_of, scores_of
 from jaxgpt.model.positions import sinusoidal_positions
+from jaxgpt.parallel import NOWHERE, Placement
 
 Params = dict[str, Any]
 
@@ -28,8 +30,10 @@ Params = dict[str, Any]
 class GPT(nnx.Module):
     """What stands around the blocks: token and position embeddings below, final LayerNorm and output head above."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED) -> None:
-        self.config, self.turned = config, kernels.turned
+    def __init__(
+        self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED, placement: Placement = NOWHERE
+    ) -> None:
+        self.config, self.turned, self.placement = config, kernels.turned, placement
         self.wte = _table(config, rngs, kernels)
         if config.position == "learned":
             self.wpe = nnx.Embed(config.context, config.width, embedding_init=normal(INIT_STD), rngs=rngs)
@@ -43,16 +47,58 @@ class GPT(nnx.Module):
             x_BTD = x_BTD + self.wpe.embedding[positions_BT]
         elif self.config.position == "sinusoidal":
             x_BTD = x_BTD + sinusoidal_positions(positions_BT, self.config.width)
-        return drop(x_BTD.astype(self.config.compute_dtype), self.config.dropout, key)
+        x_BTD = self.placement("stream", x_BTD.astype(self.config.compute_dtype))
+        return drop(x_BTD, self.config.dropout, key)
 
     def unembed(self, x_BTD: Array) -> Array:
         flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see layers.Linear
         logits_LV = scores_of(
             self.wte if self.config.tied_head else self.lm_head, flat_LD, turned=self.turned
         )
+        logits_LV = self.placement("logits", logits_LV)
         real_V = jnp.arange(self.config.padded_vocab) < self.config.vocab
         logits_LV = jnp.where(jnp.broadcast_to(real_V, logits_LV.shape), logits_LV, -jnp.inf)
         return logits_LV.reshape(*x_BTD.shape[:-1], self.config.padded_vocab)
+
+
+class Hidden(Protocol):
+    """hidden(params, tokens_BT, ...) -> (x_BTD, cache): everything before the output head."""
+
+    def __call__(
+        self,
+        params: Params,
+        tokens_BT: Array | np.ndarray,
+        *,
+        positions_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        cache: KVCache | None = None,
+        keep: bool = False,
+        key: Array | None = None,
+    ) -> tuple[Array, KVCache | None]:
+        """The last hidden states [B, T, D], and a cache where one is given or asked for.
+
+        `positions_BT` are 0..T-1, or what follows the cache, unless they are given. `segments_BT` keeps packed
+        texts apart. `key` turns dropout on. `keep` returns a cache that holds these tokens and has no more room.
+        With `cache`, which needs unstacked blocks, the tokens are written behind what each row holds.
+
+        Token ids must be below the vocabulary, and positions below the context and the cache's span. JAX does
+        not check that; callers do.
+        """
+
+
+class Apply(Protocol):
+    """apply(params, tokens_BT, ...) -> logits: `unembed` after `hidden`, for callers without a cache."""
+
+    def __call__(
+        self,
+        params: Params,
+        tokens_BT: Array | np.ndarray,
+        *,
+        positions_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        key: Array | None = None,
+    ) -> Array:
+        """float32 logits [B, T, V] over the vocabulary. The arguments are those of `Hidden`."""
 
 
 class Model(NamedTuple):
@@ -60,28 +106,29 @@ class Model(NamedTuple):
 
     init: Callable[[Array], Params]
     """init(key) -> params"""
-    hidden: Callable[..., tuple[Array, KVCache | None]]
-    """hidden(params, tokens_BT, *, positions_BT, segments_BT, cache, keep, key) -> (x_BTD, cache), before the head.
-
-    `positions_BT` are 0..T-1 (after what the cache holds) unless given; `segments_BT` keeps packed texts apart;
-    `key` turns dropout on. `keep` returns a cache that holds these tokens and has room for no more; with `cache`,
-    which needs unstacked blocks, the tokens are written behind what each row holds. Token ids must be below the
-    vocabulary and positions below the context and the cache's span: JAX does not check, callers do.
-    """
+    hidden: Hidden
     unembed: Callable[[Params, Array], Array]
     """unembed(params, x) -> float32 logits over the stored (padded) vocabulary; ids past the real one have -inf."""
-    apply: Callable[..., Array]
-    """apply(params, tokens_BT, *, positions_BT, segments_BT, key) -> float32 logits [B, T, V] over the vocabulary."""
+    apply: Apply
 
 
-def define(config: GPTConfig, *, remat: bool = False, kernels: Kernels = AS_TRAINED) -> Model:
+def define(
+    config: GPTConfig,
+    *,
+    remat: bool = False,
+    unrolled: bool = False,
+    kernels: Kernels = AS_TRAINED,
+    placement: Placement = NOWHERE,
+) -> Model:
     """The pure functions of this architecture.
 
-    `remat` recomputes each block's activations in the backward pass. `kernels` says how the parameters they are given
-    are laid out; other than as trained, only `hidden` and `unembed` make sense.
+    `remat` computes each block's activations again in the backward pass instead of keeping them. `unrolled` runs
+    stacked blocks one after another instead of scanning them: the same numbers, a longer compilation, often a faster
+    step. `kernels` says how the parameters are laid out; where it is not `AS_TRAINED`, `init` must not be used.
+    `placement` says which devices compute; it decides how activations lie and which attention kernel runs.
     """
-    outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), kernels)), nnx.Param)
-    inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), kernels)), nnx.Param)
+    outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), kernels, placement)), nnx.Param)
+    inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), kernels, placement)), nnx.Param)
 
     # float32 means float32, also where the hardware would round its products' inputs to fewer bits by default.
     exactly = jax.default_matmul_precision("highest" if config.compute_dtype == "float32" else "default")
@@ -93,68 +140,116 @@ def define(config: GPTConfig, *, remat: bool = False, kernels: Kernels = AS_TRAI
         )
         return _parameters(GPT(config, nnx.Rngs(ends))) | {"h": stacked}
 
-    def run_block(block: Params, *arguments: Any) -> Any:
+    def run_block(block: Params, *arguments: Any) -> tuple[Array, tuple[Array, Array]]:
         return nnx.merge(inside, block)(*arguments)
 
     if remat:
         run_block = jax.checkpoint(run_block)
 
+    def around(params: Params) -> GPT:
+        """The model without its blocks, its tables gathered where they are split for storage."""
+        rest = {name: leaf for name, leaf in params.items() if name != "h"}
+        for name, lies in (("wte", "table"), ("wpe", "positions"), ("lm_head", "table")):
+            if name in rest:
+                rest[name] = rest[name] | {"embedding": placement(lies, rest[name]["embedding"])}
+        return nnx.merge(outside, rest)
+
     @exactly
-    def hidden(params, tokens_BT, *, positions_BT=None, segments_BT=None, cache=None, keep=False, key=None):
+    def hidden(
+        params: Params,
+        tokens_BT: Array | np.ndarray,
+        *,
+        positions_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        cache: KVCache | None = None,
+        keep: bool = False,
+        key: Array | None = None,
+    ) -> tuple[Array, KVCache | None]:
+        B, T = tokens_BT.shape
         if positions_BT is None:
             start_B1 = 0 if cache is None else cache.length_B[:, None]
-            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) + start_B1
-        model = nnx.merge(outside, {name: leaf for name, leaf in params.items() if name != "h"})
+            positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T)) + start_B1
+        model = around(params)
         x_BTD = model.embed(
-            tokens_BT, positions_BT, None if key is None else jax.random.fold_in(key, config.layers)
+            jnp.asarray(tokens_BT),
+            positions_BT,
+            None if key is None else jax.random.fold_in(key, config.layers),
         )
-        x_BTD, new = _run_blocks(run_block, params["h"], x_BTD, positions_BT, segments_BT, cache, key, keep)
-        if keep or cache is not None:
-            before_B = 0 if cache is None else cache.length_B
-            cache = KVCache(new[0], new[1], before_B + jnp.full(len(tokens_BT), tokens_BT.shape[1]))
+
+        def step(
+            x_BTD: Array, layer: Array | int, block: Params, cached: Cached | None = None
+        ) -> tuple[Array, tuple[Array, Array] | None]:
+            layer_key = None if key is None else jax.random.fold_in(key, layer)
+            x_BTD, new = run_block(block, x_BTD, layer, positions_BT, segments_BT, cached, layer_key)
+            return x_BTD, new if keep or cached is not None else None
+
+        blocks = params["h"]
+        if unrolled and not isinstance(blocks, tuple):
+            blocks = unstacked(blocks)
+        x_BTD, news = _run_blocks(step, blocks, x_BTD, cache)
+        if news is not None:
+            before_B: Array | int = 0 if cache is None else cache.length_B
+            cache = KVCache(*news, before_B + jnp.full(B, T))
         return model.ln_f(x_BTD).astype(config.compute_dtype), cache
 
     @exactly
     def unembed(params: Params, x: Array) -> Array:
-        return nnx.merge(outside, {name: leaf for name, leaf in params.items() if name != "h"}).unembed(x)
+        return around(params).unembed(x)
 
-    def apply(params, tokens_BT, *, positions_BT=None, segments_BT=None, key=None):
+    def apply(
+        params: Params,
+        tokens_BT: Array | np.ndarray,
+        *,
+        positions_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        key: Array | None = None,
+    ) -> Array:
         x_BTD, _ = hidden(params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, key=key)
         return unembed(params, x_BTD)[..., : config.vocab]
 
     return Model(init, hidden, unembed, apply)
 
 
-def _run_blocks(run_block, blocks, x_BTD, positions_BT, segments_BT, cache, key, keep):
-    """The residual stream behind the last block; and the keys and the values of every layer, where they are wanted."""
-
-    def step(x_BTD, layer, block, cached=None):
-        layer_key = None if key is None else jax.random.fold_in(key, layer)
-        x_BTD, keys_values = run_block(block, x_BTD, layer, positions_BT, segments_BT, cached, layer_key)
-        return x_BTD, keys_values if keep or cached is not None else None
-
+def _run_blocks(
+    step: Callable[..., tuple[Array, tuple[Array, Array] | None]],
+    blocks: Params | tuple[Params, ...],
+    x_BTD: Array,
+    cache: KVCache | None,
+) -> tuple[Array, tuple[tuple[Array, ...], tuple[Array, ...]] | None]:
+    """The residual stream behind the last block; and the keys and the values of all layers where `step` gives them."""
     if not isinstance(blocks, tuple):
         assert cache is None, "decoding from a cache needs unstacked blocks"
         layers = jax.tree.leaves(blocks)[0].shape[0]
         x_BTD, stacked = jax.lax.scan(lambda x, xs: step(x, *xs), x_BTD, (jnp.arange(layers), blocks))
-        return x_BTD, jax.tree.map(tuple, stacked) if keep else None
+        return x_BTD, None if stacked is None else (tuple(stacked[0]), tuple(stacked[1]))
     news = []
     for layer, block in enumerate(blocks):
-        cached = None if cache is None else (cache.keys[layer], cache.values[layer], cache.length_B)
+        cached = None if cache is None else Cached(cache.keys[layer], cache.values[layer], cache.length_B)
         x_BTD, new = step(x_BTD, layer, block, cached)
         news.append(new)
-    return x_BTD, tuple(zip(*news, strict=True)) if keep or cache is not None else None
+    kept = [new for new in news if new is not None]
+    return x_BTD, (tuple(k for k, _ in kept), tuple(v for _, v in kept)) if kept else None
 
 
-def unstack_blocks(params: Params) -> Params:
-    """The same parameters with `h` a tuple of single blocks, which run one after another."""
-    layers = jax.tree.leaves(params["h"])[0].shape[0]
-    return params | {"h": tuple(jax.tree.map(lambda leaf, n=n: leaf[n], params["h"]) for n in range(layers))}
+@jax.custom_vjp
+def unstacked(blocks: Params) -> tuple[Params, ...]:
+    """Stacked blocks, one leaf a kind with a leading axis of layers, as a tuple of single blocks.
+
+    The gradient is stacked in one piece; left to itself, JAX would add up a whole stack for each layer.
+    """
+    layers = jax.tree.leaves(blocks)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], blocks) for n in range(layers))
 
 
-def stack_blocks(params: Params) -> Params:
-    """The inverse of `unstack_blocks`."""
-    return params | {"h": jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["h"])}
+def _unstacked_forward(blocks: Params) -> tuple[tuple[Params, ...], None]:
+    return unstacked(blocks), None
+
+
+def _unstacked_backward(_: None, grads: tuple[Params, ...]) -> tuple[Params]:
+    return (jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads),)
+
+
+unstacked.defvjp(_unstacked_forward, _unstacked_backward)
 
 
 def _parameters(module: nnx.Module) -> Params:

@@ -129,7 +129,7 @@ def save_state(checkpoints: Checkpoints, position: Position, state: TrainState, 
 def restore_state(folder: Path, step: int, target: TrainState) -> TrainState:
     """The state saved at a step, placed as `target` says (`abstract_state`)."""
     items = {name: restore(folder / CHECKPOINTS, step, name, tree) for name, tree in _items(target).items()}
-    return TrainState(params=items["params"], **items["rest"])
+    return TrainState(trainable=items["params"], frozen={}, **items["rest"])
 
 
 def _items(state: TrainState) -> dict[str, Any]:

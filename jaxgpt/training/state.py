@@ -2,8 +2,8 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,13 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from jaxgpt.model.gpt import Model, stack_blocks, unstack_blocks
-from jaxgpt.parallel import P, abstract, shardings
+from jaxgpt.config import GPTConfig
+from jaxgpt.model.gpt import Model, Params, define
+from jaxgpt.parallel import P, Placement, abstract, shardings
 from jaxgpt.training.loss import Loss
+from jaxgpt.training.trainable import EVERYTHING, Chosen, combine, partition
+
+Blocks = Literal["scan", "unrolled", "auto"]
 
 
 @jax.tree_util.register_dataclass
@@ -25,27 +29,67 @@ class TrainState:
     """Steps done, int32."""
     key: Array
     """The run's random key; a step uses fold_in(key, step)."""
-    params: Any
+    trainable: Params
+    """The parameters that train."""
+    frozen: Params
+    """The others, which stay bit for bit what they were; empty in pretraining."""
     opt_state: Any
+    """The optimizer's state, of the trainable parameters alone."""
+    chosen: Chosen = field(default=EVERYTHING, metadata={"static": True})
+    """Which parameters are which."""
+
+    @property
+    def params(self) -> Params:
+        """All parameters, as the model takes them."""
+        return combine(self.trainable, self.frozen, self.chosen)
 
 
-def new_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step. Traceable: jit it with `out_shardings` and no host holds a full copy."""
+def training_model(config: GPTConfig, mesh: Mesh, *, remat: bool = False, blocks: Blocks = "auto") -> Model:
+    """The model as a run on this mesh computes it. `auto` blocks take what measured best on the platform."""
+    placement = Placement(mesh)
+    unrolled = blocks == "unrolled" or (blocks == "auto" and placement.platform == "cpu")
+    return define(config, remat=remat, unrolled=unrolled, placement=placement)
+
+
+def start_state(
+    params: Params, optimizer: optax.GradientTransformation, key: Array, chosen: Chosen = EVERYTHING
+) -> TrainState:
+    """The state before the first step, from parameters; an average of the weights starts from these too."""
+    trainable, frozen = partition(params, chosen)
+    return TrainState(jnp.zeros((), jnp.int32), key, trainable, frozen, optimizer.init(trainable), chosen)
+
+
+def new_state(
+    model: Model, optimizer: optax.GradientTransformation, seed: int, chosen: Chosen = EVERYTHING
+) -> TrainState:
+    """The state of a fresh model. Traceable: jit it with `out_shardings` and no host holds a full copy."""
     init_key, key = jax.random.split(jax.random.key(seed))
-    params = model.init(init_key)
-    return TrainState(jnp.zeros((), jnp.int32), key, params, optimizer.init(params))
+    return start_state(model.init(init_key), optimizer, key, chosen)
 
 
-def create_state(model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
-    """`new_state`, created sharded over the mesh."""
-    create = functools.partial(new_state, model, optimizer)
-    target = shardings(jax.eval_shape(create, seed), mesh)
-    return jax.jit(create, static_argnums=0, out_shardings=target)(seed)
+def create_state(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    *,
+    params: Params | None = None,
+    chosen: Chosen = EVERYTHING,
+) -> TrainState:
+    """The state before the first step, created in its shards: of a fresh model, or from given parameters."""
+    target = shardings(jax.eval_shape(lambda: new_state(model, optimizer, seed, chosen)), mesh)
+    if params is None:
+        create = functools.partial(new_state, model, optimizer, seed, chosen)
+        return jax.jit(create, out_shardings=target)()
+    _, key = jax.random.split(jax.random.key(seed))
+    return jax.jit(lambda params: start_state(params, optimizer, key, chosen), out_shardings=target)(params)
 
 
-def abstract_state(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, chosen: Chosen = EVERYTHING
+) -> TrainState:
     """Shapes, dtypes and shardings of the state, no arrays."""
-    return abstract(jax.eval_shape(functools.partial(new_state, model, optimizer), 0), mesh)
+    return abstract(jax.eval_shape(lambda: new_state(model, optimizer, 0, chosen)), mesh)
 
 
 def train_step(
@@ -56,41 +100,37 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: Callable[[Array], Array],
     accumulate: int = 1,
-    unrolled: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step on one global batch (any pytree whose leaves share their first axis).
 
-    The batch is cut into `accumulate` micro-batches; sums and weights are added up and divided once, so the result
-    is the big batch's also where micro-batches weigh differently. `unrolled` runs the blocks one after another
-    instead of scanning them. Returns the new state and `loss` (mean, nats), `grad_norm` (before clipping),
-    `learning_rate` and whatever else the loss reports, as means.
+    The batch is cut into `accumulate` micro-batches. Sums and weights are added up and divided once, so the result
+    is that of the big batch, also where micro-batches weigh differently. Returns the new state and, as means,
+    `loss` (nats), `grad_norm` (before clipping), `learning_rate` and whatever else the loss reports.
     """
     key = jax.random.fold_in(state.key, state.step)
-    params = unstack_blocks(state.params) if unrolled else state.params
-    grads, sums, weight = _accumulated(loss, params, batch, key, accumulate)
-    if unrolled:
-        grads = stack_blocks(grads)
+
+    def objective(trainable: Params, part: Any, key: Array) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+        total, weight, metrics = loss(combine(trainable, state.frozen, state.chosen), part, key)
+        return total, (weight, metrics)
+
+    grads, sums, weight = _accumulated(objective, state.trainable, batch, key, accumulate)
     weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda grad: grad / weight, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     metrics = {name: total / weight for name, total in sums.items()}
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
-    return TrainState(
-        state.step + 1, state.key, optax.apply_updates(state.params, updates), opt_state
-    ), metrics
+    trainable = optax.apply_updates(state.trainable, updates)
+    return TrainState(state.step + 1, state.key, trainable, state.frozen, opt_state, state.chosen), metrics
 
 
 def _accumulated(
-    loss: Loss, params: Any, batch: Any, key: Array, parts: int
-) -> tuple[Any, dict[str, Array], Array]:
+    objective: Callable[..., Any], trainable: Params, batch: Any, key: Array, parts: int
+) -> tuple[Params, dict[str, Array], Array]:
     """Gradients, sums (the loss among them) and weight, added over the micro-batches."""
 
-    def one(micro_batch: Any, key: Array) -> tuple[Any, dict[str, Array], Array]:
-        def objective(params: Any) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-            total, weight, metrics = loss(params, micro_batch, key)
-            return total, (weight, metrics)
-
-        (total, (weight, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    def one(micro_batch: Any, key: Array) -> tuple[Params, dict[str, Array], Array]:
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (total, (weight, metrics)), grads = gradient(trainable, micro_batch, key)
         return grads, metrics | {"loss": total}, weight
 
     if parts == 1:
@@ -115,8 +155,3 @@ def compile_step(step: Any, state: TrainState, mesh: Mesh) -> Any:
     return jax.jit(
         step, in_shardings=(placed, None), out_shardings=(placed, NamedSharding(mesh, P())), donate_argnums=0
     )
-
-
-def runs_unrolled(blocks: str) -> bool:
-    """Whether blocks run one after another; `auto` takes what measured best on this backend."""
-    return blocks == "unrolled" or (blocks == "auto" and jax.default_backend() == "cpu")

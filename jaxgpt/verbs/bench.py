@@ -84,14 +84,13 @@ def _time_steps(args: BenchArgs, config: GPTConfig, mesh: "Mesh") -> tuple[float
     import jax
     import numpy as np
 
-    from jaxgpt.model.gpt import define
     from jaxgpt.parallel import place_rows
     from jaxgpt.text.batch import shifted
     from jaxgpt.training.loss import next_token_loss
     from jaxgpt.training.optim import adamw, learning_rate
-    from jaxgpt.training.state import compile_step, create_state, runs_unrolled, train_step
+    from jaxgpt.training.state import compile_step, create_state, train_step, training_model
 
-    model, optim = define(config, remat=args.remat), OptimConfig()
+    model, optim = training_model(config, mesh, remat=args.remat, blocks=args.blocks), OptimConfig()
     schedule = learning_rate(optim, 1000)
     optimizer = adamw(optim, schedule)
     tokens = np.random.default_rng(0).integers(0, config.vocab, (args.batch, config.context + 1), np.int32)
@@ -99,11 +98,7 @@ def _time_steps(args: BenchArgs, config: GPTConfig, mesh: "Mesh") -> tuple[float
     start = time.perf_counter()
     state = create_state(model, optimizer, 0, mesh)
     step = functools.partial(
-        train_step,
-        loss=next_token_loss(model, chunk=args.loss_chunk),
-        optimizer=optimizer,
-        schedule=schedule,
-        unrolled=runs_unrolled(args.blocks),
+        train_step, loss=next_token_loss(model, chunk=args.loss_chunk), optimizer=optimizer, schedule=schedule
     )
     compiled = compile_step(step, state, mesh)
     state, _ = jax.block_until_ready(compiled(state, batch))

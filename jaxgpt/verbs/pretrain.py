@@ -18,7 +18,6 @@ from jaxgpt.evaluation.report import write_report
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.language_model import LanguageModel, load
-from jaxgpt.model.gpt import define
 from jaxgpt.parallel import check_batch, mesh_of, place_rows
 from jaxgpt.text.batches import TrainingBatches, ValidationBatches
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
@@ -43,8 +42,8 @@ from jaxgpt.training.state import (
     abstract_state,
     compile_step,
     create_state,
-    runs_unrolled,
     train_step,
+    training_model,
 )
 from jaxgpt.training.stop import Stop, stop_on_signal
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
@@ -146,7 +145,7 @@ def _train(
     start: int,
     log: MetricsLog,
 ) -> None:
-    model = define(config.model, remat=config.remat)
+    model = training_model(config.model, mesh, remat=config.remat, blocks=config.blocks)
     schedule = learning_rate(config.optim, config.steps)
     optimizer = adamw(config.optim, schedule)
     loss = next_token_loss(model, chunk=config.loss_chunk)
@@ -168,12 +167,7 @@ def _train(
         else:
             state = _initial(config, create_state(model, optimizer, config.seed, mesh), mesh)
         step = functools.partial(
-            train_step,
-            loss=loss,
-            optimizer=optimizer,
-            schedule=schedule,
-            accumulate=config.accumulate,
-            unrolled=runs_unrolled(config.blocks),
+            train_step, loss=loss, optimizer=optimizer, schedule=schedule, accumulate=config.accumulate
         )
         with waiting("compiling the training step"):
             compiled = compile_step(step, state, mesh).lower(state, batch_at(start)).compile()
@@ -224,7 +218,7 @@ def _initial(config: TrainConfig, state: TrainState, mesh: Mesh) -> TrainState:
     params = jax.tree.map(
         lambda leaf, old: jax.device_put(leaf.astype(old.dtype), old.sharding), given.params, state.params
     )
-    return dataclasses.replace(state, params=params)
+    return dataclasses.replace(state, trainable=params)
 
 
 def _log_facts(

@@ -1,0 +1,31 @@
+"""Who may look at whom in attention: one description that every implementation reads in its own way."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Which keys a query may look at. All conditions that are set must hold; `Mask(causal=False)` sets none."""
+
+    causal: bool = True
+    """A query sees no key that stands behind it."""
+    window: int | None = None
+    """A query sees keys fewer than this many positions before it; None sets no limit."""
+    segments_BT: Array | None = None
+    """A query sees keys of its own segment only, so that texts packed into one row do not see each other."""
+
+    def allowed(self, first: int, last: int, keys: int) -> Array:
+        """True where queries `first` to `last - 1` may look at keys `0` to `keys - 1`: [B, T, S], or [1, T, S]."""
+        distance_TS = first + jnp.arange(last - first)[:, None] - jnp.arange(keys)[None, :]
+        allowed_TS = jnp.ones(distance_TS.shape, bool)
+        if self.causal:
+            allowed_TS = allowed_TS & (distance_TS >= 0)
+        if self.window is not None:
+            allowed_TS = allowed_TS & (distance_TS < self.window)
+        if self.segments_BT is None:
+            return allowed_TS[None]
+        same_BTS = self.segments_BT[:, first:last, None] == self.segments_BT[:, None, :keys]
+        return allowed_TS[None] & same_BTS
