@@ -1,4 +1,4 @@
-"""The command line: `jaxgpt VERB ...`. Finds the verb, lets tyro fill its dataclass, runs it. Imports no JAX."""
+"""The command line, `jaxgpt VERB ...`: tyro fills the verb's dataclass, and the verb runs. Imports no JAX."""
 
 import dataclasses
 import importlib
@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import tyro
 
@@ -18,49 +18,58 @@ INTERNAL_ERROR = 70
 
 
 class Verb(NamedTuple):
-    """One subcommand: what its --help says in the list, and the module with its `run`."""
+    """One subcommand."""
 
     summary: str
+    """What `jaxgpt --help` says of it."""
     module: str
+    """The module in jaxgpt/verbs/ that has its `run`."""
     arguments: str | None
-    """Name of the dataclass in that module; None: a recipe, whose settings are the flags."""
+    """The name of the dataclass in that module. None means a recipe, whose settings are the flags."""
 
 
 VERBS = {
-    "info": Verb("versions, backend, devices, memory", "info", "InfoArgs"),
-    "prepare": Verb("texts become a folder of token files", "prepare", "PrepareArgs"),
+    "info": Verb("show the versions, the backend, the devices and their memory", "info", "InfoArgs"),
+    "prepare": Verb("turn texts into a folder of token files", "prepare", "PrepareArgs"),
     "tokenizer": Verb("train a BPE vocabulary of your own", "tokenizer", "TokenizerArgs"),
-    "pretrain": Verb("train a model; run again to resume", "pretrain", None),
+    "pretrain": Verb("train a model; the same command again resumes it", "pretrain", None),
     "generate": Verb("continue a text with a trained model", "generate", "GenerateArgs"),
     "evaluate": Verb("score a model on text and on tasks", "evaluate", "EvaluateArgs"),
-    "chat": Verb("talk with a model", "chat", "ChatArgs"),
-    "serve": Verb("an OpenAI-compatible server with a page", "serve", "ServeArgs"),
-    "convert": Verb("weights from one format to another, proved", "convert", "ConvertArgs"),
-    "bench": Verb("measure training or generating", "bench", "BenchArgs"),
+    "chat": Verb("talk with a model in the terminal", "chat", "ChatArgs"),
+    "serve": Verb("serve a model with OpenAI's API and a web page", "serve", "ServeArgs"),
+    "convert": Verb("write weights in another format, and check them", "convert", "ConvertArgs"),
+    "bench": Verb("measure the speed of training or of generating", "bench", "BenchArgs"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command line (default: this process's) and exit with 0, or with the code of the error (`errors`)."""
+    """Run one command line and exit with 0, or with the code of the error (see `errors`).
+
+    Without `argv`, the command line is that of this process.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
-    if not debug:  # Orbax logs whole tracebacks of what we report in a line
+    if not debug:  # Orbax logs whole tracebacks of errors that are reported here in one line
         logging.getLogger("absl").setLevel(logging.CRITICAL)
     warnings.formatwarning = lambda message, *_: f"jaxgpt: warning: {message}\n"
     try:
         sys.exit(_run(args))
     except JaxgptError as error:
-        _fail(error.exit_code, str(error), debug)
+        _fail(error.exit_code, str(error), debug=debug)
     except KeyboardInterrupt:
-        _fail(75, "stopped by Ctrl-C", debug)
-    except BrokenPipeError:  # the reader of our output is gone, `| head` for one: nobody is left to tell
+        _fail(75, "stopped by Ctrl-C", debug=debug)
+    except (
+        BrokenPipeError
+    ):  # the reader of the output is gone (`| head`, for example): nobody is left to tell
         sys.stderr.close()
         sys.exit(74)
     except OSError as error:
-        _fail(74, f"input/output failed: {error}; check space and permissions", debug)
-    except Exception as error:
-        _fail(INTERNAL_ERROR, f"internal error: {error!r}; run with --debug and report what it prints", debug)
+        advice = "check that the disk has free space and that you may read and write there"
+        _fail(74, f"input/output failed: {error}; {advice}", debug=debug)
+    except Exception as error:  # noqa: BLE001  The last resort: every other fault, too, gets one line and a code.
+        advice = "run the command again with --debug and report what it prints"
+        _fail(INTERNAL_ERROR, f"internal error: {error!r}; {advice}", debug=debug)
 
 
 def _run(args: list[str]) -> int:
@@ -69,41 +78,48 @@ def _run(args: list[str]) -> int:
         return 0 if args else 2
     name, rest = args[0], args[1:]
     if name not in VERBS:
-        print(
-            f"jaxgpt: error: no verb {name!r}: it is one of {', '.join(VERBS)}; see jaxgpt --help",
-            file=sys.stderr,
-        )
-        return 2
-    verb = VERBS[name]
-    if verb.arguments is None:
-        arguments = _parse_recipe(name, rest)
-    else:
-        kind = getattr(importlib.import_module(f"jaxgpt.verbs.{verb.module}"), verb.arguments)
-        arguments = tyro.cli(kind, prog=f"jaxgpt {name}", args=rest)
-    importlib.import_module(f"jaxgpt.verbs.{verb.module}").run(arguments)
+        why = f"the verbs are {', '.join(VERBS)}"
+        raise ConfigError(f"no verb {name!r}", why=why, fix="jaxgpt --help explains them")
+    arguments = parse(name, rest)
+    importlib.import_module(f"jaxgpt.verbs.{VERBS[name].module}").run(arguments)
     return 0
 
 
-def _parse_recipe(name: str, args: list[str]) -> TrainConfig:
-    """`CONFIG [--any.field VALUE ...]`: the recipe's settings are the defaults of the flags."""
+def parse(name: str, args: Sequence[str]) -> Any:
+    """Return what a command line says to the verb called `name`, without running it.
+
+    The result is the verb's dataclass; for a recipe it is the settings. tyro itself writes a message and
+    exits with 2 for flags that are wrong. Raises ConfigError for settings that are.
+    """
+    verb = VERBS[name]
+    if verb.arguments is None:
+        return _parse_recipe(name, args)
+    kind = getattr(importlib.import_module(f"jaxgpt.verbs.{verb.module}"), verb.arguments)
+    return tyro.cli(kind, prog=f"jaxgpt {name}", args=args)
+
+
+def _parse_recipe(name: str, args: Sequence[str]) -> TrainConfig:
+    """Read `CONFIG [--any.field VALUE ...]`: the settings of the recipe are the defaults of the flags."""
     recipe = args[0] if args and not args[0].startswith("-") else None
     default = load_recipe(recipe) if recipe else TrainConfig()
     presets = ", ".join(preset_names())
 
     @dataclasses.dataclass(frozen=True)
     class Pretrain:
-        """Train a model from text; the same command again resumes where it stopped."""
+        """Train a model from text. The same command again resumes the run where it stopped."""
 
         config: Annotated[
-            str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG", help=f"{presets}, or a TOML file")
+            str,
+            tyro.conf.Positional,
+            tyro.conf.arg(metavar="CONFIG", help=f"The recipe: {presets}, or a TOML file."),
         ]
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default
 
     parsed = tyro.cli(Pretrain, prog=f"jaxgpt {name}", args=args)
-    if parsed.config != recipe:  # its settings were not read: the defaults of the flags would pass for them
+    if parsed.config != recipe:  # the defaults of the flags would be taken for the settings of the recipe
         raise ConfigError(
             f"CONFIG {parsed.config!r}",
-            why="it stands behind a flag",
+            why="it comes after a flag, so that its settings would not be read",
             fix=f"write it first: jaxgpt {name} {parsed.config} --...",
         )
     return parsed.settings
@@ -113,11 +129,11 @@ def _overview() -> str:
     verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
     return (
         "usage: jaxgpt VERB ... [--debug]\n\nFrom text to a trained GPT and back to text, in JAX.\n\n"
-        f"{verbs}\n\njaxgpt VERB --help says more. Start with: jaxgpt pretrain nano"
+        f"{verbs}\n\n`jaxgpt VERB --help` explains a verb. To begin: jaxgpt pretrain nano"
     )
 
 
-def _fail(code: int, message: Any, debug: bool) -> None:
+def _fail(code: int, message: str, *, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     print(f"jaxgpt: error: {message}", file=sys.stderr)

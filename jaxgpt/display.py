@@ -1,4 +1,4 @@
-"""What a person sees: a model's text on stdout; notes, bars and the progress of training on stderr."""
+"""What a person sees: a model's text on stdout, and on stderr notes, bars and the progress of training."""
 
 import re
 import sys
@@ -10,23 +10,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-# What moves the cursor, recolours or does worse to a terminal: control characters, but tab, newline and return.
+# Control characters can move a terminal's cursor, recolour it or worse. Tab, newline and return are harmless.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def write_text(text: str) -> None:
-    """Write a model's text to stdout at once: as it is to a file or pipe, without control characters to a terminal."""
+    """Write a model's text to stdout at once, without its control characters if stdout is a terminal."""
     sys.stdout.write(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal."""
+    """Write a line to stderr for the person at the terminal."""
     print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `45 s`, `3 min`, `5.2 h`."""
+    """Return seconds as a person would say them: `45 s`, `3 min`, `5.2 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Name a wait before it begins and say how long it took."""
+    """Say what is awaited before the block begins, and how long it took afterwards."""
     note(f"{what} ...")
     start = time.perf_counter()
     yield
@@ -43,7 +43,7 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Yield a function that shows what is being done, how much of it is done, and of how much."""
+    """Yield a function that shows what is being done, how much of it is done, and how much there is."""
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     tasks: dict[str, TaskID] = {}
     console = Console(stderr=True)
@@ -58,7 +58,10 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 class TrainingDisplay:
-    """A `Sink` for the eyes: a bar with loss and speed in a terminal, plain lines elsewhere; samples in full."""
+    """A `Sink` for people: a bar with the loss and the speed in a terminal, plain lines elsewhere.
+
+    Samples are shown in full.
+    """
 
     def __init__(self, steps: int, start: int) -> None:
         console = Console(stderr=True)

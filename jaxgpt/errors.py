@@ -1,14 +1,18 @@
 """One family of errors, one exit code each.
 
-An error names what is wrong, where, why, and what to do about it; the command line prints it as the one line
-`jaxgpt: error: WHAT (PATH): WHY; WHAT TO DO` and exits with the class's code.
+An error says what is wrong, where, why, and what to do about it. The command line prints these four on one
+line, `jaxgpt: error: WHAT (PATH): WHY; WHAT TO DO`, and exits with the code of the error's class.
 """
 
 from pathlib import Path
 
 
 class JaxgptError(Exception):
-    """Base of every error jaxgpt raises on purpose. Raised itself only for faults of our own (exit code 70)."""
+    """The base of every error that jaxgpt raises on purpose.
+
+    Raised itself, it means a fault of jaxgpt's own (exit code 70). `fix` names the concrete thing to do, such
+    as "give a number from 0 to 1": whoever reads the line must not have to guess.
+    """
 
     exit_code = 70
 
@@ -18,19 +22,19 @@ class JaxgptError(Exception):
 
 
 class ConfigError(JaxgptError):
-    """A setting is unknown, impossible, or at odds with another (exit code 2)."""
+    """A setting is unknown, impossible, or does not go together with another (exit code 2)."""
 
     exit_code = 2
 
 
 class DataError(JaxgptError):
-    """A data or model file holds something other than it should (exit code 65)."""
+    """A data file or a model file does not hold what it should (exit code 65)."""
 
     exit_code = 65
 
 
 class MissingError(JaxgptError):
-    """An input that was named is not there (exit code 66)."""
+    """An input that was named does not exist (exit code 66)."""
 
     exit_code = 66
 
@@ -42,13 +46,13 @@ class BusyError(JaxgptError):
 
 
 class StorageError(JaxgptError):
-    """Reading or writing failed: disk full, permission, a save that did not finish (exit code 74)."""
+    """Reading or writing failed: a full disk, no permission, a save that did not finish (exit code 74)."""
 
     exit_code = 74
 
 
 class StoppedError(JaxgptError):
-    """Stopped by a signal after saving what is needed to resume (exit code 75)."""
+    """A signal stopped the run, after everything that is needed to resume it was saved (exit code 75)."""
 
     exit_code = 75
 

@@ -12,9 +12,10 @@ from jaxgpt.errors import StorageError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into that takes the place of `path` at the end, flushed to the disk.
+    """Yield a file to write into. After the block it is flushed to the disk and takes the place of `path`.
 
-    Raises StorageError where that fails; it, and any error inside the block, leaves the old file alone.
+    Raises StorageError where that fails. After this error, and after any error inside the block, the old file
+    is still there and unchanged.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -25,21 +26,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise StorageError(
-            "cannot write", path=path, why=str(error), fix="check space and permission"
-        ) from error
+        fix = "free some disk space, or choose a folder that you may write to"
+        raise StorageError("cannot write", path=path, why=str(error), fix=fix) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises StorageError, which leaves the old one."""
+    """Write a file whole or not at all. Raises StorageError, which leaves the old file unchanged."""
     with replacing(path) as file:
         file.write(content)
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

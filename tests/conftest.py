@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-# The tests compile hundreds of tiny programs and run each once or twice: light optimisation halves their time.
+# The tests compile hundreds of tiny programs and run each only once or twice: with less optimisation, they
+# take half the time.
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
@@ -62,7 +63,7 @@ def lm_folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def model() -> LanguageModel:
-    """A model of bytes with 192 tokens of context, whose text depends on the position: what the server serves."""
+    """The model that the server serves. It reads bytes, and its text depends on the position."""
     config = GPTConfig(vocab=257, context=192, layers=1, heads=2, width=16)
     params = jax.jit(define(config).init)(jax.random.key(0))
     moved = {"wpe": {"embedding": 100 * params["wpe"]["embedding"]}}

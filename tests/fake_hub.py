@@ -41,7 +41,7 @@ class FakeHub:
         """What is served for a file instead of the truth."""
         self.cut: dict[str, int] = {}
         """At which byte of a file the connection closes."""
-        self.after: Callable[[str], None] = lambda file: None
+        self.after: Callable[[str], None] = lambda _: None
         """Called when a file has been served."""
         self.push(files)
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -104,7 +104,8 @@ class FakeHub:
                 true = hub.commits[commit][name]
                 headers = {"ETag": f'"{identity(name, true)}"', "X-Repo-Commit": commit}
                 if not LARGE.fullmatch(name):
-                    return self.content(commit, name, headers)
+                    self.content(commit, name, headers)
+                    return
                 # Large files lie on another host.
                 headers |= {"X-Linked-Etag": headers.pop("ETag"), "X-Linked-Size": str(len(true))}
                 storage = f"http://localhost:{hub.server.server_port}/storage/{commit}/{name}"
@@ -136,20 +137,20 @@ class FakeHub:
         return Handler
 
 
-def down(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def down(hub: FakeHub, _: pytest.MonkeyPatch) -> None:
     hub.stop()
 
 
-def offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(_: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def answering(status: int) -> Callable[[FakeHub, pytest.MonkeyPatch], None]:
-    return lambda hub, monkeypatch: setattr(hub, "status", status)
+    return lambda hub, _: setattr(hub, "status", status)
 
 
 def saying(listing: bytes) -> Callable[[FakeHub, pytest.MonkeyPatch], None]:
-    return lambda hub, monkeypatch: setattr(hub, "listing", listing)
+    return lambda hub, _: setattr(hub, "listing", listing)
 
 
 def behind_a_dead_proxy(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,13 +159,13 @@ def behind_a_dead_proxy(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     close_session()
 
 
-def moved(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def moved(hub: FakeHub, _: pytest.MonkeyPatch) -> None:
     hub.repository = "openai-community/elsewhere"
 
 
 def slow(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.1)
-    monkeypatch.setattr(hub, "_info", lambda commit: time.sleep(0.5) or b"{}")
+    monkeypatch.setattr(hub, "_info", lambda _: time.sleep(0.5) or b"{}")
 
 
 # How a hub can fail, and what is said of it.

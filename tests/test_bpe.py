@@ -1,6 +1,8 @@
 """Training a vocabulary: both exports give the ids that the tokenizers library gives."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -110,6 +112,18 @@ def test_the_verb_writes_the_kind_of_file_its_name_says(tmp_path, capsys, name):
 
 def test_the_verb_overwrites_nothing(tmp_path):
     (tmp_path / "own.json").write_text("mine")
-    with pytest.raises(ConfigError, match="does not exist yet"):
+    with pytest.raises(ConfigError, match="exists already"):
         run(TokenizerArgs(texts=("builtin",), vocab=300, out=tmp_path / "own.json"))
     assert (tmp_path / "own.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("texts", "name", "said"),
+    [((), "a.json", "no TEXT was given; name"), (("builtin",), "a.txt", "ends in .tiktoken or .json")],
+)
+def test_the_verb_says_which_argument_is_wrong(
+    texts: tuple[str, ...], name: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        run(TokenizerArgs(texts=texts, vocab=300, out=tmp_path / name))
+    assert not (tmp_path / name).exists()

@@ -75,7 +75,7 @@ def test_old_exchanges_are_dropped_whole_and_no_more_than_needed(template: str) 
         assert text.startswith("SYSTEM ") and len(text) <= room
         now = len(messages[: whole[0]]) // 2 - dropped
         assert notes == (
-            [f"{now} earlier exchange{'s' * (now > 1)} dropped: the context window is full"] if now else []
+            [f"the context is full: {now} earlier exchange{'s' * (now > 1)} dropped"] if now else []
         )
         kept, dropped = kept + (not now), dropped + now
         answer = f"({'x' * (turn % 3)})"
@@ -96,7 +96,7 @@ def test_a_turn_that_does_not_fit_alone_is_cut_at_its_beginning_and_the_system_t
     around = len(chat_prompt([("system", "SYSTEM"), ("user", "")]))
     text, notes = asked(talk, "abc" * 50)
     assert text == chat_prompt([("system", "SYSTEM"), ("user", ("abc" * 50)[-(60 - around) :])])
-    assert notes == [f"only the last {60 - around} of 150 characters fit the context window and are read"]
+    assert notes == [f"only the last {60 - around} of 150 characters fit the context and are read"]
 
 
 def test_a_cut_never_splits_a_character() -> None:
@@ -154,7 +154,7 @@ def test_an_answer_is_what_generate_writes_and_can_be_stopped_between_tokens(lm:
     )
     said: list[str] = []
     for piece in answer_pieces(engine, request, BYTES, (), lambda: len(said) == 3):
-        said.append(piece)
+        said.append(piece)  # noqa: PERF402  The lambda looks at the list between two pieces.
     assert len(said) == 3 and whole.startswith("".join(said)) and not engine.busy
 
 
@@ -259,7 +259,7 @@ class Terminal:
         self.shown = b""
 
     def type(self, keys: bytes, *, at_prompt: bool = True) -> None:
-        """Press keys; at a prompt, once the process waits for one: readline shows it before Ctrl-C can wake it."""
+        """Press keys. At a prompt, wait for the process to wait: readline shows the prompt before that."""
         still, before = 0, -1.0
         while at_prompt and still < 5:
             time.sleep(0.1)
@@ -293,7 +293,7 @@ def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(lm_folder: Path, keys: b
         terminal.wait_for(b"you\r\n> ")
         for key in keys[:-1]:
             terminal.type(bytes([key]))
-            terminal.wait_for(b"leaves.*you\r\n> ")
+            terminal.wait_for(b"to leave.*you\r\n> ")
         terminal.type(keys[-1:])
         assert terminal.process.wait(timeout=30) == 0
     finally:
@@ -310,7 +310,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(lm_folder: Path) -> None:
         terminal.type(b"\x03", at_prompt=False)
         terminal.wait_for(rb"\(stopped\).*you\r\n> ")
         terminal.type(b"\x03")
-        terminal.wait_for(b"Ctrl-C again or Ctrl-D leaves.*you\r\n> ")
+        terminal.wait_for(b"Press Ctrl-C again, or Ctrl-D, to leave.*you\r\n> ")
         terminal.type(b"/reset\r")
         terminal.wait_for(b"forgotten.*you\r\n> ")
         terminal.type(b"/quit\r")

@@ -1,15 +1,19 @@
 """The command line: one line of error, the exit code of the table, no traceback; help without JAX."""
 
+import ast
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 import pytest
 
+import jaxgpt
 from jaxgpt.cli import VERBS, main
 from jaxgpt.config import TrainConfig, save_config
 from jaxgpt.errors import BusyError, DivergedError, JaxgptError, StoppedError
@@ -168,7 +172,7 @@ def test_an_output_folder_that_cannot_be_made_is_74(
         (
             ZeroDivisionError("division by zero"),
             70,
-            "internal error: ZeroDivisionError('division by zero'); run with",
+            "internal error: ZeroDivisionError('division by zero'); run the command again with --debug",
         ),
         (JaxgptError("fault", why="ours", fix="report it"), 70, "fault: ours; report it"),
         (OSError(28, "No space left on device"), 74, "No space left on device"),
@@ -185,7 +189,7 @@ def test_an_output_folder_that_cannot_be_made_is_74(
 def test_each_kind_of_failure_has_its_code_and_a_traceback_only_for_debug(
     error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def fail(args: Any) -> None:
+    def fail(_: Any) -> None:
         raise error
 
     monkeypatch.setattr("jaxgpt.verbs.info.run", fail)
@@ -299,3 +303,32 @@ def test_help_of_a_recipe_shows_its_settings_as_the_defaults(tmp_path: Path, cap
     assert "(default: 4321)" in shown and "(default: 0.0123)" in shown
     assert code_of("pretrain", "nano", "--help") == 0
     assert "(default: 600)" in capsys.readouterr().out
+
+
+def field_docstrings(source: str) -> Iterator[str]:
+    """The docstrings behind the fields of a source's classes, which are the help of flags."""
+    for kind in ast.walk(ast.parse(source)):
+        if isinstance(kind, ast.ClassDef):
+            for pair in itertools.pairwise(kind.body):
+                match pair:
+                    case ast.AnnAssign(), ast.Expr(ast.Constant(str(text))):
+                        yield text
+
+
+def test_help_breaks_a_line_only_between_sentences() -> None:
+    """tyro shows the line breaks inside a field's docstring: one within a sentence would look torn."""
+    package = Path(jaxgpt.__file__).parent
+    texts = {
+        path: list(field_docstrings(path.read_text(encoding="utf-8")))
+        for room in ("verbs", "config")
+        for path in sorted((package / room).glob("*.py"))
+    }
+    assert sum(map(len, texts.values())) > 100
+    torn = [
+        f"{path.name}: {line}"
+        for path, found in texts.items()
+        for text in found
+        for line in text.splitlines()[:-1]
+        if not line.endswith(".")
+    ]
+    assert torn == []

@@ -191,7 +191,7 @@ def test_int8_writes_what_an_int8_engine_does(lm: LanguageModel, generate: Any) 
         (
             ["b" * 60, "--beams", "2", "--max-new-tokens", "9"],
             2,
-            "after 60 tokens of prompt 2: the context is 64",
+            "after 60 tokens of prompt 2: the context has 64 tokens",
         ),
     ],
 )
@@ -227,7 +227,10 @@ def test_a_draft_leaves_greedy_text_as_it_is(
     LanguageModel(lm.config, other, BYTES).save(tmp_path / "other")
     flags = ("ab", "q", "--temperature", 0, "--max-new-tokens", 30)
     plain, _ = generate(*flags)
-    for draft, accepted in ((lm_folder, "100% accepted, 0.2"), (tmp_path / "other", "draft: ")):
+    for draft, accepted in (
+        (lm_folder, "100% of its tokens were accepted; the model ran 0.2"),
+        (tmp_path / "other", "draft: "),
+    ):
         text, told = generate(*flags, "--draft", draft)
         assert text == plain and told.count(accepted) == 1
     stop = plain.splitlines()[0][4:6]
@@ -242,7 +245,7 @@ def test_a_draft_needs_the_same_tokenizer_and_no_penalties(
     pairs = Tokenizer({**BYTES.ranks, b"ab": 256})
     LanguageModel(config, jax.jit(define(config).init)(jax.random.key(3)), pairs).save(tmp_path / "pairs")
     out, err = generate("ab", "--draft", tmp_path / "pairs", "--max-new-tokens", 5, code=2)
-    assert not out and "its tokenizer is another" in err
+    assert not out and "it has another tokenizer" in err
     out, err = generate("ab", "--draft", lm_folder, "--max-new-tokens", 5, "--presence-penalty", 1, code=2)
     assert not out and "penalties" in err and "accepted" not in err
 
@@ -253,7 +256,7 @@ def test_no_new_tokens_are_no_new_text(generate: Any) -> None:
 
 def test_a_prompt_longer_than_the_context_is_told(generate: Any) -> None:
     out, err = generate("a" * 70, "--max-new-tokens", 1)
-    assert out.startswith("a" * 70) and err.startswith("a prompt of 70 tokens: only the last 64")
+    assert out.startswith("a" * 70) and err.startswith("a prompt has 70 tokens: only the last 64")
     assert generate("a" * 64, "--max-new-tokens", 1)[1] == ""
 
 

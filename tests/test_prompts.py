@@ -17,7 +17,10 @@ from jaxgpt.inference.prompts import (
 from jaxgpt.inference.text_stream import text_pieces
 from jaxgpt.text.tokenizer import load_tokenizer
 
-PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+PREAMBLE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
 
 
 def up_to_stop(text: str, stop: tuple[str, ...]) -> str:
@@ -78,7 +81,7 @@ def test_all_problems_of_a_file_of_examples_are_told_at_once(tmp_path: Path) -> 
         "line 5: not JSON",
         "line 6: input and output must be strings",
         "line 7: output is empty",
-        r"line 8: output holds '\n\n'",
+        r"line 8: output contains '\n\n'",
         str(tmp_path / "a.jsonl"),
     ):
         assert part in told
@@ -121,7 +124,8 @@ def test_a_conversation_of_one_message_is_the_instruction_template() -> None:
 def test_a_system_text_opens_the_conversation() -> None:
     messages = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye")]
     assert chat_prompt(messages) == (
-        "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.\n\n### Instruction:\nBye\n\n### Response:\n"
+        "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.\n\n"
+        "### Instruction:\nBye\n\n### Response:\n"
     )
 
 

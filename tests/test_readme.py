@@ -1,14 +1,51 @@
-"""README agrees with the code."""
+"""What README and the other documents say agrees with the code: commands, extras, make targets, files."""
 
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jaxgpt.cli import VERBS
+from jaxgpt.cli import VERBS, parse
 from jaxgpt.config import preset_names
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = [ROOT / "pyproject.toml", ROOT / "Makefile"] + [
+    path for room in ("jaxgpt", "tools", "configs") for path in sorted((ROOT / room).rglob("*.*"))
+]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def text_of(paths: list[Path]) -> str:
+    """The text of all these files that are text."""
+    return "\n".join(p.read_text("utf-8") for p in paths if p.suffix in (".md", ".py", ".toml", ""))
+
+
+def command_lines() -> Iterator[str]:
+    """Every command line that a document, a recipe's comment or a tool's docstring shows."""
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+            yield from (line[2:] for line in block.splitlines() if line.startswith("$ "))
+        yield from re.findall(r"`(jaxgpt [^`]+)`", text)
+    yield from re.findall(r"^(?:#  | ) +(jaxgpt .*)", text_of(SOURCES), re.MULTILINE)
+
+
+def jaxgpt_commands() -> list[str]:
+    """The calls of jaxgpt among them, but for names of verbs and for placeholders such as MODEL."""
+    found = []
+    for line in command_lines():
+        for command in re.split(r" && | & | \| ", line):
+            words = shlex.split(command, comments=True)
+            placeholders = [word for word in words if re.match(r"\[?[A-Z]{2}", word)]
+            if words[:1] == ["jaxgpt"] and len(words) > 2 and not placeholders:
+                found.append(shlex.join(words))
+    return sorted(set(found))
 
 
 def test_the_map_is_the_one_that_the_docstrings_make(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,10 +62,66 @@ def test_every_verb_and_every_preset_is_named() -> None:
         assert f"`{preset}`" in README
 
 
-def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", jaxgpt_commands())
+def test_every_command_that_is_shown_is_understood(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is parsed and not run. A recipe of the reader's own is an empty file."""
+    verb, *words = shlex.split(command)[1:]
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        if word.endswith(".toml"):
+            (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / word).touch()
+    assert verb in VERBS
+    try:
+        parse(verb, words)
+    except SystemExit as end:
+        if end.code:  # --help ends with 0
+            pytest.fail(f"{command}: {capsys.readouterr().err}")
+
+
+def test_commands_are_found_in_each_kind_of_place() -> None:
+    commands = jaxgpt_commands()
+    for verb in ("prepare", "pretrain", "generate", "chat", "serve", "convert"):
+        assert any(command.startswith(f"jaxgpt {verb} ") for command in commands)
+    assert "jaxgpt pretrain gpt2 --out-dir runs/gpt2" in commands  # a recipe's comment
+    assert "jaxgpt pretrain nano --out-dir /tmp/run --steps 200" in commands  # a tool's docstring
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    text = text_of(DOCUMENTS + SOURCES)
+    named = {
+        extra
+        for extras in re.findall(r"(?:\bjaxgpt|(?<=['\" ])\.)\[([\w,-]+)\]", text)
+        for extra in extras.split(",")
+    }
+    named |= set(re.findall(r"\bextra `([\w-]+)`", text))
+    for sentence in re.findall(r"\bExtras: ([^.]*)\.", text):
+        named |= set(re.findall(r"`([\w-]+)`", sentence))
+    assert named - set(EXTRAS) == set()
+    assert {"bpe", "cuda13", "serve", "tensorboard"} <= named
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    calls = re.findall(r"(?:`|\$ |^ {4})make ((?:\w+=\S+ )*[a-z][\w-]*)", text_of(DOCUMENTS), re.MULTILINE)
+    named = {call.split()[-1] for call in calls}
+    assert named - targets == set()
+    assert {"demo", "test", "lint"} <= named
+
+
+def test_every_file_that_is_named_exists() -> None:
+    named = re.findall(r"\b(?:configs|docs|jaxgpt|tests|tools)/[a-z0-9_/-]+\.\w+", text_of(DOCUMENTS))
+    named += re.findall(r"\btools/\w+\.\w+", text_of(SOURCES))
+    assert [name for name in sorted(set(named)) if not (ROOT / name).is_file()] == []
+    assert {"tools/convert_weights.py", "tools/bench_weights.py", "docs/map.md"} <= set(named)
+
+
+def test_the_python_example_runs() -> None:
     """The half that needs no trained run."""
     example = README.split("```python")[1].split("```")[0]
     lines = [line for line in example.splitlines() if "lm" not in line.split("(")[0]]
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec("import numpy as np\ntokens_BT = np.zeros((2, 5), np.int32)\n" + "\n".join(lines), names)
     assert names["logits_BTV"].shape == (2, 5, 50257)

@@ -21,7 +21,7 @@ CONFIG = GPTConfig(vocab=257, context=64, layers=1, heads=2, width=16)
 
 
 class Paced(Engine):
-    """An engine that makes the steps it is allowed to make: all of them, or, `held`, as many as are released."""
+    """An engine that makes only the steps it may make: all of them or, if `held`, those that are released."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)

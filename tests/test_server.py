@@ -494,7 +494,10 @@ def test_work_for_a_client_that_left_is_cancelled() -> None:
 def test_sigterm_lets_a_running_request_end_and_exits_with_0(model: LanguageModel, tmp_path: Path) -> None:
     model.save(tmp_path / "tiny")
     BYTES.save_json(tmp_path / "tiny" / "tokenizer.json")
-    code = "import sys; from jaxgpt.verbs.serve import *; run(ServeArgs(model=sys.argv[1], port=0, steps=1, warm_up=True))"
+    code = (
+        "import sys; from jaxgpt.verbs.serve import *; "
+        "run(ServeArgs(model=sys.argv[1], port=0, steps=1, warm_up=True))"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "tiny")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"XLA_FLAGS": ""}, text=True)
     assert process.stderr
@@ -528,7 +531,7 @@ def test_sigterm_lets_a_running_request_end_and_exits_with_0(model: LanguageMode
         ({"queue": -1}, "--max-choices"),
         ({"max_tokens": 0}, "--max-tokens 0"),
         ({"max_choices": 40}, "--max-choices 40"),
-        ({"api_key": "a", "api_key_file": Path("b")}, "give one of them"),
+        ({"api_key": "a", "api_key_file": Path("b")}, "leave out --api-key"),
         ({"host": "192.0.2.1", "api_key": "a"}, "--host"),
     ],
 )

@@ -1,11 +1,12 @@
-"""Tokens per second of the engine against transformers' `generate`, in turn on the same machine.
+"""Compares the tokens per second of the engine with those of transformers' `generate` on the same machine.
 
     python tools/bench_generate.py --torch-python /tmp/torch-env/bin/python --batch 1
     python tools/bench_generate.py --torch-python /tmp/torch-env/bin/python --batch 8
 
-Both decode greedily, in float32, random weights of the same shape and random prompts, each in a process of its own that
-waits while the other runs. torch and transformers live in another environment: they are not dependencies. The time of a
-run is from the prompts to the last token, prompts included.
+Both decode greedily and in float32, with random weights of the same shape and random prompts. Each runs in a
+process of its own, which waits while the other one runs. torch and transformers are not dependencies of
+jaxgpt and live in another environment. A run is timed from the prompts to the last token, and reading the
+prompts counts.
 """
 
 import json
@@ -55,23 +56,24 @@ for line in sys.stdin:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Measure both in turn; a JSON line each and their ratio."""
+    """Measure both in turn, and print a line of JSON for each and their ratio."""
 
     torch_python: Path
-    """The interpreter of an environment with torch and transformers."""
+    """Python of an environment that has torch and transformers."""
     preset: str = "gpt2"
-    """The shape."""
+    """Preset that gives the shape of the model."""
     batch: int = 1
-    """Texts side by side."""
+    """Number of texts that are generated side by side."""
     prompt: int = 64
-    """Tokens of each prompt."""
+    """Number of tokens in each prompt."""
     new: int = 64
-    """Tokens made for each."""
+    """Number of tokens that are generated after each prompt."""
     repeat: int = 7
-    """Runs of each, in turn, after one of warm-up."""
+    """Number of timed runs of each, after one that compiles."""
 
 
 def main() -> None:
+    """Time both programs in turn, and print the figures."""
     from jaxgpt.config import load_recipe
 
     args = tyro.cli(Compare)
@@ -88,23 +90,19 @@ def main() -> None:
             times[name].append(_timed(worker))
     rates = {name: args.batch * args.new / statistics.median(seconds[1:]) for name, seconds in times.items()}
     for name, seconds in times.items():
-        print(
-            json.dumps(
-                {
-                    "program": name,
-                    "batch": args.batch,
-                    "prompt": args.prompt,
-                    "new": args.new,
-                    "tokens_per_second": round(rates[name], 1),
-                    "seconds_min": round(min(seconds[1:]), 3),
-                    "seconds_max": round(max(seconds[1:]), 3),
-                }
-            )
-        )
+        figures = {
+            "program": name,
+            "batch": args.batch,
+            "prompt": args.prompt,
+            "new": args.new,
+            "tokens_per_second": round(rates[name], 1),
+            "seconds_min": round(min(seconds[1:]), 3),
+            "seconds_max": round(max(seconds[1:]), 3),
+        }
+        print(json.dumps(figures))
     print(json.dumps({"ratio": round(rates["jaxgpt"] / rates["transformers"], 3)}))
     for worker in workers.values():
-        worker.stdin.close()  # type: ignore[union-attr]
-        worker.wait()
+        worker.communicate()
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
@@ -112,12 +110,14 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def _timed(worker: subprocess.Popen[str]) -> float:
-    assert worker.stdin and worker.stdout
+    """Return the seconds that a worker takes for one run."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
     start = time.perf_counter()
     worker.stdin.write("go\n")
     worker.stdin.flush()
     if worker.stdout.readline() != "done\n":
-        sys.exit(f"a worker ended: {worker.args!r:.200}")
+        sys.exit(f"a worker has ended: {worker.args!r:.200}")
     return time.perf_counter() - start
 
 

@@ -1,15 +1,16 @@
-"""Tokens a second of a model alone and with a smaller one drafting for it.
+"""Measures the tokens per second of a model alone, and with a smaller model that drafts for it.
 
     jaxgpt pretrain nano --steps 150 --out-dir /tmp/target
     jaxgpt pretrain nano --steps 150 --model.layers 1 --out-dir /tmp/draft
     python tools/bench_speculative.py /tmp/target /tmp/draft --prompt "The "
 
-A JSON line a measurement: the engine, which is the target alone, then each lookahead. All run in turn, `repeat` times
-with another seed each, after a first time that compiles; the median counts.
+It prints a line of JSON for each measurement: the target alone (in the engine), then each lookahead. All of
+them run in turn, `repeat` times with a new seed each, after a first time that compiles. The median counts.
 """
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,33 +28,35 @@ from jaxgpt.inference.speculative import SpeculativeDecoder
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Tokens a second of a target model alone, and with a draft."""
+    """Measure the tokens per second of a target model alone, and with a draft."""
 
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    """Target: a run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     draft: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """The same, of the same vocabulary."""
+    """Draft: a smaller model with the same vocabulary."""
     prompt: str = "The "
-    """Text to continue; with the new tokens it must fit the smaller context."""
+    """Text to continue. Together with the new tokens it must fit the smaller context."""
     max_new_tokens: int = 100
-    """Tokens written; end tokens do not end a text here."""
+    """Number of tokens that are written. A text does not end before that."""
     temperature: float = 1.0
-    """0 is greedy."""
+    """Temperature of the distribution from which tokens are drawn. 0 is greedy decoding."""
     lookaheads: tuple[int, ...] = (1, 2, 4, 8)
-    """How many tokens the draft proposes in a round."""
+    """Numbers of tokens that the draft proposes at a time."""
     repeat: int = 5
-    """Texts of each, one at a time."""
+    """Number of texts for each measurement, one at a time."""
 
 
 def seconds(write: Callable[[int], Iterable[int]], seed: int, tokens: int) -> float:
-    """Seconds that a text takes, of which there must be so many tokens."""
+    """Return the seconds that a text of so many tokens takes."""
     start = time.perf_counter()
     found = sum(1 for _ in write(seed))
-    assert found == tokens, f"{found} of {tokens} tokens"
+    if found != tokens:
+        sys.exit(f"a text has {found} tokens and should have {tokens}")
     return time.perf_counter() - start
 
 
 def main() -> None:
+    """Time all of them in turn, and print the figures."""
     args = tyro.cli(Args)
     target, draft = (jaxgpt.load(model) for model in (args.target, args.draft))
     sampling, prompt = Sampling(temperature=args.temperature), tuple(target.tokenizer.encode(args.prompt))

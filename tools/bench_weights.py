@@ -1,14 +1,15 @@
-"""Time and memory of reading and converting weights, each measurement in a process of its own.
+"""Measures the time and the memory of reading and converting weights, each in a process of its own.
 
     python tools/bench_weights.py sizes --preset gpt2-xl --folder /tmp/xl
-        writes a random model of that shape as safetensors, converts it to every format that can hold it and reads it
-        onto a mesh of 8 CPU devices: seconds and peak memory of each, also as a share of the file's size.
-    python tools/bench_weights.py torch --preset gpt2 --folder /tmp/124m --torch-python /tmp/torch-env/bin/python
-        reads the same .safetensors and .bin once with jaxgpt and once with torch, safetensors and transformers
-        (which live in another environment: they are not dependencies), five times in turn.
+        writes a random model of that shape as safetensors, converts it to every format that can hold it, and
+        reads it onto a mesh of 8 CPU devices. It prints the seconds and the peak memory of each, also as a
+        share of the file's size.
+    python tools/bench_weights.py torch --folder /tmp/124m --torch-python /tmp/torch-env/bin/python
+        reads the same .safetensors and .bin files with jaxgpt and with torch, safetensors and transformers,
+        in turn. Those are not dependencies of jaxgpt and live in another environment.
 
-Every reader also sums all its numbers: a mapped file is read only where it is used. Peak memory is the operating
-system's maximum resident set, pages of mapped files included.
+Every reader also sums all its numbers, because the parts of a mapped file are read only when they are used.
+Peak memory is the operating system's maximum resident set, which includes the pages of mapped files.
 """
 
 import json
@@ -40,14 +41,12 @@ import numpy as np
 for leaf in jax.tree.leaves(params):
     [np.asarray(shard.data).sum() for shard in leaf.addressable_shards]
 """
-SUM = (
-    "; [tensor.sum() for tensor in tensors.values()]"  # a mapped file is not read before its numbers are used
-)
+SUM = "; [tensor.sum() for tensor in tensors.values()]"
 TORCH_LOAD = "import sys, torch; tensors = torch.load(sys.argv[1], weights_only=True)" + SUM
 SAFETENSORS_LOAD = "import sys, torch, safetensors.torch as s; tensors = s.load_file(sys.argv[1])" + SUM
 TRANSFORMERS_LOAD = (
-    "import sys; from transformers import GPT2LMHeadModel as G; tensors = G.from_pretrained(sys.argv[1]).state_dict()"
-    + SUM
+    "import sys; from transformers import GPT2LMHeadModel as G; "
+    "tensors = G.from_pretrained(sys.argv[1]).state_dict()" + SUM
 )
 TO_BIN = (
     "import sys, torch, safetensors.torch as s; t = s.load_file(sys.argv[1]); "
@@ -57,30 +56,30 @@ TO_BIN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Seconds and peak memory of converting a random model to every format and of reading it onto 8 devices."""
+    """Measure converting a random model to every format, and reading it onto 8 devices."""
 
     folder: Path
-    """Where the files go; about five times the model's size is written and removed."""
+    """Folder for the files. About five times the size of the model is written there and removed again."""
     preset: str = "gpt2-xl"
-    """The shape."""
+    """Preset that gives the shape of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Torch:
-    """Seconds and peak memory of reading .safetensors and .bin, against torch, safetensors and transformers."""
+    """Measure reading .safetensors and .bin, and compare with torch, safetensors and transformers."""
 
     folder: Path
-    """Where the files go."""
+    """Folder for the files."""
     torch_python: Path
-    """The interpreter of an environment with torch, safetensors and transformers."""
+    """Python of an environment that has torch, safetensors and transformers."""
     preset: str = "gpt2"
-    """The shape."""
+    """Preset that gives the shape of the model."""
     repeat: int = 5
-    """Runs of each, in turn."""
+    """Number of runs of each reader, in turn."""
 
 
 def random_model(preset: str) -> StoredModel:
-    """A model of a preset's shape whose numbers are drawn when they are read."""
+    """Return a model of a preset's shape, whose numbers are drawn when they are read."""
     config = load_recipe(preset).model
 
     def tensor(number: int, shape: tuple[int, ...]) -> Tensor:
@@ -93,58 +92,46 @@ def random_model(preset: str) -> StoredModel:
 
 
 def measured(command: list[str], **environment: str) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a process that must succeed."""
+    """Return the seconds and the peak resident bytes of a process, which must succeed."""
     start = time.perf_counter()
     process = subprocess.Popen(command, env=os.environ | environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:
-        sys.exit(f"{' '.join(command)}: status {status}")
+        sys.exit(f"{' '.join(command)}: ended with status {status}")
     return seconds, usage.ru_maxrss * 1024
 
 
 def sizes(args: Sizes) -> None:
-    """Print a JSON line a measurement."""
+    """Print a line of JSON for each measurement."""
     source = args.folder / "huggingface"
     if not source.exists():
         write_model(random_model(args.preset), source, "huggingface")
     size = (source / "model.safetensors").stat().st_size
+    convert = [sys.executable, "-m", "jaxgpt", "convert"]
     jobs = {
-        f"to {to}": [
-            sys.executable,
-            "-m",
-            "jaxgpt",
-            "convert",
-            str(source),
-            str(args.folder / to),
-            "--to",
-            to,
-        ]
+        f"to {to}": [*convert, str(source), str(args.folder / to), "--to", to]
         for to in ("jaxgpt", "nanogpt", "llmc")
     }
-    jobs["to huggingface"] = [*jobs["to jaxgpt"][:4], str(args.folder / "jaxgpt"), str(args.folder / "again")]
+    jobs["to huggingface"] = [*convert, str(args.folder / "jaxgpt"), str(args.folder / "again")]
     jobs["onto 8 devices"] = [sys.executable, "-c", LOAD, str(source)]
     for name, command in jobs.items():
         flags = "--xla_force_host_platform_device_count=8" if "devices" in name else ""
         seconds, peak = measured(command, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
-        print(
-            json.dumps(
-                {
-                    "job": name,
-                    "seconds": round(seconds, 1),
-                    "file_bytes": size,
-                    "peak_bytes": peak,
-                    "peak_over_file": round(peak / size, 3),
-                }
-            ),
-            flush=True,
-        )
-        if name == "to nanogpt" or name == "to llmc":
+        figures = {
+            "job": name,
+            "seconds": round(seconds, 1),
+            "file_bytes": size,
+            "peak_bytes": peak,
+            "peak_over_file": round(peak / size, 3),
+        }
+        print(json.dumps(figures), flush=True)
+        if name in ("to nanogpt", "to llmc"):
             shutil.rmtree(args.folder / name.removeprefix("to "))
 
 
 def torch(args: Torch) -> None:
-    """Print a JSON line a reader: medians of seconds and peak memory."""
+    """Print a line of JSON for each reader: the medians of its seconds and of its peak memory."""
     source, pickled = args.folder / "safetensors", args.folder / "bin"
     if not source.exists():
         write_model(random_model(args.preset), source, "huggingface")
@@ -167,16 +154,14 @@ def torch(args: Torch) -> None:
             runs[name].append(measured(command, JAX_PLATFORMS="cpu"))
     for name, pairs in runs.items():
         seconds, peak = (statistics.median(values) for values in zip(*pairs, strict=True))
-        print(
-            json.dumps({"reader": name, "seconds": round(seconds, 2), "peak_mib": round(peak / 2**20)}),
-            flush=True,
-        )
+        figures = {"reader": name, "seconds": round(seconds, 2), "peak_mib": round(peak / 2**20)}
+        print(json.dumps(figures), flush=True)
 
 
 def main() -> None:
-    command = tyro.cli(
-        Annotated[Sizes, tyro.conf.subcommand("sizes")] | Annotated[Torch, tyro.conf.subcommand("torch")]  # type: ignore
-    )
+    """Run the measurement that the command line asks for."""
+    kinds = Annotated[Sizes, tyro.conf.subcommand("sizes")] | Annotated[Torch, tyro.conf.subcommand("torch")]
+    command: Sizes | Torch = tyro.cli(kinds)
     sizes(command) if isinstance(command, Sizes) else torch(command)
 
 

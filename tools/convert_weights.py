@@ -1,4 +1,4 @@
-"""`jaxgpt convert` as a script, for schedulers and notebooks that call files: the same flags, the same result.
+"""`jaxgpt convert` as a script, for schedulers and notebooks that run files. The flags are the same.
 
 python tools/convert_weights.py gpt2 weights/gpt2 --to nanogpt --check
 """

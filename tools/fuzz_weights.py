@@ -1,11 +1,12 @@
-"""Damage weight files at random and see that reading them ends in our error or in the original model, nothing else.
+"""Damages weight files at random. Reading one must end in an error of jaxgpt or give the original model.
 
-    python tools/fuzz_weights.py                        10,000 safetensors, 10,000 torch and 5,000 TensorFlow files
-    python tools/fuzz_weights.py --share 0.1 --seed 7   a tenth of them, others
+    python tools/fuzz_weights.py                        25,000 files: safetensors, torch and TensorFlow
+    python tools/fuzz_weights.py --share 0.1 --seed 7   a tenth as many, and other ones
 
-Half of the torch and TensorFlow files have their checksums put right after the damage, so that the parsers behind the
-checksums are met too. Safetensors have no checksum: there only the header is damaged, and the length. An audit hook
-watches for execution, imports and writes; memory has a limit. Exits 1 with the seeds of the files that broke a rule.
+In half of the torch and TensorFlow files the checksums are corrected after the damage, so that the parsers
+that run after the checksums are tested, too. Safetensors have no checksums: there, only the header and the
+length are damaged. An audit hook watches for execution, imports and writes, and memory is limited. If a file
+breaks a rule, its seed is printed and the exit code is 1.
 """
 
 import io
@@ -44,23 +45,23 @@ FORBIDDEN = (
     "socket.connect",
     "shutil.rmtree",
 )
-HEADROOM = 1 << 30  # bytes of address space above what is in use when the damage begins
+HEADROOM = 1 << 30  # reading may use this many bytes more than are in use at the beginning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fuzz:
-    """Damage weight files at random; see the top of the file."""
+    """Damage weight files at random. Reading one must end in an error or give the original model."""
 
     share: float = 1.0
-    """Of 10,000 safetensors, 10,000 torch and 5,000 TensorFlow files."""
+    """Share of the 10,000 safetensors, 10,000 torch and 5,000 TensorFlow files to damage."""
     seed: int = 0
-    """The n-th file of a kind is drawn from (seed, kind, n)."""
+    """Starting point of the random numbers. The n-th file of a kind depends on the seed, the kind and n."""
     kinds: tuple[Literal["safetensors", "torch", "tensorflow"], ...] = ("safetensors", "torch", "tensorflow")
-    """Which of them."""
+    """Kinds of files to damage."""
 
 
 def damage(content: bytes, rng: random.Random, stop: int | None = None) -> bytes:
-    """One to four changes before `stop`: bits, bytes, numbers, cuts, doubled or exchanged pieces."""
+    """Make one to four changes before `stop`: to bits, bytes or numbers, or by cutting or copying pieces."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         end = min(len(data), stop or len(data))
@@ -90,17 +91,20 @@ def damage(content: bytes, rng: random.Random, stop: int | None = None) -> bytes
 
 
 def damaged_safetensors(folder: Path, rng: random.Random) -> None:
+    """Damage the header or the length of a safetensors file."""
     file = folder / "model.safetensors"
     content = file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     head = damage(content[:header], rng, stop=header)
-    if rng.random() < 0.5 and len(head) >= 8:  # otherwise the length alone would give most of them away
+    # Without a corrected length, most files would be refused for their length alone.
+    if rng.random() < 0.5 and len(head) >= 8:
         head = (len(head) - 8).to_bytes(8, "little") + head[8:]
     body = content[header:]
     file.write_bytes(head + (body if rng.random() < 0.9 else body[: rng.randrange(len(body))]))
 
 
 def damaged_torch(folder: Path, rng: random.Random) -> None:
+    """Damage a torch file: its bytes, or one of the files that are zipped in it."""
     file = folder / "pytorch_model.bin"
     content = file.read_bytes()
     if rng.random() < 0.5:
@@ -111,7 +115,7 @@ def damaged_torch(folder: Path, rng: random.Random) -> None:
         chosen = next(n for n in names if n.endswith("data.pkl")) if rng.random() < 0.8 else rng.choice(names)
         for name in names:
             data = archive.read(name)
-            # What the zip's checksum would have told is told by nothing now: numbers stay as they are.
+            # The new zip has correct checksums, so nothing would notice changed numbers. They are left alone.
             broken = name == chosen and not _is_storage(name)
             target.writestr(
                 name if rng.random() < 0.99 else name + "x", damage(data, rng) if broken else data
@@ -123,6 +127,7 @@ def _is_storage(name: str) -> bool:
 
 
 def damaged_tensorflow(folder: Path, rng: random.Random) -> None:
+    """Damage a TensorFlow checkpoint: its data, or its index with or without corrected checksums."""
     index = folder / "model.ckpt.index"
     data = folder / "model.ckpt.data-00000-of-00001"
     match rng.randrange(4):
@@ -135,7 +140,7 @@ def damaged_tensorflow(folder: Path, rng: random.Random) -> None:
 
 
 def with_checksums(index: bytes) -> bytes:
-    """The checksum of every block that the footer points to, where its handles can be followed, put right."""
+    """Return the index with the correct checksum in every block that can be found from the footer."""
     data = bytearray(index)
     for offset, size in _blocks(data):
         if offset >= 0 and offset + size + 5 <= len(data):
@@ -146,7 +151,7 @@ def with_checksums(index: bytes) -> bytes:
 
 
 def _blocks(data: bytearray) -> Iterator[tuple[int, int]]:
-    """Blocks by their handles in the footer, and the data block that comes first in a small file."""
+    """Yield the blocks that the footer points to, and the data block, which comes first in a small file."""
     place, handles = max(0, len(data) - 48), []
     for _ in range(4):
         number, shift = 0, 0
@@ -162,7 +167,7 @@ def _blocks(data: bytearray) -> Iterator[tuple[int, int]]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Everything a model is: a reader that gives something else than this for a damaged file was deceived."""
+    """Return all of a model. A reader that gives anything else than this for a damaged file was deceived."""
     model = open_model(folder)
     return {
         name: (tensor.shape, str(tensor.dtype), tensor.read().tobytes())
@@ -171,13 +176,14 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 class Watch:
-    """The audit hook: what happened that must not, while it is on."""
+    """An audit hook, which records what must not happen while it is on."""
 
     def __init__(self) -> None:
-        self.on, self.seen = False, []
+        self.on = False
+        self.seen: list[str] = []
         sys.addaudithook(self._hook)
 
-    def _hook(self, event: str, arguments: tuple) -> None:
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on:
             return
         writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
@@ -186,7 +192,7 @@ class Watch:
 
 
 def check(folder: Path, original: dict[str, Any], watch: Watch) -> tuple[str, str | None]:
-    """How reading ended, and the rule that was broken."""
+    """Read a damaged model. Return how that ended, and which rule it broke, if any."""
     watch.seen.clear()
     watch.on = True
     try:
@@ -194,7 +200,7 @@ def check(folder: Path, original: dict[str, Any], watch: Watch) -> tuple[str, st
         ended, broken = "read", None if same else "another model than the original was read"
     except JaxgptError:
         ended, broken = "refused", None
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  Whatever else a reader raises is what this tool looks for.
         ended, broken = "broken", repr(error)[:300]
     finally:
         watch.on = False
@@ -202,8 +208,9 @@ def check(folder: Path, original: dict[str, Any], watch: Watch) -> tuple[str, st
 
 
 def main() -> None:
+    """Damage and read the files, and print how that ended."""
     args = tyro.cli(Fuzz)
-    "".encode("cp437")  # zipfile's, imported when a name needs it: not what the hook is to find
+    "".encode("cp437")  # zipfile imports this encoding when a name needs it, which the hook must not report
     watch, failures = Watch(), 0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -237,7 +244,7 @@ def main() -> None:
                 shutil.rmtree(folder)
             print(f"{kind}: {sum(ends.values())} files, {dict(ends)}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"{failures} rules broken; peak memory {peak} MiB")
+    print(f"{failures} files broke a rule; peak memory {peak} MiB")
     sys.exit(bool(failures))
 
 

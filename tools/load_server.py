@@ -1,12 +1,15 @@
-"""Load, disconnects and malformed requests against a server on this machine: what holds, and how fast it is.
+"""Tests a server on this machine with load, disconnects and malformed requests, and measures its speed.
 
     jaxgpt pretrain nano --out-dir /tmp/run --steps 200
     jaxgpt serve /tmp/run --port 8000 & python tools/load_server.py --url http://127.0.0.1:8000 --pid $!
 
-Three parts, each left out with a count of 0, a JSON line each: one streaming client and then many at a time, tokens per
-second and time to the first token; clients that leave at random moments, after which no slot may be in use; malformed
-requests, which may cause no status of 500 or more, no hang, and no growth of the server's memory. Ends with status 1
-where something of this does not hold.
+There are three parts. Each prints lines of JSON, and a count of 0 leaves it out.
+
+1. One streaming client, and then many at a time: tokens per second and the time to the first token.
+2. Clients that leave at random moments: afterwards no slot may be in use.
+3. Malformed requests: none may cause a status of 500 or more, a hang, or growth of the server's memory.
+
+If one of these rules does not hold, the exit code is 1.
 """
 
 import asyncio
@@ -28,52 +31,52 @@ from urllib.parse import urlsplit
 
 import tyro
 
-PATIENCE = 30.0  # seconds without an answer that count as a hang
-ENOUGH = 1.0  # seconds after which the end of what is sent is shown
-WARM_UP = 1000  # malformed requests before memory is first read
-GROWTH = 0.05  # of the server's memory, allowed
+PATIENCE = 30.0  # a request without an answer for this many seconds counts as a hang
+ENOUGH = 1.0  # after this many seconds without an answer, a client says that it sends no more
+WARM_UP = 1000  # this many malformed requests are sent before the memory is read for the first time
+GROWTH = 0.05  # the server's memory may grow by less than this share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Load a server on this machine."""
+    """Test a server on this machine with load, disconnects and malformed requests."""
 
     url: str
-    """Where it is; only loopback addresses are taken."""
+    """Address of the server, such as http://127.0.0.1:8000. It must be one of this machine's own."""
     pid: int | None = None
-    """The server's process, for its memory."""
+    """Process id of the server, to measure its memory. None means not to."""
     clients: int = 32
-    """Streaming clients at a time."""
+    """Number of streaming clients at a time."""
     requests: int = 4
-    """Requests of each client; 0 leaves this part out."""
+    """Number of requests of each client. 0 leaves this part out."""
     tokens: int = 64
-    """New tokens of a request."""
+    """Number of new tokens for each request."""
     disconnects: int = 200
-    """Clients that leave."""
+    """Number of clients that leave. 0 leaves this part out."""
     malformed: int = 10_000
-    """Malformed requests."""
+    """Number of malformed requests. 0 leaves this part out."""
     seed: int = 0
-    """Decides prompts, moments and mutations."""
+    """Starting point of the random numbers."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where to connect."""
+    """The address of a server."""
 
     host: str
     port: int
 
     async def send(self, raw: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect and send these bytes. Return the connection."""
         reader, writer = await asyncio.open_connection(self.host, self.port, limit=1 << 22)
-        with contextlib.suppress(
-            ConnectionError
-        ):  # refused before all was sent: there may still be an answer
+        # If the server refuses a request before all of it was sent, it may still answer.
+        with contextlib.suppress(ConnectionError):
             writer.write(raw)
             await writer.drain()
         return reader, writer
 
     async def answer(self, raw: bytes) -> bytes:
-        """Everything that comes back."""
+        """Send these bytes, and return everything that comes back."""
         reader, writer = await self.send(raw)
         try:
             return await reader.read(-1)
@@ -83,7 +86,7 @@ class Server:
             await _close(writer)
 
     async def gauges(self) -> dict[str, float]:
-        """The metrics that are one number."""
+        """Return the metrics that are a single number."""
         page = (await self.answer(_http("GET", "/metrics"))).decode()
         lines = (
             line.rsplit(" ", 1)
@@ -110,7 +113,7 @@ def _completion(**fields: Any) -> bytes:
 
 
 async def _close(writer: asyncio.StreamWriter, *, reset: bool = False) -> None:
-    if reset:  # at once, with a RST instead of a FIN
+    if reset:  # close at once, with a RST instead of a FIN
         writer.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
         )
@@ -120,7 +123,7 @@ async def _close(writer: asyncio.StreamWriter, *, reset: bool = False) -> None:
 
 
 async def at_a_time(width: int, count: int, work: Callable[[int], Awaitable[None]]) -> None:
-    """Do `work(0)` to `work(count - 1)`, so many at a time."""
+    """Do `work(0)` to `work(count - 1)`, `width` of them at a time."""
     numbers = iter(range(count))
 
     async def worker() -> None:
@@ -134,23 +137,16 @@ async def at_a_time(width: int, count: int, work: Callable[[int], Awaitable[None
 
 
 async def throughput(server: Server, args: Load, clients: int) -> dict[str, Any]:
-    """Tokens per second, and percentiles of the time to the first token in seconds, with so many clients."""
+    """Measure the tokens per second and the time to the first token, in seconds, with this many clients."""
     first: list[float] = []
     written = 0
 
     async def stream(number: int) -> None:
         nonlocal written
         start, seen = time.perf_counter(), False
-        prompt = f"Request {number} of {clients}: "
-        reader, writer = await server.send(
-            _completion(
-                prompt=prompt,
-                max_tokens=args.tokens,
-                seed=number,
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-        )
+        fields = {"prompt": f"Request {number} of {clients}: ", "max_tokens": args.tokens, "seed": number}
+        streaming = {"stream": True, "stream_options": {"include_usage": True}}
+        reader, writer = await server.send(_completion(**fields, **streaming))
         async with asyncio.timeout(10 * PATIENCE):
             while line := await reader.readline():
                 if line.startswith(b"data: {"):
@@ -159,7 +155,10 @@ async def throughput(server: Server, args: Load, clients: int) -> dict[str, Any]
                         seen = True
                     event = json.loads(line.removeprefix(b"data: "))
                     written += (event["usage"] or {}).get("completion_tokens", 0)
-        assert seen, "a request was refused: is the server's --queue as long as there are clients?"
+        if not seen:
+            sys.exit(
+                "a request was refused: start the server with a --queue of at least the number of clients"
+            )
         await _close(writer)
 
     start = time.perf_counter()
@@ -180,27 +179,20 @@ async def throughput(server: Server, args: Load, clients: int) -> dict[str, Any]
 
 
 async def disconnects(server: Server, args: Load) -> dict[str, Any]:
-    """Leave in the queue, while the prompt is read, and while tokens come; what the server then holds."""
+    """Leave in the queue, during the prompt or during the text. Return what the server then still holds."""
     rng, moments = random.Random(args.seed), Counter[str]()
 
-    async def leave(number: int) -> None:
+    async def leave(_: int) -> None:
         stream, moment = rng.random() < 0.7, rng.choice(("at once", "soon", "within the text"))
         moments[moment] += 1
-        reader, writer = await server.send(
-            _completion(
-                prompt="x" * rng.randint(1, 60),
-                max_tokens=rng.randint(30, 100),
-                stream=stream,
-                n=rng.choice((1, 1, 1, 2)),
-                logprobs=rng.choice((None, 5)),
-            )
-        )
+        fields = {"prompt": "x" * rng.randint(1, 60), "max_tokens": rng.randint(30, 100), "stream": stream}
+        several = {"n": rng.choice((1, 1, 1, 2)), "logprobs": rng.choice((None, 5))}
+        reader, writer = await server.send(_completion(**fields, **several))
         if moment == "soon":
             await asyncio.sleep(rng.random() * 0.1)
         elif moment == "within the text":
-            with contextlib.suppress(
-                TimeoutError, asyncio.IncompleteReadError
-            ):  # without a stream nothing comes early
+            # Without a stream, nothing comes before the end.
+            with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
                 await asyncio.wait_for(reader.readuntil(b"data: "), 2 if stream else 0.05)
         await _close(writer, reset=rng.random() < 0.5)
 
@@ -293,7 +285,7 @@ RAW_VALUES = (
 
 
 def malformed(rng: random.Random) -> bytes:
-    """One request that is wrong in some way, or, rarely, only strange."""
+    """Return a request that is wrong in some way or, rarely, only strange."""
     path = rng.choice(tuple(BASES))
     base = BASES[path] | {"max_tokens": rng.randint(1, 3), "temperature": 1}
     kind = rng.randrange(10)
@@ -302,10 +294,10 @@ def malformed(rng: random.Random) -> bytes:
         for _ in range(rng.randint(1, 3)):
             base[rng.choice(NAMES)] = rng.choice(VALUES)
         return _http("POST", path, json.dumps(base).encode())
-    if kind == 4:  # values that JSON may not hold
+    if kind == 4:  # values that are no JSON
         name = rng.choice(NAMES[:-1]).encode()
         return _http("POST", path, body[:-1] + b', "%s": %s}' % (name, rng.choice(RAW_VALUES)))
-    if kind == 5:  # bytes changed, cut out, put in
+    if kind == 5:  # changed, removed and added bytes
         changed = bytearray(body)
         for _ in range(rng.randint(1, 8)):
             place = rng.randrange(len(changed))
@@ -354,7 +346,10 @@ def malformed(rng: random.Random) -> bytes:
 
 
 async def compile_programs(server: Server) -> None:
-    """Have all that is compiled that malformed requests reach when they happen to be valid: it stays in memory."""
+    """Have every program compiled that a malformed request needs when it happens to be valid.
+
+    Programs stay in memory. Compiled later, they would look like a leak.
+    """
     for prompt in ("abc", "é" * 50):
         for drawing in ({"temperature": 0}, {"temperature": 1}, {"temperature": 1, "top_k": 3}):
             for logprobs in (None, 1):
@@ -364,7 +359,7 @@ async def compile_programs(server: Server) -> None:
 
 
 async def torment(server: Server, args: Load) -> dict[str, Any]:
-    """Send malformed requests; the statuses that came back, the hangs, and the memory before and after."""
+    """Send malformed requests. Return the statuses that came back, the hangs, and how memory grew."""
     statuses: Counter[str] = Counter()
     rng = random.Random(args.seed)
 
@@ -374,7 +369,7 @@ async def torment(server: Server, args: Load) -> dict[str, Any]:
                 reader, writer = await server.send(malformed(rng))
                 answer = asyncio.ensure_future(reader.read(-1))
                 if not (await asyncio.wait((answer,), timeout=ENOUGH))[0] and writer.can_write_eof():
-                    writer.write_eof()  # it may still wait for the rest of a body
+                    writer.write_eof()  # the server may still wait for the rest of a body
                 found = (await answer).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
                 await _close(writer)
             statuses[found[9:12].decode() or "closed"] += 1
@@ -403,7 +398,7 @@ async def torment(server: Server, args: Load) -> dict[str, Any]:
 
 
 def _memory(pid: int | None) -> int:
-    """Resident bytes of a process; 0 where none is named."""
+    """Return the resident bytes of a process, or 0 if none is named."""
     if pid is None:
         return 0
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -411,11 +406,11 @@ def _memory(pid: int | None) -> int:
 
 
 async def run(args: Load) -> bool:
-    """Print a JSON line for each part; whether all holds."""
+    """Run the parts and print their lines of JSON. Return whether all rules hold."""
     parts = urlsplit(args.url)
     host = parts.hostname or ""
     if not ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback:
-        sys.exit(f"{host} is not this machine: only loopback addresses are loaded")
+        sys.exit(f"{host} is not this machine: give a loopback address such as 127.0.0.1")
     server, holds = Server(host, parts.port or 80), True
 
     def show(found: dict[str, Any]) -> None:
@@ -424,7 +419,7 @@ async def run(args: Load) -> bool:
         print(json.dumps(found), flush=True)
 
     if args.requests:
-        await throughput(server, args, args.clients)  # compiles what both measurements run
+        await throughput(server, args, args.clients)  # compiles the programs that both measurements run
         await throughput(server, args, 1)
         one = await throughput(server, args, 1)
         many = await throughput(server, args, args.clients)

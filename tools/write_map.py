@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/map.md: every file of the package with the first line of its docstring.
+"""Writes docs/map.md: every file of the package, with the first line of its docstring.
 
 python tools/write_map.py
 """
@@ -11,22 +11,19 @@ ROOT = Path(__file__).parent.parent
 MAP = ROOT / "docs" / "map.md"
 HEAD = """# The files
 
-Data flows down this list and never back up: a file imports only from the rooms above its own, and a test holds that.
-This page is made by `python tools/write_map.py` from the first line of each file's docstring.
+Every file of the package, with the first line of its docstring. CONTRIBUTING.md says in which order the rooms
+build on one another. `python tools/write_map.py` makes this page.
 """
 
 
 def first_line(path: Path) -> str:
-    """The first line of a file's docstring."""
-    return (
-        (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
-        .split("\n\n")[0]
-        .replace("\n", " ")
-    )
+    """Return the first paragraph of a file's docstring, as one line."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n\n")[0].replace("\n", " ")
 
 
 def written_map() -> str:
-    """The page."""
+    """Return the page."""
     package = ROOT / "jaxgpt"
     folders = sorted({path.parent for path in package.rglob("*.py")})
     parts = [HEAD]

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses, checked when they are made. Nothing here imports JAX."""
+"""Settings: frozen dataclasses that are checked when they are made. Nothing here imports JAX."""
 
 from jaxgpt.config.model import GPTConfig
 from jaxgpt.config.reading import (

@@ -1,4 +1,4 @@
-"""What every settings dataclass checks when it is made: the type of each field, and the range of each number."""
+"""The checks of every settings dataclass when it is made: each field's type and each number's range."""
 
 import dataclasses
 import types
@@ -9,26 +9,30 @@ from jaxgpt.errors import ConfigError
 
 
 def check_types(settings: Any) -> None:
-    """Raise ConfigError, with every problem, unless each field holds what its annotation says.
+    """Raise ConfigError, which lists every problem, unless each field holds what its annotation says.
 
-    Python itself does not check annotations, and a misspelt `position="Rotary"` would build another model silently.
+    Python itself does not check annotations. Without this, a misspelt `position="Rotary"` would silently
+    build a model without positions.
     """
     kinds = field_types(type(settings))
     values = {name: getattr(settings, name) for name in kinds}
     wrong = [f"{n} = {v!r} is not {spelled(kinds[n])}" for n, v in values.items() if not fits(v, kinds[n])]
     if wrong:
         kind = type(settings).__name__
-        raise ConfigError(f"{kind} cannot be made", why="; ".join(wrong), fix="give values of these types")
+        raise ConfigError(f"{kind} cannot be made", why="; ".join(wrong), fix="give values of those types")
 
 
 def field_types(kind: Any) -> dict[str, Any]:
-    """The type of each field of a settings dataclass, by name."""
+    """Return the type of each field of a settings dataclass, by its name."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def fits(value: object, kind: Any) -> bool:
-    """Whether a value is of an annotated type. A whole number passes for a float; True and False are no numbers."""
+    """Return whether a value is of an annotated type.
+
+    A whole number passes for a float. True and False do not pass for numbers.
+    """
     if typing.get_origin(kind) is Literal:
         return any(value == option and type(value) is type(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is types.UnionType:
@@ -41,16 +45,20 @@ def fits(value: object, kind: Any) -> bool:
 
 
 def spelled(kind: Any) -> str:
-    """An annotated type in words, for an error."""
+    """Return an annotated type in words, for an error."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(kind)))
     return getattr(kind, "__name__", str(kind))
 
 
-def require(holds: bool, name: str, value: object, rule: str) -> None:
-    """Raise ConfigError unless a setting obeys its rule."""
+def require(holds: bool, name: str, value: object, rule: str, *, fix: str | None = None) -> None:
+    """Raise ConfigError unless a setting obeys its rule.
+
+    `fix` is the advice; without it, the advice is to give a number that obeys the rule.
+    """
     if not holds:
-        raise ConfigError(f"{name} = {value!r}", why=f"it must be {rule}", fix="correct the setting")
+        advice = fix or f"give a number that is {rule}"
+        raise ConfigError(f"{name} = {value!r}", why=f"it must be {rule}", fix=advice)
 
 
 def require_positive(config: object, *names: str) -> None:

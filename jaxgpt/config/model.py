@@ -9,40 +9,43 @@ from jaxgpt.config.checks import check_types, require, require_fraction, require
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """The architecture. The defaults are GPT-2 124M exactly."""
+    """The architecture of the model. The defaults are exactly GPT-2 124M."""
 
     vocab: int = 50257
-    """Number of token ids. When training, the data's tokenizer decides it."""
+    """Number of token ids in the vocabulary. In training, the tokenizer of the data decides it."""
     context: int = 1024
-    """Longest sequence, in tokens."""
+    """Length of the longest sequence that the model can read, in tokens."""
     layers: int = 12
     """Number of transformer blocks."""
     heads: int = 12
-    """Attention heads a block."""
+    """Number of attention heads in each block. It must divide the width."""
     width: int = 768
-    """Size of the residual stream."""
+    """Number of values that represent a token between the blocks (the size of the residual stream)."""
     mlp_width: int | None = None
-    """Inner size of the MLP; None is 4 x width."""
+    """Number of hidden units in the MLP of each block. None means 4 x width."""
     bias: bool = True
-    """Biases in the linear layers and LayerNorms."""
+    """Whether the linear layers and the LayerNorms have biases."""
     layer_norm_epsilon: float = 1e-5
-    """Added to the variance in every LayerNorm."""
+    """Small number that every LayerNorm adds to the variance, so that it never divides by 0."""
     activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"
-    """The MLP's non-linearity; GPT-2 uses the tanh approximation of GELU."""
+    """Non-linear function in the MLP. gelu_tanh, the tanh approximation of GELU, is GPT-2's."""
     tied_head: bool = True
-    """The output head is the token embedding, transposed."""
+    """Whether the output head uses the weights of the token embedding, transposed, instead of its own."""
     scale_attention: bool = True
-    """Divide attention scores by the square root of the head size."""
+    """Whether attention scores are divided by the square root of the head size (width / heads)."""
     scale_by_inverse_layer: bool = False
-    """Divide attention scores also by (layer + 1)."""
+    """Whether attention scores are also divided by the number of the layer, counted from 1."""
     position: Literal["learned", "sinusoidal", "rotary", "alibi"] = "learned"
-    """How positions are told apart; GPT-2 learns absolute ones."""
+    """How the model knows where in the text a token stands. GPT-2 learns an embedding for each position."""
     dropout: float = 0.0
-    """Probability of dropping embeddings, attention weights and residual branches in training."""
+    """Probability of setting a value to 0 in training.
+    This happens to embeddings, attention weights and the outputs of attention and MLP."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and matrix products. Parameters, LayerNorm statistics, softmax and loss stay float32."""
+    """Number type of activations and matrix products.
+    Parameters, LayerNorm statistics, the softmax and the loss are always float32."""
     vocab_multiple: int = 128
-    """The embedding is stored with its rows rounded up to a multiple of this, so that it shards evenly."""
+    """The stored embedding's number of rows is rounded up to a multiple of this.
+    It then splits evenly over devices. The added rows are zeros and are never predicted."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -53,29 +56,36 @@ class GPTConfig:
         require(self.mlp_width is None or self.mlp_width > 0, "mlp_width", self.mlp_width, "greater than 0")
         require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
         if self.position == "rotary":
-            require(self.head_size % 2 == 0, "width / heads", self.head_size, "even for rotary positions")
+            even, fix = self.head_size % 2 == 0, "choose a width that is a multiple of 2 x heads"
+            require(even, "width / heads", self.head_size, "even for rotary positions", fix=fix)
         if self.position == "sinusoidal":
-            require(self.width % 2 == 0, "width", self.width, "even for sinusoidal positions")
+            even, fix = self.width % 2 == 0, "choose an even width"
+            require(even, "width", self.width, "even for sinusoidal positions", fix=fix)
 
     @property
     def head_size(self) -> int:
+        """The number of values of each attention head."""
         return self.width // self.heads
 
     @property
     def mlp_size(self) -> int:
+        """The number of hidden units in the MLP of each block."""
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
     @property
     def padded_vocab(self) -> int:
-        """Rows the embedding is stored with."""
+        """The number of rows that the stored embedding has."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
     def with_only(self, ids: int) -> "GPTConfig":
-        """The same stored model, in which only the first `ids` tokens exist: no other is ever probable."""
+        """Return the same stored model with only the first `ids` tokens: no other one is ever predicted."""
         return dataclasses.replace(self, vocab=min(ids, self.vocab), vocab_multiple=self.padded_vocab)
 
     def differences(self, other: "GPTConfig") -> dict[str, tuple[Any, Any]]:
-        """The fields in which two models differ, beside how they are trained, computed and stored."""
+        """Return the fields in which two models differ, each with both values.
+
+        Fields that say only how a model is trained, computed or stored are not compared.
+        """
         mine, others = (
             dataclasses.asdict(config) | {"mlp_width": config.mlp_size} for config in (self, other)
         )

@@ -1,6 +1,7 @@
-"""Recipes come in as TOML; a run writes its settings as JSON and reads them back. Imports no JAX.
+"""Recipes are read from TOML; a run writes its settings as JSON and reads them back. Imports no JAX.
 
-The four GPT-2 sizes and the small presets are the files of configs/: `load_recipe("gpt2").model` is GPT-2 124M.
+The presets are the files in configs/. The four sizes of GPT-2 are among them: `load_recipe("gpt2").model` is
+GPT-2 124M.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxgpt.config.checks import field_types, fits, spelled
 from jaxgpt.config.recipe import TrainConfig
@@ -18,27 +19,31 @@ from jaxgpt.files import write_atomically
 
 CONFIG_FILE = "config.json"
 FORMAT = 1
-"""Of config.json. Format 0, without a number, is that of version 0.1.0 and reads the same."""
+"""The format number of config.json. Version 0.1.0 wrote format 0: the same content, without a number."""
 PACKAGE = Path(__file__).parent.parent
+
+T = TypeVar("T")
 
 
 def recipes_folder() -> Path:
-    """configs/ of a checkout, or its copy inside an installed package."""
+    """Return the folder configs/ of a checkout, or its copy inside an installed package."""
     packaged = PACKAGE / "configs"
     return packaged if packaged.is_dir() else PACKAGE.parent / "configs"
 
 
 def preset_names() -> list[str]:
+    """Return the names of all presets, in alphabetical order."""
     return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
 def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) -> TrainConfig:
-    """The recipe of a preset name (`nano`, `gpt2`, ...) or of a TOML file, with some settings changed.
+    """Return the recipe of a preset (`nano`, `gpt2`, ...) or of a TOML file, with some settings changed.
 
     `settings` maps dotted names to values: `{"steps": 200, "model.layers": 6}`.
 
-    Raises MissingError when there is neither, ConfigError for a file that is not TOML, has an unknown key (the
-    nearest known one is named) or a value of another type; all problems of the file are listed at once.
+    Raises MissingError when there is no such preset or file. Raises ConfigError when the file is not TOML,
+    has an unknown key (the error names the nearest known one) or a value of a wrong type. The error lists all
+    problems of the file at once.
     """
     path = Path(name_or_path)
     if name_or_path in preset_names():
@@ -52,16 +57,21 @@ def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) ->
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("recipe is not TOML", path=path, why=str(error), fix="correct the file") from None
+        fix = "correct the file at that place"
+        raise ConfigError("recipe is not TOML", path=path, why=str(error), fix=fix) from None
     problems: list[str] = []
     fields = _checked(TrainConfig, table, "", problems)
     if problems:
-        raise ConfigError("recipe has errors", path=path, why=", ".join(problems), fix="correct the file")
+        fix = "correct these keys in the file"
+        raise ConfigError("recipe has errors", path=path, why=", ".join(problems), fix=fix)
     return with_settings(_build(TrainConfig, fields), settings or {})
 
 
 def with_settings(recipe: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """The recipe with some settings changed, given by dotted names as in `load_recipe`. Raises ConfigError."""
+    """Return the recipe with some settings changed.
+
+    `settings` maps dotted names to values, as in `load_recipe`. Raises ConfigError, which lists all problems.
+    """
     table = dataclasses.asdict(recipe)
     problems: list[str] = []
     for name, value in settings.items():
@@ -75,12 +85,13 @@ def with_settings(recipe: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
             place[last] = value
     fields = _checked(TrainConfig, table, "", problems)
     if problems:
-        raise ConfigError("settings have errors", why=", ".join(problems), fix="correct them")
+        fix = "correct the names and values that are listed"
+        raise ConfigError("settings have errors", why=", ".join(problems), fix=fix)
     return _build(TrainConfig, fields)
 
 
 def flat(settings: Any, place: str = "") -> dict[str, Any]:
-    """Every single setting by its dotted name, such as `optim.learning_rate`."""
+    """Return every single setting by its dotted name, such as `optim.learning_rate`."""
     found: dict[str, Any] = {}
     for name in field_types(type(settings)):
         value = getattr(settings, name)
@@ -91,33 +102,34 @@ def flat(settings: Any, place: str = "") -> dict[str, Any]:
 
 
 def save_config(config: TrainConfig, folder: Path) -> None:
-    """Write the resolved settings of a run to `config.json` in its folder, whole or not at all."""
+    """Write the settings of a run to config.json in its folder, whole or not at all."""
     content = {"format": FORMAT} | dataclasses.asdict(config)
     write_atomically(folder / CONFIG_FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The settings a run was made with.
+    """Return the settings that a run was made with.
 
-    Raises MissingError without config.json, DataError when it does not hold exactly these settings.
+    Raises MissingError when the folder has no config.json, DataError when the file does not hold exactly the
+    settings of a run.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise MissingError(
-            "not a run directory", path=folder, why=f"it has no {CONFIG_FILE}", fix="name a run"
-        )
+        fix = "name a folder that `jaxgpt pretrain` has made"
+        raise MissingError("not a run directory", path=folder, why=f"it has no {CONFIG_FILE}", fix=fix)
     problems: list[str] = []
+    restore = "put back the file that the run wrote, or correct it by hand"
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError("settings are not JSON", path=path, why=str(error), fix="restore the file") from None
+        raise DataError("settings are not JSON", path=path, why=str(error), fix=restore) from None
     written = table.pop("format", 0) if isinstance(table, dict) else 0
     if written not in range(FORMAT + 1):
         why = f"its format is {written!r}, and this version of jaxgpt reads formats up to {FORMAT}"
         raise DataError("settings are in another format", path=path, why=why, fix="install a newer jaxgpt")
     fields = _checked(TrainConfig, table, "", problems)
     if problems:
-        raise DataError("settings have errors", path=path, why=", ".join(problems), fix="restore the file")
+        raise DataError("settings have errors", path=path, why=", ".join(problems), fix=restore)
     return _build(TrainConfig, fields)
 
 
@@ -127,7 +139,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _checked(kind: Any, table: Any, place: str, problems: list[str]) -> dict[str, Any]:
-    """The entries of `table` that are fields of dataclass `kind`; what is wrong with the others goes to `problems`."""
+    """Return the entries of `table` that are fields of dataclass `kind`; report the others in `problems`."""
     known = field_types(kind)
     entries: dict[str, Any] = {}
     if not isinstance(table, dict):
@@ -145,7 +157,7 @@ def _checked(kind: Any, table: Any, place: str, problems: list[str]) -> dict[str
     return entries
 
 
-def _build(kind: Any, entries: dict[str, Any]) -> Any:
+def _build(kind: type[T], entries: dict[str, Any]) -> T:
     known = field_types(kind)
     return kind(
         **{k: _build(known[k], v) if dataclasses.is_dataclass(known[k]) else v for k, v in entries.items()}

@@ -1,4 +1,4 @@
-"""Everything a training run can be told: its data, its optimizer, its mesh, its intervals. Imports no JAX."""
+"""The settings of a training run: its data, its optimizer, its mesh and its intervals. Imports no JAX."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -11,50 +11,57 @@ from jaxgpt.config.model import GPTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the tokens come from and how windows are cut from them."""
+    """Where the tokens come from, and how training windows are cut from them."""
 
     path: str = "builtin"
-    """A folder made by `jaxgpt prepare`, a text file or folder, or a corpus name."""
+    """What to train on: a folder made by `jaxgpt prepare`, a text, a folder of texts, or a corpus.
+    The corpora are builtin, tiny-shakespeare, the-verdict and fineweb."""
     tokenizer: str = "gpt2"
-    """gpt2, bytes or a tokenizer file. For text only: a prepared folder brings its own."""
+    """How text becomes tokens: gpt2, bytes, or a tokenizer file. A prepared folder brings its own."""
     val_fraction: float = 0.1
-    """Share of the text kept for validation. For text only: a prepared folder is split already."""
+    """Share of the text that is kept for validation, below 1. A prepared folder is split already."""
     stride: int | None = None
-    """Tokens from the start of one training window to the next; None is the context (no overlap)."""
+    """Number of tokens from the start of one training window to the start of the next.
+    Windows overlap if it is smaller than the context. None means the context."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(bool(self.path), "data.path", self.path, "a folder, file or corpus name")
+        fix = "name a folder, a file or a corpus"
+        require(bool(self.path), "data.path", self.path, "a folder, file or corpus name", fix=fix)
         require_fraction(self, "val_fraction")
         require(self.stride is None or self.stride > 0, "data.stride", self.stride, "greater than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its learning rate schedule."""
+    """The AdamW optimizer and its learning rate."""
 
     learning_rate: float = 6e-4
-    """Peak learning rate, reached at the end of the warm-up."""
+    """Highest learning rate, which is reached at the end of the warm-up."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """What follows the warm-up; wsd holds the peak and decays linearly at the end (warm-up, stable, decay)."""
+    """How the learning rate goes on after the warm-up.
+    cosine and linear fall until the last step. constant stays at the highest value.
+    wsd (warm-up, stable, decay) stays there, too, and falls linearly at the end."""
     warmup_steps: int = 100
-    """Steps of linear warm-up; step k (from 0) has (k + 1) / warmup_steps of the peak."""
+    """Number of steps in which the learning rate rises linearly to its highest value. 0 means no warm-up."""
     decay_fraction: float = 0.2
-    """wsd: the share of all steps, at the end, in which the rate decays."""
+    """For wsd only: share of all steps, at the end, in which the learning rate falls."""
     final_fraction: float = 0.1
-    """The rate at the last step as a share of the peak."""
+    """Learning rate of the last step, as a share of the highest one. constant does not use it."""
     beta1: float = 0.9
-    """Decay of Adam's first moment."""
+    """Share of Adam's running mean of the gradients that is kept at each step."""
     beta2: float = 0.95
-    """Decay of Adam's second moment."""
+    """Share of Adam's running mean of the squared gradients that is kept at each step."""
     epsilon: float = 1e-8
-    """Added to the root of Adam's second moment."""
+    """Small number that Adam adds to the divisor of each update, so that it never divides by 0."""
     weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices and embeddings only, by name."""
+    """How strongly matrices and embeddings are pulled towards 0. Biases and LayerNorms are left alone.
+    Each step multiplies them by 1 - weight_decay x learning rate."""
     clip_norm: float = 1.0
-    """Largest global norm of the gradient; 0 turns clipping off."""
+    """Largest norm of the whole gradient. A longer gradient is scaled down to it. 0 turns this off."""
     ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights; 0 keeps none."""
+    """Share of a running average of the weights that is kept at each step, such as 0.999.
+    The verbs that use the trained model then take the average. 0 means that there is no average."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -73,63 +80,75 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices lie along each axis of the mesh; at most one is -1 and takes what the others leave."""
+    """How the devices share the work: data x fsdp x tensor is the number of devices.
+
+    One of the three numbers may be -1, which stands for all devices that the others leave.
+    """
 
     data: int = -1
-    """Copies of the model, each on its share of the batch."""
+    """Number of copies of the model. Each copy computes its own share of the batch."""
     fsdp: int = 1
-    """Shards of parameters and optimizer state, gathered when used; the batch is split along it too."""
+    """Number of devices over which parameters, optimizer state and the batch are split, to save memory.
+    Each device gathers the parameters of a layer when it needs them."""
     tensor: int = 1
-    """Shards of the matrix products themselves."""
+    """Number of devices that share each matrix product. Each of them computes a part."""
 
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("data", "fsdp", "tensor"):
             size = getattr(self, name)
-            require(size == -1 or size > 0, f"mesh.{name}", size, "greater than 0, or -1 to fill")
-        require([self.data, self.fsdp, self.tensor].count(-1) < 2, "mesh", self, "-1 on one axis at most")
+            rule, fix = "greater than 0, or -1", "give a number of devices, or -1 for all that are left"
+            require(size == -1 or size > 0, f"mesh.{name}", size, rule, fix=fix)
+        sizes, fix = [self.data, self.fsdp, self.tensor], "give a number of devices for all axes but one"
+        require(sizes.count(-1) < 2, "mesh", self, "-1 on one axis at most", fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run."""
+    """The settings of one training run."""
 
     steps: int = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps in the whole run."""
     seed: int = 0
-    """Decides initial weights, dropout and the order of the data."""
+    """Starting point of all random numbers: the initial weights, dropout and the order of the data."""
     batch: int = 8
-    """Sequences in a micro-batch, over all devices."""
+    """Number of sequences that are computed at a time, on all devices together (a micro-batch)."""
     accumulate: int = 1
-    """Micro-batches summed before each optimizer step; a step sees batch x accumulate sequences."""
+    """Number of micro-batches whose gradients are summed for one optimizer step.
+    A step sees batch x accumulate sequences."""
     log_every: int = 10
-    """Steps from one line of metrics.jsonl to the next."""
+    """Number of steps from one line in metrics.jsonl to the next."""
     eval_every: int = 100
-    """Steps from one validation loss and sample to the next; 0 for none."""
+    """Number of steps from one evaluation (validation loss and sample text) to the next. 0 means none."""
     eval_batches: int = 20
-    """Batches a validation loss is computed on; 0 is the whole split."""
+    """Number of batches on which the validation loss is computed. 0 means all of the validation text."""
     sample_tokens: int = 100
-    """Tokens of sample text written at each evaluation; 0 for none."""
+    """Length of the sample text that each evaluation writes, in tokens. 0 means no sample."""
     sample_prompt: str = "The"
-    """What the samples continue."""
+    """Beginning of the sample text, which the model continues."""
     checkpoint_every: int = 500
-    """Steps from one checkpoint to the next; the last step is always saved."""
+    """Number of steps from one checkpoint to the next. The last step is always saved."""
     keep_checkpoints: int = 2
-    """How many of the latest checkpoints stay."""
+    """Number of checkpoints that are kept, the latest ones."""
     out_dir: str = "runs/gpt"
-    """Run directory; a run found there is resumed."""
+    """Directory of the run. If it holds an unfinished run, that run is resumed."""
     init_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """MODEL whose weights a new run starts from: a run directory, weights in any format, or a public name."""
+    """Model whose weights a new run starts from. None means random weights.
+    It is a run directory, weights in any format that jaxgpt reads, or a public name such as gpt2."""
     blocks: Literal["scan", "unrolled", "auto"] = "auto"
-    """How the blocks run: one compiled block scanned over the layers, or each written out; auto knows the backend."""
+    """How the transformer blocks are compiled.
+    scan compiles one block and runs it for every layer. unrolled compiles every layer.
+    auto takes the one that suits the backend."""
     remat: bool = False
-    """Recompute each block's activations in the backward pass: less memory, about a third more arithmetic."""
+    """Whether activations inside the blocks are computed again in the backward pass instead of being kept.
+    This saves memory and takes about a third more arithmetic."""
     loss_chunk: int = 0
-    """Positions whose logits exist at one time; 0 computes all logits at once."""
+    """Number of positions whose logits are computed at a time, to save memory. 0 means all at once."""
     distributed: bool = False
-    """Join the other processes of this job first (jax.distributed.initialize): Slurm, GKE, TPU pods."""
+    """Whether this process is one of several that train together (Slurm, GKE, TPU pods).
+    It then joins the others through jax.distributed.initialize."""
     tensorboard: bool = False
-    """Write TensorBoard events too (extra `tensorboard`)."""
+    """Whether events for TensorBoard are written too. This needs the extra `tensorboard`."""
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -142,14 +161,16 @@ class TrainConfig:
         )
         for name in ("eval_every", "eval_batches", "sample_tokens", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "a 32-bit unsigned integer")
-        require(bool(self.out_dir), "out_dir", self.out_dir, "a directory")
+        seeds = f"a whole number from 0 to {2**32 - 1}"
+        require(0 <= self.seed < 2**32, "seed", self.seed, seeds, fix=f"give {seeds}")
+        require(bool(self.out_dir), "out_dir", self.out_dir, "a directory", fix="name a directory")
 
     @property
     def sequences(self) -> int:
-        """Sequences an optimizer step sees."""
+        """The number of sequences that an optimizer step sees."""
         return self.batch * self.accumulate
 
     @property
     def tokens_per_step(self) -> int:
+        """The number of tokens that an optimizer step sees."""
         return self.sequences * self.model.context

@@ -135,12 +135,13 @@ def _check(
         (1 <= results <= beams, "results", results, f"from 1 to the number of beams, {beams}"),
     ):
         if not holds:
-            raise ConfigError(f"{name} = {value}", why=f"it must be {rule}", fix="change it")
+            fix = f"give a number that is {rule}"
+            raise ConfigError(f"{name} = {value}", why=f"it must be {rule}", fix=fix)
     if len(prompt) + max_new_tokens > config.context:
         raise ConfigError(
             f"max_new_tokens = {max_new_tokens} after a prompt of {len(prompt)} tokens",
             why=f"the context is {config.context}, and a beam does not slide past it",
-            fix="ask for fewer",
+            fix="ask for fewer tokens, or shorten the prompt",
         )
     check_ids(np.asarray([prompt]), config.vocab)
 

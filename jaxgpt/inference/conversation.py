@@ -1,4 +1,4 @@
-"""A conversation with a model: its history, its template, and what of it fits the context window. No terminal here."""
+"""A conversation with a model: its history, its template, and which part of it fits the context."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,83 +12,81 @@ from jaxgpt.inference.requests import Request
 from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.text.tokenizer import Tokenizer
 
-CHAT_FILE = "chat.json"  # beside a model's weights: {"chat": "instruction"} says how the model was tuned
+CHAT_FILE = (
+    "chat.json"  # a file beside a model's weights; {"chat": "instruction"} says how the model was tuned
+)
 TEMPLATES = ("instruction", "plain")
-Exchange = list[
-    tuple[str, str]
-]  # what the user said and, once it was given, the answer: (role, content) each
+# Pairs of role and content: what the user said and, once the model has answered, the answer.
+Exchange = list[tuple[str, str]]
 
 
 def template_of(model: str | Path) -> str:
-    """`instruction` or `plain`: what chat.json in the model's folder says; plain where there is none.
+    """Return `instruction` or `plain`: what chat.json in the model's folder says, or `plain` without such a
+    file.
 
-    Raises DataError for a file that is not {"chat": "instruction"} or {"chat": "plain"}.
+    Raises DataError for a file that is neither {"chat": "instruction"} nor {"chat": "plain"}.
     """
     path = Path(model) / CHAT_FILE
     if not path.is_file():
         return "plain"
+    fix = 'write {"chat": "instruction"} into the file, or delete it'
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:
-        raise DataError(
-            "not JSON", path=path, why=str(error), fix='expected {"chat": "instruction"}'
-        ) from error
+        raise DataError("not JSON", path=path, why=str(error), fix=fix) from error
     if not isinstance(found, dict) or set(found) != {"chat"} or found["chat"] not in TEMPLATES:
-        why = f"it must be one key, chat, with one of {', '.join(TEMPLATES)}"
-        raise DataError("no template", path=path, why=why, fix='expected {"chat": "instruction"}')
-    return found["chat"]
+        why = f"it must have one key, chat, whose value is one of {', '.join(TEMPLATES)}"
+        raise DataError("no template", path=path, why=why, fix=fix)
+    return str(found["chat"])
 
 
 def room_for_prompt(context: int, max_new_tokens: int) -> int:
-    """How many tokens of a window the history may take: what the answer leaves, and never less than half."""
+    """Return how many tokens of a context the history may take: what the answer leaves, and at least half."""
     return context - min(max_new_tokens, context // 2)
 
 
 @dataclass
 class Conversation:
-    """Who said what. `ask`, let the model continue, `answer`; and again.
+    """Who said what. For each exchange, call `ask`, let the model continue the ids, and call `answer`.
 
-    `instruction` is the template of `chat_prompt`. `plain` is one growing text, for base models: what the user types is
-    appended as it stands, and so is what the model writes. A system text is the template's opening, or the plain
-    text's beginning; it stays when old exchanges are dropped.
+    `instruction` is the template of `chat_prompt`. `plain` is one growing text, for models that were not
+    tuned: what the user types is appended exactly as it is, and so is what the model writes. A system text
+    opens the template or the plain text. It stays when old exchanges are dropped.
     """
 
     tokenizer: Tokenizer
     template: str
     """One of TEMPLATES."""
     room: int
-    """Tokens that a prompt may have (`room_for_prompt`)."""
+    """The largest number of tokens in a prompt (see `room_for_prompt`)."""
     system: str = ""
     exchanges: list[Exchange] = field(default_factory=list)
-    """The oldest first."""
+    """The exchanges that are remembered, the oldest first."""
     turns: int = 0
-    """How many times was asked since the beginning."""
+    """How many times `ask` was called."""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Strings that end an answer."""
+        """The strings that end an answer."""
         return CHAT_STOP if self.template == "instruction" else ()
 
     def ask(self, text: str) -> tuple[list[int], list[str]]:
-        """The ids to continue when the user says this, and what had to be left out for them to fit, in words.
+        """Return the ids to continue after the user has said `text`, and notes on what was left out to make
+        them fit.
 
-        The oldest exchanges go first, for good. What the user says now is cut, at its beginning, only where it does not
-        fit alone. Raises ConfigError where the system text takes all the room, DataError for text that is no Unicode;
-        the conversation is then what it was.
+        The oldest exchanges are dropped first, and for good. If `text` does not even fit alone, its beginning
+        is cut off. Raises ConfigError if the system text takes all the room, and DataError for text that is
+        not Unicode. An error leaves the conversation unchanged.
         """
         exchanges, notes = [*self.exchanges, [("user", text)]], []
         while len(exchanges) > 1 and len(self._ids(exchanges)) > self.room:
             del exchanges[0]
         if dropped := len(self.exchanges) + 1 - len(exchanges):
-            notes.append(
-                f"{dropped} earlier exchange{'s' * (dropped > 1)} dropped: the context window is full"
-            )
+            notes.append(f"the context is full: {dropped} earlier exchange{'s' * (dropped > 1)} dropped")
         ids = self._ids(exchanges)
         if len(ids) > self.room:
             kept = self._longest_end(text)
-            notes.append(
-                f"only the last {len(kept)} of {len(text)} characters fit the context window and are read"
-            )
+            notes.append(f"only the last {len(kept)} of {len(text)} characters fit the context and are read")
             exchanges[-1] = [("user", kept)]
             ids = self._ids(exchanges)
         self.exchanges = exchanges
@@ -96,12 +94,12 @@ class Conversation:
         return ids, notes
 
     def answer(self, text: str) -> None:
-        """Note what the model said to the last `ask`, whole or not."""
+        """Remember what the model said after the last `ask`, even if it was stopped early."""
         said = text.strip() if self.template == "instruction" else text
         self.exchanges[-1].append(("assistant", said))
 
     def reset(self) -> None:
-        """Forget all but the system text."""
+        """Forget everything except the system text."""
         self.exchanges = []
 
     def _ids(self, exchanges: list[Exchange]) -> list[int]:
@@ -112,7 +110,7 @@ class Conversation:
         return self.tokenizer.encode(chat_prompt([("system", self.system)] * bool(self.system) + messages))
 
     def _longest_end(self, text: str) -> str:
-        """The longest end of a text that fits as the only thing said."""
+        """Return the longest end of a text that fits if nothing else was said."""
         if (least := len(self._ids([[("user", "")]]))) > self.room:
             raise ConfigError(
                 f"{least} tokens before anything is said",
@@ -132,9 +130,9 @@ class Conversation:
 def answer_pieces(
     engine: Engine, request: Request, tokenizer: Tokenizer, stop: tuple[str, ...], stopped: Callable[[], bool]
 ) -> Iterator[str]:
-    """The answer as it comes, until it ends, a stop string comes, or `stopped` says so between two tokens.
+    """Yield the answer as it comes, until it ends, a stop string comes, or `stopped` returns true.
 
-    The engine must have nothing else to do.
+    `stopped` is asked between two tokens. The engine must have nothing else to do.
     """
     stream, number = TextStream(tokenizer, stop), engine.submit(request)
     try:

@@ -71,7 +71,9 @@ class Engine:
     ) -> None:
         if slots < 1 or steps < 1:
             raise ConfigError(
-                f"slots = {slots}, steps = {steps}", why="both must be 1 or more", fix="change it"
+                f"slots = {slots}, steps = {steps}",
+                why="both must be 1 or more",
+                fix="give numbers greater than 0",
             )
         mesh = mesh or mesh_under(params)
         self.config, self.slots, self.steps = config, slots, steps
@@ -159,7 +161,9 @@ class Engine:
         """
         if not 0 < len(ids) <= self.config.context:
             raise ConfigError(
-                f"{len(ids)} tokens", why=f"1 to {self.config.context} can be scored", fix="give another text"
+                f"{len(ids)} tokens",
+                why=f"1 to {self.config.context} can be scored",
+                fix=f"give a text of 1 to {self.config.context} tokens",
             )
         check_ids(np.asarray([ids]), self.config.vocab)
         tokens_1T = np.zeros((1, bucket_of(len(ids), SHORTEST_PROMPT, self.config.context)), np.int32)

@@ -1,6 +1,8 @@
-"""Prompts: few-shot blocks of examples, and the instruction template of the book, for one task or a conversation.
+"""Prompts: few-shot prompts made of examples, and the book's instruction template for tasks and
+conversations.
 
-Few-shot (T. Brown et al. 2020, section 2: zero-, one- and few-shot differ only in the number of examples):
+A few-shot prompt has this layout (T. Brown et al. 2020, section 2: zero-, one- and few-shot differ only in
+the number of examples):
 
     INSTRUCTION
 
@@ -10,9 +12,10 @@ Few-shot (T. Brown et al. 2020, section 2: zero-, one- and few-shot differ only 
     Input: the query
     Output:
 
-The model goes on after `Output:`. A blank line ends its answer, so no output may hold one.
+The model continues after `Output:`. A blank line ends its answer, so no example's output may contain one.
 
-The instruction template is that of Stanford Alpaca (R. Taori et al. 2023) as the book has it in section 7.2.
+The instruction template is that of Stanford Alpaca (R. Taori et al. 2023), as the book prints it in section
+7.2.
 """
 
 import json
@@ -24,21 +27,24 @@ from jaxgpt.errors import ConfigError, DataError, MissingError
 
 Example = tuple[str, str]  # input, output
 FEW_SHOT_STOP: tuple[str, ...] = ("\n\n", "\nInput:")
-PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+PREAMBLE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
 HEADINGS = {"user": "### Instruction:", "assistant": "### Response:"}
 CHAT_STOP: tuple[str, ...] = tuple(
     f"{space}### {heading}:" for space in ("\n\n", "\n") for heading in ("Instruction", "Input", "Response")
 )
 ROLES = ("system", "user", "assistant")
 FIELDS = ("input", "output")
-MOST_SHOWN = 20  # problems of a file that an error spells out
+MOST_SHOWN = 20  # an error lists this many problems of a file, and counts the rest
 
 
 def few_shot_prompt(query: str, *, instruction: str = "", examples: Sequence[Example] = ()) -> str:
-    """Instruction, examples and query in the layout above; without examples it is zero-shot.
+    """Return instruction, examples and query in the layout above. Without examples, the prompt is zero-shot.
 
-    Space around each part is dropped. The prompt ends in `Output:` without a space: GPT-2's tokens carry the space in
-    front of their word. The answer ends at one of FEW_SHOT_STOP.
+    White space around each part is dropped. The prompt ends in `Output:` without a space, because GPT-2's
+    tokens contain the space before their word. The answer ends at one of FEW_SHOT_STOP.
     """
     blocks = [instruction.strip()] if instruction.strip() else []
     blocks += [f"{_open_block(given)} {output.strip()}" for given, output in examples]
@@ -50,22 +56,25 @@ def _open_block(given: str) -> str:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """The (input, output) pairs of a JSONL file, whose lines are objects of exactly these two strings.
+    """Return the (input, output) pairs of a JSONL file, each line of which is an object of exactly these two
+    strings.
 
-    Blank lines are passed over. Raises MissingError when there is no file, DataError with all its problems: a line that
-    is no such object, an output that is empty or holds one of FEW_SHOT_STOP, a file without examples.
+    Blank lines are skipped. Raises MissingError when there is no such file. Raises DataError, which lists all
+    problems of the file, for a line that is no such object, for an output that is empty or contains one of
+    FEW_SHOT_STOP, and for a file without examples.
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingError("no examples", path=path, why="there is no such file", fix="give a JSONL file")
+        fix = "name an existing JSONL file"
+        raise MissingError("no examples", path=path, why="there is no such file", fix=fix)
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError("examples", path=path, why=f"not UTF-8: {error}", fix="save it as UTF-8") from error
+        fix = "save the file as UTF-8"
+        raise DataError("examples", path=path, why=f"not UTF-8: {error}", fix=fix) from error
     examples, problems = [], []
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # splitlines would also break at U+2028 inside a string
+    lines = text.split("\n")  # splitlines would also split at U+2028 inside a string
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 examples.append(_example(line))
@@ -75,7 +84,7 @@ def read_examples(path: str | Path) -> list[Example]:
         problems = ["it has none"]
     if problems:
         shown = problems[:MOST_SHOWN] + [f"{len(problems) - MOST_SHOWN} more"] * (len(problems) > MOST_SHOWN)
-        fix = 'give lines such as {"input": "2 + 2", "output": "4"}'
+        fix = 'write lines such as {"input": "2 + 2", "output": "4"}'
         raise DataError("examples", path=path, why="; ".join(shown), fix=fix)
     return examples
 
@@ -94,31 +103,36 @@ def _example(line: str) -> Example:
     if not output:
         raise ValueError("output is empty")
     if held := [stop for stop in FEW_SHOT_STOP if stop in output]:
-        raise ValueError(f"output holds {held[0]!r}, where an answer ends")
+        raise ValueError(f"output contains {held[0]!r}, which ends an answer")
     return found["input"], found["output"]
 
 
 def instruction_prompt(instruction: str, input: str = "") -> str:
-    """The book's template for one task, up to where the response begins; `input` is left out where it is empty."""
+    """Return the book's template for one task, up to the response. An empty `input` is left out."""
     given = f"\n\n### Input:\n{input}" if input else ""
     return f"{PREAMBLE}\n\n{HEADINGS['user']}\n{instruction}{given}\n\n{HEADINGS['assistant']}\n"
 
 
 def chat_prompt(messages: Sequence[tuple[str, str]]) -> str:
-    """A conversation of (role, content) in the instruction template, ending where the next response begins.
+    """Return a conversation of (role, content) pairs in the instruction template, up to the next response.
 
-    Turns of the user stand under `### Instruction:`, the assistant's under `### Response:`. A system text takes the
-    place of the template's opening sentence. The answer ends at one of CHAT_STOP. Raises ConfigError for no messages, a
-    role other than system, user and assistant, and a system text that is not the first message.
+    Messages of the user stand under `### Instruction:`, those of the assistant under `### Response:`. A
+    system message replaces the opening sentences of the template. The answer ends at one of CHAT_STOP.
+
+    Raises ConfigError if there are no messages, for a role other than system, user and assistant, and for a
+    system message that is not the first.
     """
     if not messages:
-        raise ConfigError("no messages", why="there is nothing to answer", fix="give at least one")
+        raise ConfigError("no messages", why="there is nothing to answer", fix="give at least one message")
     if unknown := sorted({role for role, _ in messages} - set(ROLES)):
         raise ConfigError(
-            f"role {unknown[0]!r}", why=f"it must be one of {', '.join(ROLES)}", fix="change it"
+            f"role {unknown[0]!r}",
+            why=f"it must be one of {', '.join(ROLES)}",
+            fix="give each message one of these roles",
         )
     if any(role == "system" for role, _ in messages[1:]):
-        raise ConfigError("system message", why="it must be the first, and the only one", fix="put it there")
+        fix = "put one system message before all others"
+        raise ConfigError("system message", why="it must be the first, and the only one", fix=fix)
     head, turns = PREAMBLE, list(messages)
     if turns[0][0] == "system":
         head, turns = turns[0][1], turns[1:]

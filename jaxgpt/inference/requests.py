@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it tells of it."""
+"""What the engine is asked to do, and what it reports."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,49 +13,59 @@ from jaxgpt.text.batch import check_ids
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A text to continue, and how."""
+    """A text to continue, and how to continue it."""
 
     prompt: tuple[int, ...]
-    """At least one id."""
+    """The ids of the text, at least one."""
     max_new_tokens: int
+    """The largest number of tokens to generate."""
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
-    """Decides the random numbers, whatever else is in the batch: token n draws with fold_in(key(seed), n)."""
+    """The starting point of the random numbers: token n is drawn with fold_in(key(seed), n).
+    Other requests have no influence on them."""
     logprobs: int | None = None
-    """How many alternatives to report with each token's log-probability, 0 to 20; None reports nothing."""
+    """The number of alternatives, 0 to 20, to report with the log-probability of each token.
+    None means that no log-probabilities are reported."""
     slide: bool = True
-    """Past the context window, drop the older half and go on; False finishes there."""
+    """Whether to go on without the older half of the text when the context is full. False ends it there."""
 
     def check(self, vocab: int) -> None:
-        """Raise ConfigError for what cannot be run, DataError for ids outside a vocabulary of this size."""
+        """Raise ConfigError for impossible settings, DataError for ids outside a vocabulary of this size."""
         if not self.prompt:
             raise ConfigError(
                 "empty prompt", why="there is nothing to continue", fix="give at least one token"
             )
         if self.max_new_tokens < 0:
             raise ConfigError(
-                f"max_new_tokens = {self.max_new_tokens}", why="it must be 0 or more", fix="change it"
+                f"max_new_tokens = {self.max_new_tokens}",
+                why="it must be 0 or more",
+                fix="give the number of tokens to generate",
             )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(
-                f"seed = {self.seed}", why="it must be a 32-bit unsigned integer", fix="change it"
+                f"seed = {self.seed}",
+                why="it must be a 32-bit unsigned integer",
+                fix=f"give a whole number from 0 to {2**32 - 1}",
             )
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise ConfigError(
-                f"logprobs = {self.logprobs}", why=f"it must be 0 to {MOST_LOGPROBS}", fix="change it"
+                f"logprobs = {self.logprobs}",
+                why=f"it must be 0 to {MOST_LOGPROBS}",
+                fix="give the number of alternatives to report with each token",
             )
         check_ids(np.asarray([self.prompt]), vocab)
 
 
 class NewToken(NamedTuple):
-    """Something that happened to a request: a token, its end, or both."""
+    """Something that happened to a request: it got a token, it ended, or both."""
 
     request: int
-    """What `submit` returned."""
+    """The number that `submit` returned."""
     token: int | None
     logprob: float | None
-    """Of the token under the model itself, before penalties and temperature; in nats."""
+    """The log-probability of the token in nats, before penalties and temperature."""
     alternatives: tuple[tuple[int, float], ...]
-    """The most probable tokens and their log-probabilities."""
+    """The most probable tokens, each with its log-probability."""
     finish: str | None
-    """`length` (max_new_tokens, or the window without sliding), `end` (the model ended its text); None: not yet."""
+    """Why the request ended, or None if it goes on. `end` means that the model ended its text.
+    `length` means that it has max_new_tokens tokens, or that the context is full and must not slide."""

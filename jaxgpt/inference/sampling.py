@@ -50,7 +50,9 @@ class Sampling:
         ):
             if not holds:
                 raise ConfigError(
-                    f"{name} = {getattr(self, name)}", why=f"it must be {rule}", fix="change it"
+                    f"{name} = {getattr(self, name)}",
+                    why=f"it must be {rule}",
+                    fix=f"give a number that is {rule}",
                 )
 
     @property

@@ -126,7 +126,8 @@ class SpeculativeDecoder:
                 fix="give two models of one vocabulary",
             )
         if lookahead < 1:
-            raise ConfigError(f"lookahead = {lookahead}", why="it must be 1 or more", fix="change it")
+            fix = "give the number of tokens to propose at a time"
+            raise ConfigError(f"lookahead = {lookahead}", why="it must be 1 or more", fix=fix)
         mesh = mesh_under(target[1])
         self.lookahead, self.statistics = lookahead, Statistics()
         self.context = min(target[0].context, draft[0].context)
@@ -205,20 +206,20 @@ class SpeculativeDecoder:
                 len(seeds) == len(prompts),
                 f"{len(seeds)} seeds",
                 f"there are {len(prompts)} prompts",
-                "give each one",
+                "give one seed for each prompt",
             ),
             (
                 all(0 <= s < 2**32 for s in seeds),
                 f"seeds = {seeds}",
                 "they must be 32-bit unsigned",
-                "change them",
+                f"give whole numbers from 0 to {2**32 - 1}",
             ),
-            (max_new_tokens >= 0, ask, "it must be 0 or more", "change it"),
+            (max_new_tokens >= 0, ask, "it must be 0 or more", "give the number of tokens to write"),
             (
                 longest + max_new_tokens <= self.context,
                 f"{ask} after a prompt of {longest} tokens",
                 f"the smaller context is {self.context}, and with a draft it does not slide",
-                "ask for fewer",
+                "ask for fewer tokens, or shorten the prompts",
             ),
             (
                 not sampling.penalises,

@@ -1,4 +1,4 @@
-"""Text from a stream of token ids, piece by piece: never half a character, never past a stop string."""
+"""Token ids become text piece by piece, never in half characters and never beyond a stop string."""
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,10 +7,10 @@ from jaxgpt.text.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Turns ids into text as they come, and ends it before the first of some stop strings.
+    """Turns ids into text as they come, and ends the text before the first stop string.
 
-    Bytes of an unfinished UTF-8 character wait for the rest, and so does text that may be the beginning of a stop
-    string, which can begin and end inside tokens.
+    The bytes of an unfinished UTF-8 character are held back until the rest comes. So is text that may be the
+    beginning of a stop string: a stop string can begin and end inside a token.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -18,14 +18,14 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
         self.stopped = False
-        """A stop string has come: there is no more text."""
+        """Whether a stop string has come. There is then no more text."""
 
     def push(self, token: int) -> str:
-        """The text that is certain after one more token; often none."""
+        """Return the text that one more token makes certain. It may be empty."""
         return self._add(self._decoder.decode(self._tokenizer.decode_bytes([token])), last=False)
 
     def finish(self) -> str:
-        """The text that was still held back."""
+        """Return the text that is still held back."""
         return self._add(self._decoder.decode(b"", final=True), last=True)
 
     def _add(self, text: str, *, last: bool) -> str:
@@ -42,14 +42,14 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How much of the end of a text is the beginning of a stop string."""
+    """Return how many characters at the end of a text may be the beginning of a stop string."""
     return next(
         (size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0
     )
 
 
 def text_pieces(tokenizer: Tokenizer, ids: Iterable[int], stop: Sequence[str] = ()) -> Iterator[str]:
-    """The text of ids as they come; no more ids are taken after a stop string.
+    """Yield the text of ids as they come, and take no more ids after a stop string.
 
     Joined, the pieces are `tokenizer.decode(ids)` up to the first stop string.
     """

@@ -1,1 +1,1 @@
-"""A model behind HTTP: the API of OpenAI and a page."""
+"""A model served over HTTP: OpenAI's API and a web page."""

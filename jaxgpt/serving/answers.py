@@ -1,8 +1,9 @@
-"""What a client gets: tokens become pieces of text, and pieces the JSON of OpenAI's two routes.
+"""What a client gets: tokens become pieces of text, and pieces become the JSON of OpenAI's two routes.
 
-Text is cut before a stop string, and with it the tokens that begin behind the cut. The token that ends a text is
-reported among the log-probabilities, without text, as OpenAI does: who asks for one token gets one. Tokens that are not
-whole characters are shown as `bytes:\\xe2\\x82`.
+The text is cut before a stop string, and the tokens that begin after the cut are left out, too. The token
+that ends a text has no text, but it is reported among the log-probabilities, as OpenAI does: a client that
+asks for one token gets one. A token that is not made of whole characters is shown by its bytes:
+`bytes:\\xe2\\x82`.
 """
 
 import codecs
@@ -20,13 +21,13 @@ from jaxgpt.text.tokenizer import Tokenizer
 
 
 class Reported(NamedTuple):
-    """A token with what is said of it."""
+    """A token and what is reported of it."""
 
     token: int
     logprob: float | None
     alternatives: tuple[tuple[int, float], ...]
     offset: int
-    """Characters of the choice's text in front of it."""
+    """The number of characters of the choice's text before this token."""
 
 
 class Piece(NamedTuple):
@@ -35,37 +36,34 @@ class Piece(NamedTuple):
     text: str
     tokens: tuple[Reported, ...]
     finish: str | None
-    """`stop` or `length` with the last piece."""
+    """`stop` or `length` in the last piece, None in the others."""
 
 
 class Choice:
-    """One text as it grows: takes the engine's tokens, gives what is certain of their text."""
+    """One text as it grows: it takes the engine's tokens and gives the part of their text that is certain."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        self._stream, self._decoder = (
-            TextStream(tokenizer, stop),
-            codecs.getincrementaldecoder("utf-8")("replace"),
-        )
+        self._stream = TextStream(tokenizer, stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: deque[Reported] = deque()
-        self._decoded = self._length = 0  # characters of all tokens, and of what was given out
+        self._decoded = self._length = 0  # the characters of all tokens, and of the text that was given out
         self.finish: str | None = None
         self.written = 0
-        """Tokens made."""
+        """The number of tokens that were generated."""
 
     def echo(self, prompt: Prompt, scores: Sequence[NewToken]) -> Piece:
-        """The prompt itself, first of all; `scores` of its tokens where they were asked for."""
+        """Return the prompt itself, which comes before all else, with the `scores` of its tokens, if any."""
         decoder, offset, tokens = codecs.getincrementaldecoder("utf-8")("replace"), 0, []
-        for score in scores:
-            assert score.token is not None
-            tokens.append(Reported(score.token, score.logprob, score.alternatives, offset))
-            if prompt.text:  # an empty prompt is the end of the text before, which is not shown
-                offset += len(decoder.decode(self._tokenizer.decode_bytes([score.token])))
+        for id, score in zip(prompt.ids, scores, strict=True) if scores else ():
+            tokens.append(Reported(id, score.logprob, score.alternatives, offset))
+            if prompt.text:  # an empty prompt stands for the end-of-text token, which is not shown
+                offset += len(decoder.decode(self._tokenizer.decode_bytes([id])))
         self._decoded = self._length = len(prompt.text)
         return Piece(prompt.text, tuple(tokens), None)
 
     def add(self, news: Sequence[NewToken]) -> Piece:
-        """The part that these tokens make certain. What comes behind the end is passed over."""
+        """Return the part of the text that these tokens make certain. Tokens after the end are ignored."""
         text = ""
         for new in news:
             if self.finish:
@@ -96,7 +94,7 @@ class Choice:
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """A token as a string: its text, or its bytes where they are not whole characters."""
+    """Return a token as a string: its text, or its bytes if they are not whole characters."""
     content = tokenizer.decode_bytes([token])
     try:
         return content.decode("utf-8")
@@ -106,7 +104,7 @@ def token_name(tokenizer: Tokenizer, token: int) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """The JSON of one answer, whole or in chunks."""
+    """The JSON of the answer to one call, whole or in chunks."""
 
     call: Call
     model: str
@@ -115,11 +113,11 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def choices(self) -> list[Choice]:
-        """The texts of this answer, nothing written yet."""
+        """Return the texts of this answer, in which nothing is written yet."""
         return [Choice(self.tokenizer, self.call.stop) for _ in range(len(self.call.prompts) * self.call.n)]
 
     def whole(self, pieces: Sequence[Sequence[Piece]], written: int) -> dict[str, Any]:
-        """The answer in one, from the pieces of each choice and the number of new tokens."""
+        """Return the whole answer, from the pieces of each choice and the number of new tokens."""
         choices = []
         for index, parts in enumerate(pieces):
             text = "".join(part.text for part in parts)
@@ -135,19 +133,19 @@ class Answer:
         }
 
     def opening(self, index: int) -> dict[str, Any]:
-        """The first chunk of a choice of a chat."""
+        """Return the first chunk of a choice in a chat."""
         delta = {"role": "assistant", "content": ""}
         return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
 
     def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
-        """The next part of a choice."""
+        """Return the chunk of the next part of a choice."""
         text: dict[str, Any] = {"text": piece.text}
         if self.call.chat:
             text = {"delta": {"content": piece.text} if piece.text else {}}
         return self._chunk([{"index": index, **text, **self._end(piece.tokens, piece.finish)}])
 
     def closing(self, written: int) -> dict[str, Any]:
-        """The chunk with the usage."""
+        """Return the last chunk, which states the usage."""
         return self._chunk([]) | {"usage": self._usage(written)}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -172,7 +170,7 @@ class Answer:
     def _logprobs(self, tokens: Sequence[Reported]) -> dict[str, Any]:
         names = [token_name(self.tokenizer, each.token) for each in tokens]
         tops: list[dict[str, float] | None] = []
-        for each in tokens:  # the token itself is always among its alternatives
+        for each in tokens:  # the chosen token is always listed beside its alternatives
             if each.logprob is None:
                 tops.append(None)
                 continue

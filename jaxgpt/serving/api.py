@@ -1,8 +1,9 @@
 """What a client asks for: bodies of /v1/completions and /v1/chat/completions become a `Call`.
 
-Beside OpenAI's fields there are top_k, min_p and repetition_penalty. A prompt longer than the context is refused, and
-an answer ends with `length` where the context is full: nothing slides out of sight. Fields of `IGNORED` have no effect
-here and are let through; every other field that cannot be done (logit_bias, suffix, tools, ...) is refused by name.
+Besides OpenAI's fields there are top_k, min_p and repetition_penalty. A prompt longer than the context is
+refused, and an answer ends with `length` when the context is full: no part of a text is ever forgotten. The
+fields in `IGNORED` are accepted and have no effect here. Every other field that is not supported (logit_bias,
+suffix, tools, ...) is refused by name.
 """
 
 import functools
@@ -29,9 +30,9 @@ IGNORED = frozenset(
         "prompt_cache_retention",
     )
 )
-DEFAULT_TOKENS = 16  # of /v1/completions, as OpenAI has it
+DEFAULT_TOKENS = 16  # OpenAI's default in /v1/completions
 MOST_STOPS, LONGEST_STOP = 4, 256
-# Below these, float32 arithmetic on logits overflows or keeps no token at all.
+# With smaller values than these, float32 arithmetic on logits overflows, or no token at all is kept.
 LEAST_TEMPERATURE, LEAST_TOP_P, LEAST_PENALTY = 1e-3, 1e-4, 0.01
 
 
@@ -40,16 +41,16 @@ class Limits:
     """How much one call may ask for."""
 
     body: int = 1 << 20
-    """Bytes of a body."""
+    """The most bytes in a body."""
     choices: int = 32
-    """Prompts times n."""
+    """The most choices: the number of prompts times n."""
     tokens: int = 1024
-    """New tokens of a choice."""
+    """The most new tokens in one choice."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue, as ids and as it is echoed."""
+    """A text to continue: its token ids, and the text that `echo` shows."""
 
     ids: tuple[int, ...]
     text: str
@@ -66,15 +67,15 @@ class Call:
     seed: int
     stop: tuple[str, ...]
     logprobs: int | None
-    """Alternatives to report with each token; None: no log-probabilities."""
+    """The number of alternatives to report with each token. None means no log-probabilities at all."""
     echo: bool
     stream: bool
     usage: bool
-    """Report the usage at the end of a stream."""
+    """Whether to report the usage at the end of a stream."""
     chat: bool
 
     def requests(self) -> list[Request]:
-        """What the engine is to do: n of each prompt in turn; none where nothing is to be written."""
+        """Return the engine's requests: n for each prompt, in order. There are none if max_tokens is 0."""
         return [
             Request(
                 prompt=prompt.ids,
@@ -92,7 +93,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads bodies for one model: its name, its tokenizer, its context in tokens, and the limits."""
+    """Reads bodies for one model, of which it knows the name, the tokenizer, the context and the limits."""
 
     model: str
     tokenizer: Tokenizer
@@ -100,14 +101,17 @@ class Reader:
     limits: Limits
 
     def completion(self, body: bytes) -> Call:
-        """The call in a body of /v1/completions. Raises ApiError, which names the field that is wrong."""
+        """Return the call in a body of /v1/completions.
+
+        Raises ApiError, which names the field that is wrong.
+        """
         fields = Fields(parse_object(body))
         self._check_model(fields)
         echo = fields.flag("echo")
         prompts = self._prompts(fields)
         n = self._n(fields, len(prompts))
         logprobs = fields.integer("logprobs", None, 0, MOST_LOGPROBS)
-        max_tokens = fields.count(
+        max_tokens = fields.integer(
             "max_tokens", min(DEFAULT_TOKENS, self.limits.tokens), 0, self.limits.tokens
         )
         if fields.integer("best_of", n, 1, self.limits.choices) != n:
@@ -124,19 +128,20 @@ class Reader:
         )
 
     def chat(self, body: bytes) -> Call:
-        """The call in a body of /v1/chat/completions. Raises ApiError, which names the field that is wrong."""
+        """Return the call in a body of /v1/chat/completions.
+
+        Raises ApiError, which names the field that is wrong.
+        """
         fields = Fields(parse_object(body))
         self._check_model(fields)
         text = _conversation(fields)
         prompt = self._encode(text, "messages")
         n = self._n(fields, 1)
         most = self.limits.tokens
-        older = fields.count("max_tokens", most, 1, most)
-        max_tokens = fields.count("max_completion_tokens", older, 1, most)
-        reports, alternatives = (
-            fields.flag("logprobs"),
-            fields.integer("top_logprobs", None, 0, MOST_LOGPROBS),
-        )
+        older = fields.integer("max_tokens", most, 1, most)
+        max_tokens = fields.integer("max_completion_tokens", older, 1, most)
+        reports = fields.flag("logprobs")
+        alternatives = fields.integer("top_logprobs", None, 0, MOST_LOGPROBS)
         if alternatives is not None and not reports:
             raise fields.wrong("top_logprobs", "absent unless logprobs is true")
         return self._call(
@@ -151,7 +156,7 @@ class Reader:
         )
 
     def _call(self, fields: Fields, **known: Any) -> Call:
-        """A call with the fields that both routes have."""
+        """Return the call, after reading the fields that both routes have."""
         seed = fields.integer("seed", None, 0, 2**32 - 1)
         stream, usage = fields.flag("stream"), _usage(fields)
         if usage is not None and not stream:
@@ -170,7 +175,7 @@ class Reader:
         return Sampling(
             temperature=fields.number("temperature", 1.0, LEAST_TEMPERATURE, 2.0, or_zero=True),
             top_p=fields.number("top_p", 1.0, LEAST_TOP_P, 1.0),
-            top_k=fields.count("top_k", 0, 0, 2**31 - 1),
+            top_k=fields.integer("top_k", 0, 0, 2**31 - 1),
             min_p=fields.number("min_p", 0.0, 0.0, 1.0),
             repetition_penalty=fields.number("repetition_penalty", 1.0, LEAST_PENALTY, 100.0),
             presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
@@ -185,10 +190,13 @@ class Reader:
             raise unknown_model()
 
     def _n(self, fields: Fields, prompts: int) -> int:
-        return fields.count("n", 1, 1, self.limits.choices // prompts)
+        return fields.integer("n", 1, 1, self.limits.choices // prompts)
 
     def _prompts(self, fields: Fields) -> tuple[Prompt, ...]:
-        """One of: a text, a list of texts, a list of ids, a list of lists of ids; a new text where it is absent."""
+        """Return the prompts: a text, a list of texts, a list of ids or a list of lists of ids.
+
+        Without a prompt, the model begins a new text.
+        """
         given = fields.take("prompt")
         given = "" if given is None else given
         several = isinstance(given, list) and not any(type(item) is int for item in given)
@@ -201,7 +209,7 @@ class Reader:
 
     def _encode(self, text: str, name: str) -> Prompt:
         if len(text.encode("utf-8", "surrogatepass")) > self.context * self._longest_token:
-            raise self._too_long(name)  # without encoding it first
+            raise self._too_long(name)  # known without encoding it, which would take long
         try:
             ids = self.tokenizer.encode(text) or [self.tokenizer.end_of_text]
         except JaxgptError as error:
@@ -227,17 +235,18 @@ class Reader:
 
     @functools.cached_property
     def _longest_token(self) -> int:
-        """In bytes."""
+        """The length of the longest token, in bytes."""
         return max(map(len, self.tokenizer.ranks))
 
 
 def unknown_model() -> ApiError:
-    """There is one model, and it was not the one named."""
-    return ApiError(404, "no such model; /v1/models names the one there is", "model", code="model_not_found")
+    """Return the error for a request that names another model than the one that is served."""
+    message = "there is no such model; GET /v1/models names the one that is served"
+    return ApiError(404, message, "model", code="model_not_found")
 
 
 def _usage(fields: Fields) -> bool | None:
-    """Whether the usage is to be reported; None where there are no stream_options."""
+    """Return whether the usage is to be reported, or None if the body has no stream_options."""
     options = fields.take("stream_options")
     if options is None:
         return None
@@ -250,14 +259,15 @@ def _usage(fields: Fields) -> bool | None:
 
 
 def _conversation(fields: Fields) -> str:
-    """The prompt of `messages`."""
+    """Return the prompt that the field `messages` makes."""
     messages = fields.take("messages")
     if not isinstance(messages, list) or not messages:
         raise fields.wrong("messages", "a list of at least one message")
     try:
         return chat_prompt([_message(fields, message) for message in messages])
     except ConfigError as error:
-        raise fields.wrong("messages", "turns of user and assistant, after at most one of system") from error
+        rule = "messages of user and assistant, after at most one of system"
+        raise fields.wrong("messages", rule) from error
 
 
 def _message(fields: Fields, message: Any) -> tuple[str, str]:
@@ -277,7 +287,7 @@ def _message(fields: Fields, message: Any) -> tuple[str, str]:
 
 
 def _joined(parts: list[Any]) -> str | None:
-    """The text of content in parts; None where one is not text."""
+    """Return the text of a content that is given in parts, or None if a part is not text."""
     found = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
     texts = [text for text in found if isinstance(text, str)]
     return "".join(texts) if len(texts) == len(parts) else None

@@ -1,4 +1,4 @@
-"""One client's connection: its body read within limits, its work ended when it goes away."""
+"""One client's connection: its body is read within limits, and its work ends when the client goes away."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,17 +9,18 @@ from starlette.types import Receive
 
 from jaxgpt.serving.fields import ApiError
 
-BODY_SECONDS = 30  # for a whole body to arrive
-DISCARDED = 16  # times the limit is read and thrown away: a client that still sends reads no answer
+BODY_SECONDS = 30  # a whole body must arrive in this time
+# A client that is still sending reads no answer. So this many times the limit is read first, and dropped.
+DISCARDED = 16
 
 T = TypeVar("T")
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The JSON body of a request, of so many bytes at most.
+    """Return the JSON body of a request, which may have at most `most` bytes.
 
-    Raises ApiError: 413 for more, 415 for another type of content (asking for JSON keeps other sites' forms out), 408
-    where it does not arrive in time, 499 where the client goes away.
+    Raises ApiError: 413 for a longer body, 415 for another content type than JSON (which keeps out forms that
+    other web sites send), 408 if the body does not arrive in time, 499 if the client goes away.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the content type must be application/json")
@@ -46,7 +47,7 @@ async def read_body(request: Request, most: int) -> bytes:
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns; when the client goes away first, the work is cancelled and ApiError 499 raised."""
+    """Return the work's result. If the client goes away before, cancel the work and raise ApiError 499."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -60,7 +61,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 def gone() -> ApiError:
-    """Nobody will read it, but it is counted: nginx's status for a client that closed the connection."""
+    """Return the error for a client that went away. Nobody reads it; it is counted, under nginx's 499."""
     return ApiError(499, "the client went away")
 
 

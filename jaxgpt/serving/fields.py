@@ -1,19 +1,21 @@
-"""JSON bodies against a closed grammar: every field is asked for by name, and one that nobody asked for is refused.
+"""JSON bodies are read field by field, by name; a field that nobody asks for is refused.
 
-An error names the field and the rule, never what stood there: bodies hold texts that belong in no log.
+An error names the field and the rule, and never repeats the value: bodies hold texts that must not be logged.
 """
 
 import json
 import math
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeVar
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")  # what may be repeated as the name of a field
+D = TypeVar("D", int, None)
+# An error repeats the name of an unknown field only if it looks like this.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 class ApiError(Exception):
-    """An answer other than 200: its status, what the message says, and the field that is wrong."""
+    """An answer other than 200: its status, its message, and the field that is wrong (`param`)."""
 
     def __init__(
         self,
@@ -28,7 +30,7 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 
     def body(self) -> dict[str, Any]:
-        """The error in OpenAI's shape."""
+        """Return the error in the shape of OpenAI's API."""
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
             self.status, "invalid_request_error" if self.status < 500 else "server_error"
         )
@@ -36,16 +38,15 @@ class ApiError(Exception):
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body; ApiError for anything else, NaN, Infinity and repeated keys included."""
+    """Return the JSON object in a body.
+
+    Raises ApiError for anything else; NaN, Infinity and repeated keys are refused, too.
+    """
     try:
-        value = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant
-        )
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also: bytes that are not UTF-8, numbers of thousands of digits
-        raise ApiError(400, "the body is not valid JSON, or too deep") from error
+        text = body.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # also for bytes that are not UTF-8, and endless numbers
+        raise ApiError(400, "the body is not valid JSON, or it is nested too deeply") from error
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
     return value
@@ -63,23 +64,23 @@ def _refuse_constant(name: str) -> None:
 
 
 class Fields:
-    """The fields of one object, taken one by one. null is the same as absent."""
+    """The fields of one object, which are taken one by one. A field that is null counts as absent."""
 
     def __init__(self, values: dict[str, Any], within: str = "") -> None:
         self._left = {name: value for name, value in values.items() if value is not None}
         self._within = within
 
     def wrong(self, name: str, rule: str) -> ApiError:
-        """The error of a field that breaks a rule."""
+        """Return the error for a field that breaks a rule."""
         name = self._within + name
         return ApiError(400, f"{name} must be {rule}", name)
 
     def take(self, name: str) -> Any:
-        """Whatever the field holds; None where it is absent."""
+        """Return what the field holds, or None if it is absent."""
         return self._left.pop(name, None)
 
     def number(self, name: str, default: float, low: float, high: float, *, or_zero: bool = False) -> float:
-        """A finite number from low to high, or 0 where that is said."""
+        """Return a finite number from `low` to `high`. 0 is allowed, too, if `or_zero` says so."""
         value = self.take(name)
         if value is None:
             return default
@@ -88,8 +89,8 @@ class Fields:
             raise self.wrong(name, f"a number from {low:g} to {high:g}{', or 0' if or_zero else ''}")
         return float(value)
 
-    def integer(self, name: str, default: int | None, low: int, high: int) -> int | None:
-        """A whole number from low to high."""
+    def integer(self, name: str, default: D, low: int, high: int) -> int | D:
+        """Return a whole number from `low` to `high`."""
         value = self.take(name)
         if value is None:
             return default
@@ -97,31 +98,28 @@ class Fields:
             raise self.wrong(name, f"an integer from {low} to {high}")
         return value
 
-    def count(self, name: str, default: int, low: int, high: int) -> int:
-        """An `integer` that has a default."""
-        value = self.integer(name, default, low, high)
-        assert value is not None
-        return value
-
     def flag(self, name: str) -> bool:
-        """true or false; false where absent."""
+        """Return true or false; a flag that is absent is false."""
         value = self.take(name)
         if value is not None and type(value) is not bool:
             raise self.wrong(name, "true or false")
         return bool(value)
 
     def strings(self, name: str, most: int, longest: int) -> tuple[str, ...]:
-        """A string or a list of up to `most`, none of them empty or longer than so many characters."""
+        """Return the strings in a field: a string, or a list of at most `most` strings.
+
+        None of them may be empty or longer than `longest` characters.
+        """
         value = self.take(name)
         found = [value] if isinstance(value, str) else [] if value is None else value
         if not isinstance(found, list) or len(found) > most:
-            raise self.wrong(name, f"a string or a list of at most {most}")
+            raise self.wrong(name, f"a string or a list of at most {most} strings")
         if not all(isinstance(text, str) and 0 < len(text) <= longest for text in found):
             raise self.wrong(name, f"strings of 1 to {longest} characters")
         return tuple(found)
 
     def close(self, ignored: Collection[str] = ()) -> None:
-        """ApiError where a field is left that nobody asked for, unless it is among those without effect."""
+        """Raise ApiError if a field is left that nobody asked for and that is not in `ignored`."""
         for name in self._left:
             if name not in ignored:
                 shown = self._within + name if _NAME.fullmatch(name) else None

@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: the key, the host it asks for, and the counter."""
+"""What every request passes before it reaches a route: checks of the key and of the host, and a counter."""
 
 import base64
 import binascii
@@ -13,22 +13,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jaxgpt.serving.fields import ApiError
 from jaxgpt.serving.metrics import Metrics
 
-OPEN = "/health"  # needs no key
+OPEN = "/health"  # the route that needs no key
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """An error as a response."""
+    """Return an error as an HTTP response."""
     return JSONResponse(error.body(), error.status, error.headers)
 
 
 class Guard:
-    """Wraps an app.
+    """An ASGI app around another one, which lets only permitted requests through and counts them all.
 
-    With a `key`, all but /health must present it: `Authorization: Bearer KEY`, or Basic with the key as password, which
-    is how a browser opens the page. `local` is for a server without a key on a loopback address: it answers only what
-    was asked of a local name, so that no page on the web reaches it through a name of its own (DNS rebinding).
-    Requests are counted under the path if it is one of `routes`, else under `other`.
+    With a `key`, every request but those for /health must present it: `Authorization: Bearer KEY`, or Basic
+    with the key as the password, which is how a browser opens the page. `local` is for a server without a key
+    on a loopback address: it answers only requests whose Host is a local name. Otherwise a page on the web
+    could reach the server through a host name of its own that resolves to this machine (DNS rebinding).
+    Requests are counted under their path if it is one of `routes`, and under `other` if it is not.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Guard:
         self._key = None if key is None else _digest(key.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on to the app."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         path, status = scope["path"], 499
@@ -61,27 +63,22 @@ class Guard:
         if self._key is not None:
             if hmac.compare_digest(_digest(_presented(headers.get("authorization", ""))), self._key):
                 return None
-            challenge = (
-                'Basic realm="jaxgpt"' if path == "/" else "Bearer"
-            )  # only the page's makes a browser ask
-            return ApiError(
-                401,
-                "a key is needed: Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": challenge},
-            )
+            # Basic makes a browser ask its user for a password, which only the page should do.
+            challenge = {"WWW-Authenticate": 'Basic realm="jaxgpt"' if path == "/" else "Bearer"}
+            message = "this server needs a key: send the header `Authorization: Bearer KEY`"
+            return ApiError(401, message, code="invalid_api_key", headers=challenge)
         if self._local and _without_port(headers.get("host", "")) not in LOCAL_NAMES:
             return ApiError(403, "this server answers only to the names of the machine it runs on")
         return None
 
 
 def _digest(key: bytes) -> bytes:
-    """Of one length, so that comparing tells nothing of the key's."""
+    """Return a hash. All hashes have one length, so comparing them reveals nothing of the key's length."""
     return hashlib.sha256(key).digest()
 
 
 def _presented(authorization: str) -> bytes:
-    """The key in a header; empty where there is none."""
+    """Return the key in an Authorization header; it is empty if there is none."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip().encode()

@@ -1,4 +1,4 @@
-"""Counters of a server in Prometheus' text format, version 0.0.4."""
+"""The counters of a server, in Prometheus' text format, version 0.0.4."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -9,7 +9,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0) 
 
 
 class Metrics:
-    """What is counted while serving."""
+    """What a server counts."""
 
     def __init__(self) -> None:
         self.prompt_tokens = self.generated_tokens = 0
@@ -18,16 +18,16 @@ class Metrics:
         self._seconds = 0.0
 
     def count_request(self, route: str, status: int) -> None:
-        """An answer that has ended; 499 where the client went away before it began."""
+        """Count an answer that has ended. Status 499 means that the client went away before it began."""
         self._requests[route, status] += 1
 
     def count_first_token(self, seconds: float) -> None:
-        """From the end of reading a call to the first of its tokens."""
+        """Count the seconds from the moment a call was read until its first token."""
         self._buckets[bisect_left(SECONDS, seconds)] += 1
         self._seconds += seconds
 
     def text(self, **gauges: int) -> str:
-        """The page of /metrics, with these present values."""
+        """Return the page of /metrics. `gauges` are the present values of what goes up and down."""
         lines = [*self._request_lines(), *self._latency_lines()]
         for name, value in (
             ("prompt_tokens", self.prompt_tokens),
@@ -39,7 +39,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
     def _request_lines(self) -> Iterator[str]:
-        yield "# HELP jaxgpt_requests_total HTTP requests by route and status; 499: the client went away."
+        yield "# HELP jaxgpt_requests_total HTTP requests by route and status. 499: the client went away."
         yield "# TYPE jaxgpt_requests_total counter"
         for (route, status), count in sorted(self._requests.items()):
             yield f'jaxgpt_requests_total{{route="{route}",status="{status}"}} {count}'

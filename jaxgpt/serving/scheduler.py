@@ -1,10 +1,12 @@
-"""The thread that owns the engine, and the way to it from asyncio.
+"""The thread that owns the engine, and how asyncio talks to it.
 
-The engine is not for several threads, so one thread runs it and does between two steps what was asked meanwhile:
-submit, cancel, score. News go back in one call of the event loop a step, into a queue of each job. Such a queue is as
-long as the job's tokens at most, so a reader may be as slow as it likes: neither the engine nor another reader waits.
+Only one thread may use the engine. This thread runs its steps and, between two steps, does what it was asked
+to do in the meantime: submit, cancel, score. After each step it hands the news back in a single call of the
+event loop, and each job has a queue for its own. Such a queue never holds more than the tokens of its job.
+Therefore a reader may be slow: neither the engine nor the other readers wait for it.
 
-All of `Scheduler` but `_run` and what it calls belongs to the event loop's thread.
+`_run` and the methods that it calls run in the engine's thread. All the rest of `Scheduler` runs in the
+thread of the event loop.
 """
 
 import asyncio
@@ -21,28 +23,28 @@ from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import NewToken, Request
 
 Scores = list[NewToken]
-_Text = tuple[Sequence[int], int, "Future[Scores]"]  # ids, alternatives, and where the answer goes
+_Text = tuple[Sequence[int], int, "Future[Scores]"]  # ids, number of alternatives, where the answer goes
 
 
 class QueueFull(Exception):
-    """More would wait than may."""
+    """More requests would be waiting than are allowed to."""
 
 
 class EngineFailed(Exception):
-    """The engine raised, or is being stopped: nothing more comes."""
+    """The engine raised an error or is being stopped: there will be no more tokens."""
 
 
 class Job:
-    """Some requests that belong together. Leaving its `with` block cancels what has not ended."""
+    """Some requests that belong together. Leaving its `with` block cancels those that have not ended."""
 
     def __init__(
         self, scheduler: "Scheduler", requests: Sequence[Request], scores: "list[Future[Scores]]"
     ) -> None:
         self.requests = tuple(requests)
         self.scores = [asyncio.wrap_future(score) for score in scores]
-        """Of each text that was to be scored."""
+        """The result for each text that is to be scored."""
         self.numbers: dict[int, int] = {}
-        """The engine's number of each place in `requests`. Of the scheduler's thread."""
+        """The engine's number for each place in `requests`. Only the engine's thread uses it."""
         self._scheduler = scheduler
         self._left = set(range(len(requests)))
         self._news: asyncio.Queue[list[tuple[int, NewToken]] | EngineFailed] = asyncio.Queue()
@@ -55,14 +57,14 @@ class Job:
     ) -> None:
         for score in self.scores:
             if not score.cancel() and not score.cancelled():
-                score.exception()  # looked at, or asyncio reports an error that nobody took
+                score.exception()  # asyncio warns of an exception that nobody has looked at
         for place in list(self._left):
             self.cancel(place)
 
     async def news(self) -> AsyncIterator[list[tuple[int, NewToken]]]:
-        """What happened at each step to the requests, with their places, until all have ended.
+        """Yield what happened to the requests in each step, with their places, until all have ended.
 
-        Raises EngineFailed where the engine did.
+        Raises EngineFailed if the engine fails.
         """
         while self._left or not self._news.empty():
             news = await self._news.get()
@@ -71,18 +73,18 @@ class Job:
             yield news
 
     def cancel(self, place: int) -> None:
-        """End a request before its time."""
+        """End the request at this place early."""
         if place in self._left:
             self.ended(place)
             self._scheduler.forget(self, place)
 
     def ended(self, place: int) -> None:
-        """The engine has no more for this place."""
+        """Note that the request at this place has ended."""
         self._left.discard(place)
         self._scheduler.open -= 1
 
     def hand_over(self, news: list[tuple[int, NewToken]] | EngineFailed) -> None:
-        """Take what the engine made; what comes after a cancellation is dropped."""
+        """Take what the engine made. News of requests that were cancelled are dropped."""
         if not isinstance(news, EngineFailed):
             news = [(place, new) for place, new in news if place in self._left]
             for place, new in news:
@@ -93,11 +95,12 @@ class Job:
 
 
 class Scheduler:
-    """Runs an engine in a thread of its own between `start` and `stop`; see the module's docstring.
+    """Runs an engine in a thread of its own from `start` to `stop`. The docstring of this file explains how.
 
-    `waiting` requests may wait beside those that have a slot. `end` is the id that ends a text: the engine is built
-    without one, so that the token arrives with its log-probability like any other, and it ends its request here.
-    `on_failure` is called from the thread when the engine has raised; from then on everything gets EngineFailed.
+    `waiting` is how many requests may wait in addition to those that have a slot. `end` is the token id that
+    ends a text. The engine itself is made without one: this token then arrives with its log-probability like
+    any other, and the scheduler ends its request. `on_failure` is called, from the engine's thread, when the
+    engine has raised an error; from then on every request gets EngineFailed.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class Scheduler:
         self.slots, self.most_open = engine.slots, engine.slots + waiting
         self.failed = False
         self.open = 0
-        """Requests and texts to score that have not ended."""
+        """The number of requests, and texts to score, that have not ended."""
         self._engine, self._end, self._on_failure = engine, end, on_failure
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: dict[int, tuple[Job, int]] = {}
@@ -114,29 +117,29 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. To be called in the running event loop that will use it."""
+        """Start the thread. The event loop that will use the scheduler must call this while it runs."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread after the step it is in; what has not ended gets EngineFailed."""
+        """End the thread after the present step. Requests that have not ended get EngineFailed."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
     @property
     def running(self) -> int:
-        """Slots in use."""
+        """The number of slots in use."""
         return self._engine.running
 
     @property
     def waiting(self) -> int:
-        """Requests and texts to score that the engine has not begun."""
+        """The number of requests, and texts to score, that the engine has not begun."""
         return self._engine.waiting + len(self._texts) + self._commands.qsize()
 
     def job(
         self, requests: Sequence[Request], texts: Sequence[Sequence[int]] = (), alternatives: int = 0
     ) -> Job:
-        """Have requests run and texts scored (`Engine.score`), all or, raising QueueFull, none of them."""
+        """Have requests run and texts scored (`Engine.score`). Raises QueueFull unless all of them fit."""
         if self.open + len(requests) + len(texts) > self.most_open:
             raise QueueFull
         self.open += len(requests) + len(texts)
@@ -149,27 +152,27 @@ class Scheduler:
         return job
 
     def forget(self, job: Job, place: int) -> None:
-        """Take a request from the engine: its slot is free before the next step."""
+        """Take a request away from the engine. Its slot is free before the next step."""
         self._commands.put(lambda: self._cancel(job.numbers.get(place)))
 
     def _text_ended(self, _: "asyncio.Future[Scores]") -> None:
         self.open -= 1
 
-    # --- in the engine's thread
+    # --- what runs in the engine's thread
 
     def _run(self) -> None:
         while self._obey():
             try:
                 if self._texts and not self.failed:
-                    self._score_one()  # one a step: a long list of texts does not stop those who wait for tokens
+                    self._score_one()  # only one in each step, so that other clients do not wait for all
                 if self._engine.busy and not self.failed:
                     self._deliver(self._engine.step())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  Whatever it is, every client must hear of it.
                 self._fail(error)
         self._refuse(EngineFailed("stopped"))
 
     def _obey(self) -> bool:
-        """Do what was asked, and wait while there is nothing else to do; False: stop."""
+        """Do what was asked, and wait while there is nothing else to do. False means stop."""
         while True:
             idle = self.failed or not (self._engine.busy or self._texts)
             try:
@@ -185,9 +188,8 @@ class Scheduler:
         for place, request in enumerate(job.requests):
             try:
                 number = self._engine.submit(request)
-            except (
-                Exception
-            ) as error:  # the request's own fault, which the API should have found: others go on
+            # The API should have found what is wrong with this request; the others must go on.
+            except Exception as error:  # noqa: BLE001
                 logging.getLogger(__name__).error("request refused by the engine: %s", type(error).__name__)
                 self._loop.call_soon_threadsafe(job.hand_over, EngineFailed("refused"))
                 return
@@ -214,7 +216,7 @@ class Scheduler:
         by_job: dict[Job, list[tuple[int, NewToken]]] = {}
         for new in news:
             if new.request not in self._jobs:
-                continue  # made in the same step after the end of its text
+                continue  # the text has ended earlier in the same step
             job, place = self._jobs[new.request]
             if new.token == self._end:
                 self._engine.cancel(new.request)
@@ -225,14 +227,14 @@ class Scheduler:
         self._loop.call_soon_threadsafe(_hand_over, list(by_job.items()))
 
     def _fail(self, error: Exception) -> None:
-        """Nothing of a broken engine can be trusted: its cache was given to the computation that failed."""
+        """Stop using an engine that has raised: its cache was given away to the computation that failed."""
         logging.getLogger(__name__).critical("the engine failed", exc_info=error)
         self.failed = True
         self._refuse(EngineFailed("failed"))
         self._on_failure()
 
     def _refuse(self, error: EngineFailed) -> None:
-        """An end with an error for everything there is."""
+        """End everything there is with an error."""
         for number in self._jobs:
             self._engine.cancel(number)
         jobs = {job for job, _ in self._jobs.values()}

@@ -1,11 +1,11 @@
-"""The server: routes over a scheduler, and uvicorn around them.
+"""The server: routes that use a scheduler, and uvicorn, which runs them.
 
 GET  /                      the page
 GET  /health                200 while the engine works; the only route that never needs a key
-GET  /metrics               Prometheus
-GET  /v1/models             the one model
-POST /v1/completions        echo, logprobs, n, stop, stream
-POST /v1/chat/completions   stream; the instruction template of `inference.prompts`
+GET  /metrics               counters for Prometheus
+GET  /v1/models             the one model that is served
+POST /v1/completions        continues prompts, with echo, logprobs, n, stop and stream
+POST /v1/chat/completions   answers a conversation in the instruction template of `inference.prompts`
 """
 
 import asyncio
@@ -36,32 +36,37 @@ from jaxgpt.serving.metrics import CONTENT_TYPE, Metrics
 from jaxgpt.serving.scheduler import EngineFailed, Job, QueueFull, Scheduler
 
 RETRY_SECONDS = 1
-SEND_SECONDS = 60  # a reader that takes nothing for so long is cut off
+SEND_SECONDS = 60  # a client that reads nothing for this time is cut off
 
 
 class Service:
-    """The routes' work."""
+    """What the routes do."""
 
     def __init__(self, scheduler: Scheduler, reader: Reader) -> None:
         self.scheduler, self.reader, self.metrics = scheduler, reader, Metrics()
         self._since = int(time.time())
 
-    async def page(self, request: Request) -> Response:
+    async def page(self, _: Request) -> Response:
+        """Answer GET / with the page."""
         return HTMLResponse(page.HTML, headers=page.HEADERS)
 
-    async def health(self, request: Request) -> Response:
+    async def health(self, _: Request) -> Response:
+        """Answer GET /health: 200, or 503 once the engine has failed."""
         failed = self.scheduler.failed
         return JSONResponse({"status": "failed" if failed else "ok"}, 503 if failed else 200)
 
-    async def show_metrics(self, request: Request) -> Response:
+    async def show_metrics(self, _: Request) -> Response:
+        """Answer GET /metrics."""
         s = self.scheduler
         text = self.metrics.text(slots=s.slots, slots_in_use=s.running, queue_length=s.waiting)
         return Response(text, media_type=CONTENT_TYPE)
 
-    async def models(self, request: Request) -> Response:
+    async def models(self, _: Request) -> Response:
+        """Answer GET /v1/models with a list of the one model."""
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
+        """Answer GET /v1/models/NAME, with 404 for any name but that of the one model."""
         if request.path_params["model"] != self.reader.model:
             raise unknown_model()
         return JSONResponse(self._model())
@@ -77,9 +82,11 @@ class Service:
         }
 
     async def completions(self, request: Request) -> "Response | EventStream":
+        """Answer POST /v1/completions."""
         return await self._answer(request, self.reader.completion)
 
     async def chat(self, request: Request) -> "Response | EventStream":
+        """Answer POST /v1/chat/completions."""
         return await self._answer(request, self.reader.chat)
 
     async def _answer(self, request: Request, read: Callable[[bytes], Call]) -> "Response | EventStream":
@@ -92,7 +99,7 @@ class Service:
             return JSONResponse(await while_connected(request.receive, self._whole(answer, job)))
 
     def open(self, call: Call) -> Job:
-        """Hand a call to the scheduler. Raises ApiError where it is full (429) or has failed (503)."""
+        """Hand a call to the scheduler. Raises ApiError if it is full (429) or has failed (503)."""
         texts = [prompt.ids for prompt in call.prompts] if call.echo and call.logprobs is not None else []
         if self.scheduler.failed:
             raise failure()
@@ -100,7 +107,8 @@ class Service:
             job = self.scheduler.job(call.requests(), texts, call.logprobs or 0)
         except QueueFull as error:
             headers = {"Retry-After": str(RETRY_SECONDS)}
-            raise ApiError(429, "too many requests are waiting; try again later", headers=headers) from error
+            message = "too many requests are waiting; try again later"
+            raise ApiError(429, message, headers=headers) from error
         self.metrics.prompt_tokens += sum(len(prompt.ids) for prompt in call.prompts)
         return job
 
@@ -112,7 +120,10 @@ class Service:
         return answer.whole(pieces, sum(choice.written for choice in choices))
 
     async def pieces(self, call: Call, choices: list[Choice], job: Job) -> AsyncIterator[tuple[int, Piece]]:
-        """The pieces of all choices as they come, with each one's index. Raises ApiError where the engine fails."""
+        """Yield the pieces of all choices as they come, each with the index of its choice.
+
+        Raises ApiError if the engine fails.
+        """
         try:
             if call.echo:
                 scores = await asyncio.gather(*job.scores)
@@ -137,18 +148,19 @@ class Service:
             for index in sorted({place for place, _ in news}):
                 piece = choices[index].add([new for place, new in news if place == index])
                 if choices[index].finish:
-                    job.cancel(index)  # at a stop string, of which the engine knows nothing
+                    job.cancel(index)  # the engine does not know of stop strings
                 if any(piece):
                     yield index, piece
 
 
 class EventStream:
-    """The answer to a call as server-sent events."""
+    """The answer to a call, as server-sent events. It is an ASGI app, like a response of Starlette."""
 
     def __init__(self, service: Service, answer: Answer) -> None:
         self._service, self._answer = service, answer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the answer ends or the client goes away."""
         with self._service.open(self._answer.call) as job, contextlib.suppress(ApiError, TimeoutError):
             await while_connected(receive, self._send_all(job, send))
 
@@ -181,14 +193,17 @@ async def _send_event(send: Send, event: dict[str, Any] | str) -> None:
 
 
 def failure() -> ApiError:
-    """The model is at fault, not the request."""
-    return ApiError(503, "the engine has failed or is stopping; the request was not finished")
+    """Return the error for a request that the engine could not finish."""
+    return ApiError(503, "the engine has failed or the server is stopping; the request was not finished")
 
 
 def create_app(
     scheduler: Scheduler, reader: Reader, *, key: str | None = None, local: bool = True
 ) -> ASGIApp:
-    """The ASGI app, which starts the scheduler and stops it at the end. `key` and `local`: see `Guard`."""
+    """Return the ASGI app, which starts the scheduler and stops it at the end.
+
+    `Guard` explains `key` and `local`.
+    """
     service = Service(scheduler, reader)
     routes = [
         Route("/", service.page),
@@ -201,7 +216,7 @@ def create_app(
     ]
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         scheduler.start()
         yield
         await scheduler.stop()
@@ -211,25 +226,27 @@ def create_app(
     return Guard(app, key=key, local=local, metrics=service.metrics, routes=[route.path for route in routes])
 
 
-async def _on_api_error(request: Request, error: Exception) -> Response:
+async def _on_api_error(_: Request, error: Exception) -> Response:
     return error_response(cast(ApiError, error))
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    status = cast(HTTPException, error).status_code
-    message = {404: "there is no such route", 405: "the route takes another method"}.get(
-        status, "bad request"
-    )
-    return error_response(ApiError(status, message, headers=dict(cast(HTTPException, error).headers or {})))
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    raised = cast(HTTPException, error)
+    messages = {404: "there is no such route", 405: "this route does not take this method"}
+    message = messages.get(raised.status_code, "bad request")
+    return error_response(ApiError(raised.status_code, message, headers=dict(raised.headers or {})))
 
 
-async def _on_fault(request: Request, error: Exception) -> Response:
+async def _on_fault(_: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error("a request failed", exc_info=error)
     return error_response(ApiError(500, "internal error"))
 
 
 def uvicorn_server(app: ASGIApp, *, drain: int) -> uvicorn.Server:
-    """A server for `app` that logs nothing of what clients send and gives running requests `drain` seconds to end."""
+    """Return a server for `app`, which logs nothing that clients send.
+
+    When it is stopped, running requests have `drain` seconds to end.
+    """
     config = uvicorn.Config(
         app,
         http="h11",
@@ -246,8 +263,8 @@ def uvicorn_server(app: ASGIApp, *, drain: int) -> uvicorn.Server:
 
 
 def run_until_signalled(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then let running requests end. A second SIGINT does not wait for them."""
-    # uvicorn sends itself the signal again when it is done, which would end the process with an error.
+    """Serve until SIGTERM or SIGINT, then let running requests end. A second SIGINT ends them at once."""
+    # When it is done, uvicorn sends itself the signal again, which would end the process with an error.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])

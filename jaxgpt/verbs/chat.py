@@ -1,4 +1,4 @@
-"""`jaxgpt chat`: talk with a model in the terminal."""
+"""`jaxgpt chat`: lets you talk with a model in the terminal."""
 
 import contextlib
 import dataclasses
@@ -22,30 +22,31 @@ if TYPE_CHECKING:
     from jaxgpt.inference.requests import Request
 
 HELP = """/reset  forget the conversation
-/help   this list
-/quit   leave; so does Ctrl-D
-Ctrl-C  stop the answer; what was written of it stays in the conversation"""
-STEPS = 4  # tokens between two looks at the keyboard
+/help   show this list
+/quit   leave, as Ctrl-D does
+Ctrl-C  stop the answer; the part that was written stays in the conversation"""
+STEPS = 4  # the number of tokens between two looks at the keyboard
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatArgs(SamplingFlags, EngineFlags):
-    """Talk with MODEL, a line at a time. Answers go to stdout, everything else to stderr.
+    """Talk with MODEL, one line at a time. Answers go to stdout, everything else to stderr.
 
-    An instruction-tuned model is asked in its template. A base model continues one growing text instead: what you type
-    is appended as it stands (begin with a space where a new word begins), and an empty line lets it go on.
+    A model that was tuned for instructions gets your line in its template. Any other model continues one
+    growing text: your line is appended to it exactly as you type it, so begin it with a space if a new word
+    begins there. An empty line lets the model go on.
 
-    Old exchanges are dropped when the context window is full; the system text stays. Commands: /reset, /help, /quit.
-    Ctrl-C stops an answer, Ctrl-D leaves. Lines may also be piped in.
+    When the context is full, the oldest exchanges are forgotten; the system text stays. The commands are
+    /reset, /help and /quit. Ctrl-C stops an answer, and Ctrl-D leaves. Lines may also come from a pipe.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     template: Literal["auto", "instruction", "plain"] = "auto"
-    """instruction: the template of Alpaca and the book. plain: one growing text. auto: plain, unless the model's folder
-    has a chat.json that says {"chat": "instruction"}."""
+    """How your lines become a prompt: instruction is the template of Alpaca and of the book.
+    plain is one growing text. auto means what chat.json in the model's folder says, and plain without one."""
     system: str = ""
-    """Opens the template, in place of its first sentence; in a plain conversation, the text's beginning."""
+    """Text that opens the conversation. In the instruction template it replaces the opening sentences."""
 
 
 def run(args: ChatArgs) -> None:
@@ -71,7 +72,9 @@ def run(args: ChatArgs) -> None:
     request = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)
     room = room_for_prompt(lm.config.context, args.max_new_tokens)
     talk = Conversation(tokenizer, template, room, args.system)
-    note(f"{args.model}: {template}, a context of {lm.config.context} tokens; /help lists the commands")
+    note(
+        f"{args.model}: {template} template, context of {lm.config.context} tokens; /help shows the commands"
+    )
     for line in _lines():
         command = line.strip()
         if command == "/quit":
@@ -80,7 +83,7 @@ def run(args: ChatArgs) -> None:
             talk.reset()
             note("the conversation is forgotten")
         elif re.fullmatch(r"/\w+", command):
-            note(HELP if command == "/help" else f"no command {command}; there are\n{HELP}")
+            note(HELP if command == "/help" else f"there is no command {command}; the commands are\n{HELP}")
         elif command or template == "plain":
             _reply(engine, talk, request, line, args.stop)
 
@@ -88,7 +91,7 @@ def run(args: ChatArgs) -> None:
 def _reply(
     engine: "Engine", talk: "Conversation", request: "Request", line: str, stop: tuple[str, ...]
 ) -> None:
-    """Write the answer to a line as it comes, and remember it; each answer draws with a seed of its own."""
+    """Write the answer to a line as it comes, and remember it. Each answer has a random seed of its own."""
     from jaxgpt.display import note, write_text
     from jaxgpt.inference.conversation import answer_pieces
 
@@ -112,13 +115,14 @@ def _reply(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within, a first Ctrl-C only makes the yielded function true; a second one interrupts as usual.
+    """Inside the block, the first Ctrl-C only makes the yielded function true; a second one interrupts as
+    usual.
 
-    The engine is never interrupted inside a step, which would leave it without its cache.
+    The engine must not be interrupted inside a step: it would be left without its cache.
     """
     pressed: list[int] = []
 
-    def press(number: int, frame: FrameType | None) -> None:
+    def press(number: int, _: FrameType | None) -> None:
         if pressed:
             raise KeyboardInterrupt
         pressed.append(number)
@@ -131,26 +135,26 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed or piped in, a line at a time. At the prompt, a first Ctrl-C gives a hint, a second one leaves."""
+    """Yield the lines that are typed or piped in. At the prompt, only a second Ctrl-C in a row leaves."""
     from jaxgpt.display import note
 
     typed, hinted = sys.stdin.isatty(), False
     if typed:
-        with contextlib.suppress(ImportError):  # not on Windows
-            import readline  # noqa: F401  (lines can then be edited, and called back)
+        with contextlib.suppress(ImportError):  # Windows has no readline
+            import readline  # noqa: F401  Lines can then be edited, and earlier ones called back.
     while True:
         try:
             line = _read_line(typed=typed)
         except EOFError:
             return
         except UnicodeDecodeError as error:
-            raise DataError("input is not UTF-8", why=str(error), fix="convert it to UTF-8") from error
+            raise DataError("input is not UTF-8", why=str(error), fix="convert the text to UTF-8") from error
         except KeyboardInterrupt:
             if not typed:
                 raise
             if hinted:
                 return
-            note("\nCtrl-C again or Ctrl-D leaves")
+            note("\nPress Ctrl-C again, or Ctrl-D, to leave.")
             hinted = True
         else:
             hinted = False
@@ -158,7 +162,7 @@ def _lines() -> Iterator[str]:
 
 
 def _read_line(*, typed: bool) -> str:
-    """One line without its end. Raises EOFError behind the last one."""
+    """Return one line without its end. Raises EOFError after the last line."""
     if typed and sys.stdout.isatty():
         _label("you", "cyan")
         return input("> ")
@@ -170,7 +174,7 @@ def _read_line(*, typed: bool) -> str:
 
 
 def _label(who: str, color: str) -> None:
-    """Say in the terminal who speaks."""
+    """Show in the terminal who speaks."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""`jaxgpt convert`: GPT-2 weights from any format to another, proved on request."""
+"""`jaxgpt convert`: writes GPT-2 weights in another format, and checks the result if asked to."""
 
 import json
 from dataclasses import dataclass
@@ -13,30 +13,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertArgs:
-    """Write the weights of SRC to DST in another format.
+    """Read the weights of SRC and write them to DST in another format.
 
-    Read: Hugging Face (safetensors or torch files, single or sharded), OpenAI's TensorFlow checkpoint, nanoGPT's
-    ckpt.pt, llm.c's .bin, a run directory, or a public name. No file is ever executed. Stored dtypes are kept.
+    SRC may be a Hugging Face folder (safetensors or torch files, single or sharded), OpenAI's TensorFlow
+    checkpoint, nanoGPT's ckpt.pt, llm.c's .bin, a run directory, or a public name. No code in a file is ever
+    executed. Tensors keep their number type unless --dtype says otherwise.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """A run directory, a folder or file of weights, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """A folder to be made; for nanogpt and llmc also a file, NAME.pt or NAME.bin."""
+    """The folder to make. For nanogpt and llmc it may also be a file, NAME.pt or NAME.bin."""
     to: Literal["huggingface", "jaxgpt", "llmc", "nanogpt"] = "huggingface"
-    """The format of DST."""
+    """Format of DST."""
     check: bool = False
-    """Read DST back and prove it: parity.json beside it says what was compared; exit 65 where something differs."""
+    """Read DST back and compare it with SRC. The file parity.json says what was compared.
+    If anything differs, the exit code is 65."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Cast every tensor."""
+    """Number type to which every tensor is cast. None keeps the type of each."""
     vocab: int | None = None
-    """Rows of the token embedding: zeros are added (their logits are 0), or the last rows left out."""
+    """Number of rows that the token embedding gets. Rows of zeros are added, or the last rows are left out.
+    The logits of added rows are 0. None keeps all rows."""
     layer_norm_epsilon: float | None = None
-    """For OpenAI's checkpoints, which do not state it."""
+    """Number that every LayerNorm adds to the variance. Only OpenAI's checkpoints do not state it."""
 
 
 def run(args: ConvertArgs) -> None:
-    """Convert, say what was done, and check it if asked to."""
+    """Convert, say on stderr what was done, and check the result if asked to."""
     from jaxgpt.display import note
     from jaxgpt.weights.convert import open_model, with_dtype, with_vocab, write_model
 
@@ -54,7 +57,7 @@ def run(args: ConvertArgs) -> None:
 
 
 def _prove(args: ConvertArgs, source: "StoredModel", wanted: "StoredModel") -> None:
-    """Write parity.json. Raises DataError when the destination is not what was meant."""
+    """Write parity.json. Raises DataError when the destination does not hold what it should."""
     from jaxgpt.display import note
     from jaxgpt.errors import DataError
     from jaxgpt.evaluation.parity import PARITY_FILE, certificate
@@ -71,11 +74,11 @@ def _prove(args: ConvertArgs, source: "StoredModel", wanted: "StoredModel") -> N
             "what was written is not what was meant",
             path=file,
             why="; ".join(proof["problems"][:5]),
-            fix="read the file; the source is as it was",
+            fix="do not use the destination; that file names every difference, and the source is unchanged",
         )
-    greedy = "equal" if proof["greedy"]["equal"] else "equal but for ties within that"
+    greedy = "equal" if proof["greedy"]["equal"] else "equal except where logits are as close as that"
     note(
-        f"{file}: {len(proof['tensors'])} tensors byte for byte, logits within "
-        f"{proof['logits']['max_abs_difference']:.2g} of float64, KL {proof['kl_divergence']['largest']:.2g} nats, "
-        f"greedy tokens {greedy}"
+        f"{file}: {len(proof['tensors'])} tensors are equal byte for byte; the logits differ from a float64 "
+        f"computation by at most {proof['logits']['max_abs_difference']:.2g} (KL divergence at most "
+        f"{proof['kl_divergence']['largest']:.2g} nats); greedy tokens are {greedy}"
     )

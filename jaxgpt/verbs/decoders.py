@@ -1,4 +1,4 @@
-"""What writes the tokens of `generate`: the engine, a beam search, or a draft model that the model judges."""
+"""What writes the tokens of `generate`: the engine, a beam search, or a small model that the model checks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,26 +15,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderFlags(EngineFlags):
-    """Which decoder; see the module's docstring."""
+    """Which decoder writes the tokens: the engine, unless one of these flags asks for another."""
 
     beams: int = 0
-    """Search for the most probable text among so many at a time (beam search) instead of drawing one; 0 draws. The
-    settings of drawing then do nothing, and the text has to fit the context."""
+    """Number of texts that a beam search keeps at a time to find a probable one. 0 means no beam search.
+    The flags that say how tokens are chosen then have no effect. The text must fit the context."""
     length_penalty: float = 1.0
-    """beams: 0 ranks texts by their probability, 1 by the mean of their tokens' log-probabilities."""
+    """For --beams: 0 ranks texts by their probability, 1 by the mean of their tokens' log-probabilities."""
     draft: str | None = None
-    """A smaller MODEL of the same tokenizer that proposes tokens, which the model judges (speculative decoding): the
-    text is drawn as without, and sooner where the draft guesses well. It has to fit the smaller context."""
+    """Smaller model with the same tokenizer, which proposes tokens that MODEL checks (speculative decoding).
+    The text has the same distribution as without it, and comes faster if the draft often guesses right.
+    The text must fit the context of both."""
     lookahead: int = 4
-    """draft: tokens proposed at a time."""
+    """For --draft: number of tokens that are proposed at a time."""
 
     @contextmanager
     def decoder(
         self, lm: "LanguageModel", requests: "Sequence[Request]", *, slots: int
     ) -> "Iterator[Decoder]":
-        """What these flags ask for; afterwards a draft's success is told.
+        """Yield the decoder that these flags ask for. After a draft, say how often its guesses were right.
 
-        Raises ConfigError for what does not go together and for too long requests.
+        Raises ConfigError for flags that do not go together, and for requests that are too long.
         """
         from jaxgpt.inference.engine import Engine
 
@@ -51,16 +52,19 @@ class DecoderFlags(EngineFlags):
         ):
             if asked:
                 raise ConfigError(
-                    f"--{way} with --{other}", why="they do not go together", fix="leave one out"
+                    f"--{way} with --{other}",
+                    why="they do not go together",
+                    fix=f"leave out --{way} or --{other}",
                 )
         draft = None if self.draft is None else self.load(self.draft)
         context = min(model.config.context for model in (lm, draft) if model)
         for number, request in enumerate(requests, 1):
             if len(request.prompt) + request.max_new_tokens > context:
+                length = len(request.prompt)
                 raise ConfigError(
-                    f"max_new_tokens = {request.max_new_tokens} after {len(request.prompt)} tokens of prompt {number}",
-                    why=f"the context is {context}, and with --{way} it does not slide",
-                    fix="ask for fewer",
+                    f"max_new_tokens = {request.max_new_tokens} after {length} tokens of prompt {number}",
+                    why=f"the context has {context} tokens, and with --{way} the text must fit into it",
+                    fix=f"ask for at most {max(context - length, 0)} tokens, or shorten the prompt",
                 )
         if draft is None:
             yield OneByOne(self._search(lm, end))
@@ -90,7 +94,9 @@ class DecoderFlags(EngineFlags):
 
         if draft.tokenizer.sha256 != lm.tokenizer.sha256:
             raise ConfigError(
-                f"draft {self.draft}", why="its tokenizer is another", fix="use a draft of the same one"
+                f"draft {self.draft}",
+                why="it has another tokenizer than the model",
+                fix="name a draft that was trained with the model's tokenizer",
             )
         pair = (lm.text_config, lm.params), (draft.text_config, draft.params)
         decoder, told = SpeculativeDecoder(*pair, lookahead=self.lookahead, end=end), list[Statistics]()
@@ -108,27 +114,31 @@ class DecoderFlags(EngineFlags):
 
         yield OneByOne(tokens_of)
         counts = Statistics(*map(sum, zip(*map(astuple, told), strict=True)))
-        note(f"draft: {counts.accepted_share:.0%} accepted, {counts.passes_per_token:.2f} passes a token")
+        note(
+            f"draft: {counts.accepted_share:.0%} of its tokens were accepted; "
+            f"the model ran {counts.passes_per_token:.2f} times for each token"
+        )
 
 
 class Decoder(Protocol):
-    """What `generate` needs of an engine."""
+    """What `generate` needs from an engine."""
 
     def run(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, NewToken]]":
-        """What happens to the requests, with each one's place in the list."""
+        """Yield what happens to the requests, each event with the place of its request in the list."""
 
     def cancel(self, number: int) -> None:
-        """No more of the request that events call so."""
+        """End the request that has this number in the events."""
 
 
 class OneByOne:
-    """Requests one after another, from a function that gives the tokens of one."""
+    """A decoder that runs requests one after another; `tokens_of` yields the tokens of one."""
 
     def __init__(self, tokens_of: "Callable[[Request], Iterator[int]]") -> None:
         self._tokens_of = tokens_of
         self._cancelled: set[int] = set()
 
     def run(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, NewToken]]":
+        """Yield each token, with the place of its request in the list."""
         from jaxgpt.inference.requests import NewToken
 
         self._cancelled.clear()
@@ -139,4 +149,5 @@ class OneByOne:
                     break
 
     def cancel(self, number: int) -> None:
+        """End the request at this place."""
         self._cancelled.add(number)

@@ -1,4 +1,4 @@
-"""How a model is laid out to be used: the flags that generate, chat and serve share."""
+"""The flags that generate, chat and serve share: how a model is held in memory to be used."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,17 +12,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFlags:
-    """See the module's docstring."""
+    """How a model is held in memory: the flags that generate, chat and serve share."""
 
     int8: bool = False
-    """Round the weights to int8, a scale for each output: a quarter of the memory."""
+    """Round the weights to 8-bit integers, which take a quarter of the memory.
+    Each output of a matrix keeps a scale of its own. The results change a little."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations, matrix products and the cache; bfloat16 is for TPUs and recent GPUs."""
+    """Number type of activations, matrix products and the cache. bfloat16 is for TPUs and recent GPUs."""
     tensor: int = 1
-    """Devices that share every matrix and the attention heads."""
+    """Number of devices over which every matrix and the attention heads are split."""
 
     def load(self, model: str) -> "LanguageModel":
-        """The model on those devices. Raises ConfigError where there are not so many."""
+        """Return the model, on these devices. Raises ConfigError if there are fewer devices."""
         import jax
 
         from jaxgpt.errors import ConfigError
@@ -32,7 +33,9 @@ class EngineFlags:
         devices = jax.local_devices()
         if not 1 <= self.tensor <= len(devices):
             raise ConfigError(
-                f"tensor = {self.tensor}", why=f"there are {len(devices)} devices", fix="change it"
+                f"tensor = {self.tensor}",
+                why=f"there are {len(devices)} devices",
+                fix=f"give a number from 1 to {len(devices)}",
             )
         lm = load(model, mesh=mesh_of(MeshConfig(data=1, tensor=self.tensor), devices[: self.tensor]))
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""`jaxgpt generate`: a trained model continues a text."""
+"""`jaxgpt generate`: continues texts with a trained model."""
 
 import dataclasses
 import json
@@ -20,52 +20,64 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
-    """How tokens are drawn: the flags that `generate` and `chat` share."""
+    """How the next token is chosen: the flags that `generate` and `chat` share."""
 
     max_new_tokens: int = 100
-    """Tokens written at most; the model may end its text earlier."""
+    """Largest number of tokens that the model writes. It may end its text earlier."""
     temperature: float = 0.8
-    """Below 1 bolder, above 1 wilder; 0 is greedy: always the most probable token."""
+    """Below 1, the model prefers probable tokens more strongly, and its text becomes more predictable.
+    Above 1, improbable tokens are chosen more often, and its text becomes more varied.
+    0 always takes the most probable token (greedy decoding)."""
     top_k: int = 50
-    """Draw from the k most probable tokens only; 0 keeps all."""
+    """Choose only among this many most probable tokens. 0 means among all."""
     top_p: float = 1.0
-    """Draw from the smallest set of tokens with this much probability only; 1 keeps all."""
+    """Choose only among the most probable tokens that together have at least this probability.
+    1 means among all."""
     min_p: float = 0.0
-    """Draw from tokens with at least this share of the most probable one's probability only; 0 keeps all."""
+    """Choose only among tokens that have at least this share of the most probable token's probability.
+    0 means among all."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens that stand in the text already become less probable, prompt included; 1 does nothing."""
+    """Above 1, tokens that occur in the text so far become less probable. The prompt counts.
+    1 changes nothing."""
     presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens already written, prompt not included."""
+    """Number that is subtracted from the logit of every token that was written already.
+    The prompt does not count."""
     frequency_penalty: float = 0.0
-    """Subtracted from a token's logit once for each time it has been written."""
+    """Number that is subtracted from a token's logit for each time it was written.
+    The prompt does not count."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """End before this string; may be given several times."""
+    """End the text before this string. The flag may be given several times."""
     seed: int = 0
-    """The same seed gives the same text."""
+    """Starting point of the random numbers. The same seed gives the same text."""
 
     def sampling(self) -> "Sampling":
-        """These settings for the engine. Raises ConfigError for what cannot be."""
+        """Return these settings for the engine. Raises ConfigError for values that are impossible."""
         from jaxgpt.inference.sampling import Sampling
 
         if self.max_new_tokens < 0:
             raise ConfigError(
-                f"max_new_tokens = {self.max_new_tokens}", why="it must be 0 or more", fix="change it"
+                f"max_new_tokens = {self.max_new_tokens}",
+                why="it must be 0 or more",
+                fix="give the number of tokens to write",
             )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(
-                f"seed = {self.seed}", why="it must be a 32-bit unsigned integer", fix="change it"
+                f"seed = {self.seed}",
+                why="it must be a 32-bit unsigned integer",
+                fix=f"give a whole number from 0 to {2**32 - 1}",
             )
         return Sampling(**{name: getattr(self, name) for name in Sampling.__dataclass_fields__})
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateArgs(SamplingFlags, DecoderFlags):
-    """Continue each PROMPT and write prompt and continuation to stdout.
+    """Continue each PROMPT, and write the prompt and its continuation to stdout.
 
-    With --instruction or --examples a PROMPT is a query instead, put behind them, and only the answer is written.
+    With --instruction or --examples, a PROMPT is a query instead. It comes after them, and only the answer is
+    written.
 
-    A text longer than the model's context slides: when the window is full, its older half is dropped and the rest is
-    read again.
+    A text may be longer than the model's context. When the context is full, its older half is dropped, and
+    the model goes on from the newer half.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -73,21 +85,24 @@ class GenerateArgs(SamplingFlags, DecoderFlags):
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT...")] = field(
         default=("",)
     )
-    """Texts to continue; an empty one starts a new text."""
+    """Texts to continue. An empty text starts a new one."""
     instruction: str = ""
-    """What to do with the query, said before it."""
+    """Says what to do with the query. It comes first."""
     examples: Path | None = None
-    """Worked examples, put before the query: a JSONL file, a line {"input": "2 + 2", "output": "4"} each."""
+    """JSONL file of worked examples, which come before the query.
+    Each line is an object such as {"input": "2 + 2", "output": "4"}."""
     logprobs: int | None = None
-    """Write JSON lines instead of text, one a token: prompt (its number, from 0), token (its id), text (the token's
-    own), logprob (nats, under the model itself) and as many alternatives [id, logprob], 0 to 20. The tokens of a stop
-    string are among them."""
+    """Write a line of JSON for each token instead of text, with this many alternatives to it, from 0 to 20.
+    The keys are prompt (its number, from 0), token (its id), text (the token's), logprob and alternatives.
+    logprob is in nats, before penalties and temperature. alternatives are pairs of an id and its logprob.
+    The tokens of a stop string are included."""
     stream: bool = True
-    """Write text as it comes; without, all prompts are continued together, which is faster for all but tiny models."""
+    """Write text as soon as it is there, one prompt after the other.
+    Without it, all prompts are continued together, which is faster except for tiny models."""
 
 
 def run(args: GenerateArgs) -> None:
-    """Write the texts. What cannot be run is refused before anything is written."""
+    """Write the texts. Impossible settings and prompts are refused before anything is written."""
     from jaxgpt.display import note, write_text
     from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt, read_examples
     from jaxgpt.language_model import MOST_SLOTS
@@ -107,7 +122,8 @@ def run(args: GenerateArgs) -> None:
         requests.append(dataclasses.replace(request, logprobs=args.logprobs))
         if len(request.prompt) > lm.config.context:
             note(
-                f"a prompt of {len(request.prompt)} tokens: only the last {lm.config.context}, the context, are read"
+                f"a prompt has {len(request.prompt)} tokens: "
+                f"only the last {lm.config.context}, which fill the context, are read"
             )
     slots = 1 if args.stream else min(MOST_SLOTS, 1 << (len(prompts) - 1).bit_length())
     written: list[_Output] = [
@@ -131,7 +147,7 @@ def run(args: GenerateArgs) -> None:
 def _pieces(
     decoder: Decoder, requests: "Sequence[Request]", outputs: "Sequence[_Output]"
 ) -> Iterator[tuple[int, str]]:
-    """What is to be written for these requests, as it comes, with each one's place in the list."""
+    """Yield what is to be written for these requests, as it comes, each piece with its request's place."""
     for place, new in decoder.run(requests):
         yield place, outputs[place].take(new)
         if outputs[place].stopped:
@@ -141,7 +157,11 @@ def _pieces(
 
 
 class _Output:
-    """What is written for one prompt: its text and the continuation (None: an answer alone), or lines of its number."""
+    """What is written for one prompt.
+
+    This is the text of `prompt` and its continuation, or the answer alone if `prompt` is None. If `lines` is
+    a number, it is lines of JSON that have this number as their prompt.
+    """
 
     def __init__(
         self, tokenizer: "Tokenizer", stop: "Sequence[str]", *, prompt: str | None, lines: int | None
@@ -149,17 +169,16 @@ class _Output:
         from jaxgpt.inference.text_stream import TextStream
 
         self._tokenizer, self._stream, self._lines = tokenizer, TextStream(tokenizer, stop), lines
-        self._before, self._space = (
-            prompt or "",
-            prompt is None,
-        )  # an answer's first space belongs to the layout
+        # The space before an answer belongs to the layout of the prompt.
+        self._before, self._space = prompt or "", prompt is None
 
     @property
     def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
         return self._stream.stopped
 
     def take(self, new: "NewToken") -> str:
-        """What one event adds; nothing once a stop string has come."""
+        """Return what one event adds to the output. This is nothing once a stop string has come."""
         if self.stopped:
             return ""
         piece = self._stream.push(new.token) if new.token is not None else ""
@@ -172,7 +191,7 @@ class _Output:
         return json.dumps(line, ensure_ascii=False) + "\n"
 
     def end(self) -> str:
-        """What was held back, and the end of the line."""
+        """Return the text that was held back, and the end of the line."""
         return self._shown(self._stream.finish()) + "\n" if self._lines is None else ""
 
     def _shown(self, piece: str) -> str:

@@ -1,4 +1,4 @@
-"""`jaxgpt prepare`: texts become a folder of token files."""
+"""`jaxgpt prepare`: turns texts into a folder of token files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +9,21 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareArgs:
-    """Tokenize texts into a folder that `jaxgpt pretrain` reads."""
+    """Turn texts into tokens, and write them to a folder that `jaxgpt pretrain` reads."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
-    """Files, folders, `-` for standard input, or corpus names: builtin, tiny-shakespeare, the-verdict, fineweb."""
+    """Files, folders, `-` for standard input, or names of corpora.
+    The corpora are builtin, tiny-shakespeare, the-verdict and fineweb."""
     out: Path
-    """The folder to make."""
+    """Folder to write to. It is made if it does not exist."""
     tokenizer: str = "gpt2"
-    """gpt2, bytes, or a file of one's own (tiktoken ranks or tokenizer.json)."""
+    """How text becomes tokens: gpt2, bytes, or a file of your own (tiktoken ranks or tokenizer.json)."""
     val_fraction: float = 0.1
-    """How much of the text to keep for validation, 0 or more and less than 1."""
+    """Share of the text that is kept for validation, at least 0 and less than 1."""
     shard_tokens: int = 100_000_000
-    """Tokens in one file."""
+    """Largest number of tokens in one file."""
     workers: int | None = None
-    """Threads that tokenize; one a core if left out. The result does not depend on it."""
+    """Number of threads that tokenize. None means one for each core. The result does not depend on it."""
 
 
 def run(args: PrepareArgs) -> None:
@@ -43,8 +44,9 @@ def run(args: PrepareArgs) -> None:
             progress=progress,
         )
     train, val = manifest.splits["train"], manifest.splits["val"]
-    done = "unchanged, already prepared" if existed else "prepared"
+    done = "it was prepared already and is unchanged" if existed else "prepared"
     note(
-        f"{args.out}: {done}: {train.tokens:,} training and {val.tokens:,} validation tokens of {manifest.tokenizer} "
-        f"(vocabulary {manifest.vocab:,}); next: jaxgpt pretrain nano --data.path {args.out}"
+        f"{args.out}: {done}: {train.tokens:,} training and {val.tokens:,} validation tokens of "
+        f"{manifest.tokenizer} (vocabulary {manifest.vocab:,}); "
+        f"next: jaxgpt pretrain nano --data.path {args.out}"
     )

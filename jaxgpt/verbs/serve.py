@@ -1,4 +1,4 @@
-"""`jaxgpt serve`: a model behind OpenAI's API, and a page to try it."""
+"""`jaxgpt serve`: serves a model with OpenAI's API and a web page to try it."""
 
 import ipaddress
 import socket
@@ -13,45 +13,49 @@ from jaxgpt.verbs.flags import EngineFlags
 
 @dataclass(frozen=True, kw_only=True)
 class ServeArgs(EngineFlags):
-    """Serve MODEL at http://HOST:PORT as OpenAI's API (/v1), with a page at /, /health, and /metrics for Prometheus.
+    """Serve MODEL at http://HOST:PORT. This needs the extra `serve`.
 
-    SIGTERM and Ctrl-C let running requests end first. Nothing of what clients send is logged.
+    OpenAI's API is at /v1, a page to try the model at /, the server's state at /health, and counters for
+    Prometheus at /metrics. SIGTERM and Ctrl-C end the server after the running requests. Nothing that clients
+    send is logged.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     host: str = "127.0.0.1"
-    """Address to listen at. Any but this machine's own loopback needs a key."""
+    """Address to listen on. Every address except this machine's own (127.0.0.1, localhost) needs a key."""
     port: int = 8000
-    """Port to listen at; 0 takes a free one."""
+    """Port to listen on. 0 takes a free one."""
     api_key: str | None = None
-    """Key that every request but /health must present. Other users can see command lines: see --api-key-file."""
+    """Key that every request must present, except those for /health. None means no key.
+    Other users of this machine can see command lines: --api-key-file is safer."""
     api_key_file: Path | None = None
-    """Read the key from this file instead."""
+    """File that holds the key."""
     without_key: bool = False
-    """Listen at any address without a key: whoever reaches the port may use the model."""
+    """Allow any address without a key. Everyone who can reach the port can then use the model."""
     name: str | None = None
-    """What clients call the model; the last part of MODEL unless given."""
+    """Name of the model in the API. None means the last part of MODEL."""
     slots: int = 8
-    """Requests that run together."""
+    """Number of requests that run at the same time."""
     steps: int = 4
-    """Tokens made in a call of the device: more is faster, fewer stream more smoothly."""
+    """Number of tokens that each request gets at a time.
+    With more, generation is faster. With fewer, the text arrives more evenly."""
     queue: int = 64
-    """Requests that wait for a slot at most; more get 429."""
+    """Number of requests that may wait for a slot. Further ones are refused with status 429."""
     max_tokens: int = 1024
-    """New tokens that one choice may ask for."""
+    """Largest number of new tokens that a request may ask for in each choice."""
     max_choices: int = 32
-    """Prompts times n that one call may ask for."""
+    """Largest number of choices (prompts x n) that a request may ask for."""
     max_body: int = 1 << 20
-    """Bytes of a request's body."""
+    """Largest size of a request's body, in bytes."""
     warm_up: bool = False
-    """Compile what common requests run before the first one comes."""
+    """Compile the programs that common requests need before the first request comes."""
     drain: int = 30
-    """Seconds that running requests have to end after SIGTERM."""
+    """Number of seconds that running requests have to end after SIGTERM."""
 
 
 def run(args: ServeArgs) -> None:
-    """Serve until a signal; the address goes to stderr."""
+    """Serve until a signal comes. The address is written to stderr."""
     from jaxgpt.display import note, waiting
     from jaxgpt.errors import ConfigError, JaxgptError
 
@@ -100,7 +104,7 @@ def run(args: ServeArgs) -> None:
         note(f"{name} at {address}/ (OpenAI base URL {address}/v1); Ctrl-C to stop")
         run_until_signalled(server, listener)
     if scheduler.failed:
-        raise JaxgptError("the engine failed", why="see above", fix="start the server again")
+        raise JaxgptError("the engine failed", why="the traceback is above", fix="start the server again")
 
 
 def _key(args: ServeArgs) -> str | None:
@@ -109,38 +113,45 @@ def _key(args: ServeArgs) -> str | None:
     if args.api_key_file is None:
         return args.api_key
     if args.api_key is not None:
-        raise ConfigError("--api-key and --api-key-file", why="there is one key", fix="give one of them")
+        why, fix = "a server has only one key", "leave out --api-key"
+        raise ConfigError("--api-key and --api-key-file", why=why, fix=fix)
     if not args.api_key_file.is_file():
-        raise MissingError("no key", path=args.api_key_file, why="there is no such file", fix="name a file")
+        fix = "name the file that holds the key"
+        raise MissingError("no key", path=args.api_key_file, why="there is no such file", fix=fix)
     return args.api_key_file.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _check(args: ServeArgs, key: str | None) -> None:
-    """Raise ConfigError for settings that cannot be, or that would open the server by mistake."""
+    """Raise ConfigError for settings that are impossible, or that would open the server by mistake."""
     from jaxgpt.errors import ConfigError
 
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
-        raise ConfigError("the key", why="it must be printable ASCII without spaces", fix="choose another")
+        fix = "choose a key of letters, digits and punctuation"
+        raise ConfigError("the key", why="it must be printable ASCII without spaces", fix=fix)
     if key is None and not args.without_key and not _is_loopback(args.host):
         raise ConfigError(
             f"--host {args.host} without a key",
-            why="whoever reaches the port could use the model",
-            fix="give --api-key-file, or --without-key if that is meant",
+            why="everyone who can reach the port could use the model",
+            fix="give --api-key-file, or --without-key if you want that",
         )
-    if 2 * args.max_choices > args.slots + args.queue:  # with echo, each prompt is scored too
+    if 2 * args.max_choices > args.slots + args.queue:  # with echo, each prompt is also scored
+        most = (args.slots + args.queue) // 2
         raise ConfigError(
             f"--max-choices {args.max_choices}",
-            fix="lower it or raise --queue",
-            why=f"it may be half of {args.slots} slots and a queue of {args.queue} at most",
+            why=f"it may be at most half of {args.slots} slots and a queue of {args.queue}",
+            fix=f"lower it to {most} or raise --queue to {2 * args.max_choices - args.slots}",
         )
     if not 0 <= args.port < 65536:
-        raise ConfigError(f"--port {args.port}", why="it must be 0 to 65535", fix="change it")
+        fix = "choose another port, or 0 for a free one"
+        raise ConfigError(f"--port {args.port}", why="it must be from 0 to 65535", fix=fix)
     for name in ("max_tokens", "max_choices", "max_body", "drain"):
         if getattr(args, name) < 1:
-            flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
-            raise ConfigError(flag, why="it must be 1 or more", fix="change it")
+            flag = f"--{name.replace('_', '-')}"
+            fix = f"give a number above 0, or leave out {flag}"
+            raise ConfigError(f"{flag} {getattr(args, name)}", why="it must be 1 or more", fix=fix)
     if args.queue < 0:
-        raise ConfigError(f"--queue {args.queue}", why="it must be 0 or more", fix="change it")
+        fix = "give the number of requests that may wait, or 0 for none"
+        raise ConfigError(f"--queue {args.queue}", why="it must be 0 or more", fix=fix)
 
 
 def _is_loopback(host: str) -> bool:
@@ -151,7 +162,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket with the address, not listening yet: nobody is let in before the model is there."""
+    """Return a socket that has the address but does not listen yet: the model must be loaded first."""
     from jaxgpt.errors import ConfigError
 
     try:
@@ -161,6 +172,5 @@ def _bound(host: str, port: int) -> socket.socket:
             listener.bind(address)
             return listener.dup()
     except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port}", why=str(error.strerror), fix="give another"
-        ) from error
+        fix = "choose another port, or --port 0 for a free one, or a host that is an address of this machine"
+        raise ConfigError(f"--host {host} --port {port}", why=str(error.strerror), fix=fix) from error

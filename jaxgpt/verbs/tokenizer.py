@@ -1,4 +1,4 @@
-"""`jaxgpt tokenizer`: train a byte-pair vocabulary of one's own."""
+"""`jaxgpt tokenizer`: trains a byte-pair vocabulary of your own."""
 
 import sys
 from dataclasses import dataclass
@@ -12,14 +12,16 @@ from jaxgpt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerArgs:
-    """Train a byte-pair vocabulary on texts."""
+    """Train a byte-pair vocabulary (BPE) on texts. This needs the extra `bpe`."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
-    """Files, folders, `-` for standard input, or corpus names: builtin, tiny-shakespeare, the-verdict, fineweb."""
+    """Files, folders, `-` for standard input, or names of corpora.
+    The corpora are builtin, tiny-shakespeare, the-verdict and fineweb."""
     vocab: int
-    """How many ids, the 256 bytes and the end-of-text token among them."""
+    """Number of token ids in the vocabulary, including the 256 bytes and the end-of-text token."""
     out: Path
-    """The file to write: tiktoken ranks if it ends in .tiktoken, Hugging Face's tokenizer.json if in .json."""
+    """File to write, which must not exist yet.
+    It holds tiktoken ranks if its name ends in .tiktoken, and Hugging Face's tokenizer.json if in .json."""
 
 
 def run(args: TokenizerArgs) -> None:
@@ -32,10 +34,13 @@ def run(args: TokenizerArgs) -> None:
     from jaxgpt.text.documents import Meter, cut_blocks
 
     if not args.texts or args.out.suffix not in (".tiktoken", ".json") or args.out.exists():
-        why = (
-            f"{len(args.texts)} texts; a file ending in .tiktoken or .json that does not exist yet is wanted"
-        )
-        raise ConfigError("cannot train a vocabulary", path=args.out, why=why, fix="correct the arguments")
+        if not args.texts:
+            why, fix = "no TEXT was given", "name at least one file, folder or corpus"
+        elif args.out.exists():
+            why, fix = "the file exists already", "choose another name, or delete it"
+        else:
+            why, fix = "its name tells no format", "choose a name that ends in .tiktoken or .json"
+        raise ConfigError("cannot train a vocabulary", path=args.out, why=why, fix=fix)
     with tempfile.TemporaryDirectory() as spool, progress_bar() as progress:
         texts = open_texts(args.texts, spool=Path(spool) / "stdin.txt", progress=progress)
         meter = Meter("reading", None, progress)
