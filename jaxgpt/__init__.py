@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxgpt.config import GPTConfig, TrainConfig, load_recipe
-    from jaxgpt.errors import JaxgptError
+    from jaxgpt.errors import JaxgptError, StoppedError
     from jaxgpt.language_model import LanguageModel, load
     from jaxgpt.model.gpt import Model, define
+    from jaxgpt.runs import Run, train
     from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
 
 _HOMES = {
@@ -21,10 +22,13 @@ _HOMES = {
     "TrainConfig": "config",
     "load_recipe": "config",
     "JaxgptError": "errors",
+    "StoppedError": "errors",
     "LanguageModel": "language_model",
     "load": "language_model",
     "Model": "model.gpt",
     "define": "model.gpt",
+    "Run": "runs",
+    "train": "runs",
     "Tokenizer": "text.tokenizer",
     "load_tokenizer": "text.tokenizer",
 }
@@ -33,12 +37,15 @@ __all__ = [
     "JaxgptError",
     "LanguageModel",
     "Model",
+    "Run",
+    "StoppedError",
     "Tokenizer",
     "TrainConfig",
     "define",
     "load",
     "load_recipe",
     "load_tokenizer",
+    "train",
 ]
 
 

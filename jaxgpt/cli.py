@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import tyro
 
-from jaxgpt.config import TrainConfig, load_recipe, preset_names
+from jaxgpt.config import TrainConfig, flag_of, flat, load_recipe, preset_names
 from jaxgpt.errors import ConfigError, JaxgptError
 
 INTERNAL_ERROR = 70
@@ -25,7 +25,10 @@ class Verb(NamedTuple):
     module: str
     """The module in jaxgpt/verbs/ that has its `run`."""
     arguments: str | None
-    """The name of the dataclass in that module. None means a recipe, whose settings are the flags."""
+    """The name of the dataclass in that module, which `run` takes.
+
+    None means a recipe, whose settings are the flags; `run` then also takes the names of those that were given.
+    """
 
 
 VERBS = {
@@ -80,8 +83,9 @@ def _run(args: list[str]) -> int:
     if name not in VERBS:
         why = f"the verbs are {', '.join(VERBS)}"
         raise ConfigError(f"no verb {name!r}", why=why, fix="jaxgpt --help explains them")
-    arguments = parse(name, rest)
-    importlib.import_module(f"jaxgpt.verbs.{VERBS[name].module}").run(arguments)
+    verb, arguments = VERBS[name], parse(name, rest)
+    named = () if verb.arguments else (_named(rest),)
+    importlib.import_module(f"jaxgpt.verbs.{verb.module}").run(arguments, *named)
     return 0
 
 
@@ -123,6 +127,15 @@ def _parse_recipe(name: str, args: Sequence[str]) -> TrainConfig:
             fix=f"write it first: jaxgpt {name} {parsed.config} --...",
         )
     return parsed.settings
+
+
+def _named(args: Sequence[str]) -> frozenset[str]:
+    """The settings that flags name, by their dotted names; a resumed run may change some of them only so."""
+    flags = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
+    flags |= {
+        flag.replace("--no-", "--").replace(".no-", ".") for flag in flags
+    }  # how a setting is turned off
+    return frozenset(name for name in flat(TrainConfig()) if flag_of(name) in flags)
 
 
 def _overview() -> str:

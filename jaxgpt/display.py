@@ -1,5 +1,6 @@
 """What a person sees: a model's text on stdout, and on stderr notes, bars and the progress of training."""
 
+import importlib
 import re
 import sys
 import time
@@ -33,12 +34,12 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waiting(what: str, tell: Callable[[str], None] = note) -> Iterator[None]:
     """Say what is awaited before the block begins, and how long it took afterwards."""
-    note(f"{what} ...")
+    tell(f"{what} ...")
     start = time.perf_counter()
     yield
-    note(f"{what}: {time.perf_counter() - start:.1f} s")
+    tell(f"{what}: {time.perf_counter() - start:.1f} s")
 
 
 @contextmanager
@@ -58,42 +59,104 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 class TrainingDisplay:
-    """A `Sink` for people: a bar with the loss and the speed in a terminal, plain lines elsewhere.
+    """A `Sink` that shows training on stderr: as a bar in a terminal, as plain lines elsewhere."""
 
-    Samples are shown in full.
-    """
+    def __init__(self, steps: int) -> None:
+        self._console, self._steps = Console(stderr=True), steps
+        self._bar: tuple[Progress, TaskID] | None = None
 
-    def __init__(self, steps: int, start: int) -> None:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.description}"),
-        )
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self._task = self._bar.add_task("", total=steps, completed=start)
-        self._terminal, self._loss = console.is_terminal, ""
-        if self._terminal:
-            self._bar.start()
+    def tell(self, text: str) -> None:
+        """Show a line."""
+        note(text)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show what was measured at a step."""
         if "loss" in metrics:
-            rate = metrics.get("tokens_per_second")
-            text = f"loss {metrics['loss']:.3f}" + (f"  {rate:,.0f} tokens/s" if rate else "")
-            self._bar.update(self._task, completed=step, description=text)
-            if not self._terminal:
-                self._print(f"step {step}: {text}")
-        for name in ("val_loss", "average_val_loss"):
-            if name in metrics:
-                self._print(f"step {step}: {name} {metrics[name]:.4f}")
-        if "sample" in metrics:
-            self._print(f"step {step}: sample\n    " + metrics["sample"].replace("\n", "\n    "))
+            if self._console.is_terminal:
+                bar, task = self._bar = self._bar or self._started(step)
+                bar.update(task, completed=step, description=_loss_and_speed(metrics))
+            else:
+                self._print(f"step {step}: {_loss_and_speed(metrics)}")
+        for text in [*_validation_lines(step, metrics), *_sample_text(step, metrics)]:
+            self._print(text)
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._terminal:
-            self._bar.stop()
+        if self._bar:
+            self._bar[0].stop()
+
+    def _started(self, step: int) -> tuple[Progress, TaskID]:
+        """The bar, from the first step that is shown: the time that is left is reckoned from there."""
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        bar = Progress(*columns, console=self._console, transient=True)
+        bar.start()
+        return bar, bar.add_task("", total=self._steps, completed=step)
 
     def _print(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class NotebookDisplay:
+    """The same in a notebook's cell: one text, replaced in place as training goes on.
+
+    A terminal's bar would need ipywidgets there, and without them it is shown anew at every change.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._step, self._status = steps, 0, ""
+        self._lines: list[str] = []
+        self._sample: list[str] = []
+        self._shown: Any = None  # IPython's handle of the text
+
+    def tell(self, text: str) -> None:
+        """Show a line."""
+        self._lines.append(text)
+        self._show()
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Show what was measured at a step; of the samples, the latest."""
+        if "loss" in metrics:
+            self._step, self._status = step, _loss_and_speed(metrics)
+        self._lines += _validation_lines(step, metrics)
+        self._sample = _sample_text(step, metrics) or self._sample
+        self._show()
+
+    def close(self) -> None:
+        """Nothing is left to do: the text stays as it was shown last."""
+
+    def _show(self) -> None:
+        done = round(20 * self._step / self._steps)
+        bar = [f"step {self._step}/{self._steps} {'█' * done}{'░' * (20 - done)} {self._status}"]
+        content = {"text/plain": "\n".join([*self._lines, *self._sample, *(bar if self._status else [])])}
+        if self._shown is None:
+            display = importlib.import_module("IPython.display").display
+            self._shown = display(content, raw=True, display_id=True)
+        else:
+            self._shown.update(content, raw=True)
+
+
+def in_notebook() -> bool:
+    """Whether this program's output goes to the cells of a Jupyter notebook (Colab's and Kaggle's too)."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _loss_and_speed(metrics: Mapping[str, Any]) -> str:
+    rate = metrics.get("tokens_per_second")
+    return f"loss {metrics['loss']:.3f}" + (f"  {rate:,.0f} tokens/s" if rate else "")
+
+
+def _validation_lines(step: int, metrics: Mapping[str, Any]) -> list[str]:
+    names = [name for name in ("val_loss", "average_val_loss") if name in metrics]
+    return [f"step {step}: {name} {metrics[name]:.4f}" for name in names]
+
+
+def _sample_text(step: int, metrics: Mapping[str, Any]) -> list[str]:
+    indented = metrics.get("sample", "").replace("\n", "\n    ")
+    return [f"step {step}: sample\n    {indented}"] if "sample" in metrics else []

@@ -93,15 +93,15 @@ def test_an_impossible_setting_is_2(argv: list[str], problem: str, tmp_path: Pat
 
 
 def test_a_recipe_behind_a_flag_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    seen: list[TrainConfig] = []
-    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", seen.append)
+    seen: list[Any] = []
+    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda *given: seen.append(given))
     error = error_of(capsys, 2, "pretrain", "--steps", "3", "nano")
     assert "write it first: jaxgpt pretrain nano" in error and not seen
 
 
 def test_flags_change_the_recipe_they_stand_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainConfig] = []
-    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", seen.append)
+    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda config, named: seen.append(config))
     (tmp_path / "a.toml").write_text("steps = 7\nseed = 3\n[optim]\nbeta1 = 0.5\n")
     assert (
         code_of("pretrain", tmp_path / "a.toml", "--optim.beta2", "0.6", "--seed", "4", "--from", "runs/x")
@@ -110,6 +110,27 @@ def test_flags_change_the_recipe_they_stand_behind(tmp_path: Path, monkeypatch: 
     optim = TrainConfig().optim
     changed = type(optim)(**vars(optim) | {"beta1": 0.5, "beta2": 0.6})
     assert seen == [TrainConfig(steps=7, seed=4, optim=changed, init_from="runs/x")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ([], set()),
+        (["--optim.learning-rate", "0.1"], {"optim.learning_rate"}),
+        (["--optim.learning-rate=0.1"], {"optim.learning_rate"}),
+        (["--optim.learning_rate", "0.1", "--seed", "1"], {"optim.learning_rate", "seed"}),
+        (["--optim.learning_rate=0.1"], {"optim.learning_rate"}),
+        (["--from", "gpt2", "--out_dir=a"], {"init_from", "out_dir"}),
+        (["--no-remat", "--model.no-bias"], {"remat", "model.bias"}),
+        (["--remat", "--sample-prompt", "seed"], {"remat", "sample_prompt"}),
+    ],
+)
+def test_a_verb_is_told_which_settings_were_named(
+    flags: list[str], names: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda config, named: seen.append(named))
+    assert code_of("pretrain", "nano", *flags) == 0 and seen == [names]
 
 
 @pytest.mark.parametrize(

@@ -267,13 +267,11 @@ def test_a_name_that_is_nothing_is_a_missing_input(tmp_path: Path) -> None:
 
 
 def test_converted_weights_are_a_start_and_no_run(tmp_path: Path) -> None:
-    from jaxgpt.config import TrainConfig
-    from jaxgpt.training.run_directory import Position, resumable_step
+    from jaxgpt.training.resume import find_run
 
     write_model(open_golden("plain"), tmp_path / "out", "jaxgpt")
-    position = Position(fingerprint="", seed=0, sequences=1, context=1, stride=1)
     with pytest.raises(
         ConfigError, match=r"they were converted, not trained here; start from them elsewhere: --from"
     ):
-        resumable_step(TrainConfig(), tmp_path / "out", position)
+        find_run(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model"]["vocab"] == 61

@@ -1,8 +1,14 @@
+"""What a person sees of a wait and of training: in a terminal, in a file, and in a notebook."""
+
+import io
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from jaxgpt.display import TrainingDisplay, duration, waiting, write_text
+from jaxgpt.display import NotebookDisplay, TrainingDisplay, duration, in_notebook, waiting, write_text
 
 
 @pytest.mark.parametrize(
@@ -30,7 +36,7 @@ def test_a_wait_is_named_before_it_begins(capsys: pytest.CaptureFixture) -> None
 
 
 def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.CaptureFixture) -> None:
-    display = TrainingDisplay(steps=20, start=0)
+    display = TrainingDisplay(steps=20)
     display.write(10, {"loss": 1.23456, "tokens_per_second": 12345.6, "grad_norm": 1.0})
     display.write(20, {"val_loss": 2.5, "average_val_loss": 2.25})
     display.write(20, {"sample": "[bold]one[/bold]\ntwo"})
@@ -46,3 +52,78 @@ def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.
         "    [bold]one[/bold]",
         "    two",
     ]
+
+
+def test_in_a_terminal_a_bar_goes_from_the_first_step_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    display = TrainingDisplay(steps=20)
+    display._console = Console(file=screen, force_terminal=True, width=100)
+    display.write(0, {"devices": 8})
+    assert screen.getvalue() == ""
+    display.write(12, {"loss": 1.5})
+    display.write(13, {"loss": 1.25, "tokens_per_second": 2000.0})
+    display.write(13, {"val_loss": 1.0})
+    display.close()
+    shown = screen.getvalue()
+    assert "step 12/20" in shown and "step 0/20" not in shown
+    assert (
+        "step 13/20" in shown
+        and "loss 1.250  2,000 tokens/s" in shown
+        and "step 13: val_loss 1.0000" in shown
+    )
+
+
+class Shown:
+    """What stands in the cell of a notebook, through the calls of IPython that it is shown by."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.places = 0
+
+    def display(self, content: dict[str, str], *, raw: bool, display_id: bool) -> "Shown":
+        assert raw and display_id
+        self.places += 1
+        self.texts.append(content["text/plain"])
+        return self
+
+    def update(self, content: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.texts.append(content["text/plain"])
+
+
+def test_in_a_notebook_one_text_is_replaced_in_place(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Shown()
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=cell.display))
+    display = NotebookDisplay(steps=20)
+    display.tell("compiling ...")
+    assert cell.texts == ["compiling ..."]
+    display.write(10, {"loss": 1.5, "tokens_per_second": 12345.6})
+    display.write(10, {"val_loss": 2.5})
+    display.write(10, {"sample": "one\ntwo"})
+    display.write(20, {"sample": "three"})
+    display.write(20, {"loss": 1.25})
+    display.close()
+    assert cell.places == 1 and len(cell.texts) == 6
+    assert cell.texts[-1].splitlines() == [
+        "compiling ...",
+        "step 10: val_loss 2.5000",
+        "step 20: sample",
+        "    three",
+        "step 20/20 ████████████████████ loss 1.250",
+    ]
+    assert cell.texts[1].splitlines()[-1] == "step 10/20 ██████████░░░░░░░░░░ loss 1.500  12,346 tokens/s"
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("shell", "expected"),
+    [(None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=object()), True)],
+)
+def test_a_notebook_is_told_from_a_terminal_by_its_kernel(
+    shell: Any, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not in_notebook()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert in_notebook() == expected

@@ -1,8 +1,9 @@
-"""The main job through the command line: text to a trained model and back to text, stopped, resumed, sharded."""
+"""The main job through the command line: text to a model and back to text, stopped, resumed, sharded."""
 
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,17 @@ import pytest
 
 import jaxgpt
 from jaxgpt.cli import main
+from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.model.gpt import define
+from jaxgpt.parallel import abstract
+from jaxgpt.text.batches import ValidationBatches
+from jaxgpt.text.shards import open_split
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.training.loss import next_token_loss
+from jaxgpt.weights.checkpoint import restore
+from jaxgpt.weights.run import one_device
 
 TEXT = "\n".join(
     f"{a} times {b} is {a * b}, and {b} times {a} is {a * b}." for a in range(40) for b in range(40)
@@ -64,7 +74,7 @@ def pretrain(out: Path, data: Path, *more: object, code: int = 0) -> None:
 
 
 def measured(run: Path, *keys: str) -> list[tuple[Any, ...]]:
-    """What the log holds of these keys, with its steps; speed, which differs from run to run, is never asked for."""
+    """What the log holds of these keys, with its steps. Speed differs from run to run and is never asked for."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], key, row[key]) for row in rows for key in keys if key in row]
 
@@ -131,43 +141,127 @@ def test_rows_after_the_checkpoint_are_written_anew_after_a_kill(
     assert measured(out, *LOSSES) == measured(whole, *LOSSES)
 
 
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder but the locks, with its bytes and the time it was written."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
 @pytest.mark.parametrize(
-    ("more", "reason"),
+    ("more", "reasons"),
     [
-        (("--seed", "1"), "seed: 0 then, 1 now"),
-        (("--batch", "16"), "sequences"),
-        (("--data.stride", "3"), "stride"),
-        (("--model.width", "32"), "model.width: 16 then, 32 now"),
-        (("--steps", "3"), "it has done 12, 3 are"),
+        (("--seed", "1"), ["seed: 0 then, 1 now"]),
+        (("--batch", "16"), ["batch x accumulate: 8 then, 16 now"]),
+        (("--data.stride", "3"), ["data.stride: 16 then, 3 now"]),
+        (("--model.width", "32"), ["model.width: 16 then, 32 now"]),
+        (("--steps", "3"), ["it has done 12, 3 are"]),
+        (("--optim.ema-decay", "0.9"), ["optim.ema_decay: 0.0 then, 0.9 now"]),
+        (("--from", "nowhere"), ["from: None then, nowhere now"]),
+        (("--seed", "2", "--from", "nowhere"), ["seed: 0 then, 2 now", "from: None then, nowhere now"]),
     ],
 )
-def test_a_resume_as_another_run_is_refused(
-    data: Path, whole: Path, more: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture
+def test_a_resume_as_another_run_is_refused_and_changes_nothing(
+    data: Path, whole: Path, more: tuple[str, ...], reasons: list[str], capsys: pytest.CaptureFixture
 ) -> None:
-    before = (whole / "metrics.jsonl").read_bytes()
+    before = contents(whole)
     pretrain(whole, data, "--steps", "12", *more, code=2)
-    assert reason in capsys.readouterr().err
-    assert (whole / "metrics.jsonl").read_bytes() == before
+    error = capsys.readouterr().err
+    assert all(reason in error for reason in reasons)
+    assert contents(whole) == before
 
 
-def test_a_resume_with_other_data_is_refused(
+def test_a_learning_rate_is_changed_by_its_flag_only(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A recipe that was edited for another run says nothing about this one."""
+    out, edited = shutil.copytree(whole, tmp_path / "run"), tmp_path / "edited.toml"
+    table = json.loads((whole / "config.json").read_text())
+    lines = [
+        f"[{place}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table[place].items() if v is not None)
+        for place in ("model", "optim", "data", "mesh")
+    ]
+    top = {k: v for k, v in table.items() if k != "format" and v is not None and not isinstance(v, dict)}
+    edited.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in top.items()) + "".join(lines))
+    edited.write_text(edited.read_text().replace("learning_rate = 0.02", "learning_rate = 0.01"))
+    before = contents(out)
+    verb("pretrain", edited, "--out-dir", out, "--steps", "13", code=2)
+    assert "optim.learning_rate: 0.02 then, 0.01 now" in (error := capsys.readouterr().err)
+    assert "--optim.learning-rate 0.01" in error and contents(out) == before
+    verb("pretrain", edited, "--out-dir", out, "--steps", "13", "--optim.learning-rate=0.01")
+    changed = json.loads((out / "settings.jsonl").read_text())
+    assert changed["step"] == 12 and changed["changed"]["optim.learning_rate"] == [0.02, 0.01]
+    assert changed["changed"]["steps"] == [12, 13]
+    assert json.loads((out / "config.json").read_text())["optim"]["learning_rate"] == 0.01
+
+
+def test_a_resume_with_other_data_is_refused_and_changes_nothing(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "other.txt").write_text(TEXT[::-1])
     verb("prepare", tmp_path / "other.txt", "--out", tmp_path / "data", "--tokenizer", "bytes")
-    pretrain(whole, tmp_path / "data", "--steps", "12", code=2)
-    assert "fingerprint" in capsys.readouterr().err
+    before = contents(whole)
+    for path in (
+        tmp_path / "data",
+        tmp_path / "other.txt",
+    ):  # the text would be tokenized into the run directory
+        pretrain(whole, path, "--steps", "12", "--data.tokenizer", "bytes", code=2)
+        assert "fingerprint" in capsys.readouterr().err
+        assert contents(whole) == before
 
 
-def test_a_finished_run_has_nothing_to_do_and_may_be_lengthened(data: Path, tmp_path: Path) -> None:
+def test_a_finished_run_has_nothing_to_do_and_is_left_as_it_is(
+    data: Path, whole: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = contents(whole)
+    others = (
+        "--log-every",
+        "3",
+        "--sample-prompt",
+        "Other",
+        "--optim.weight-decay",
+        "0.5",
+        "--mesh.data",
+        "4",
+        "--mesh.fsdp",
+        "2",
+    )
+    for more in ((), others):
+        pretrain(whole, data, "--steps", "12", *more)
+        assert "has done its 12 steps" in capsys.readouterr().err
+        assert contents(whole) == before
+
+
+def test_a_finished_run_may_be_lengthened(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     schedule = ("--optim.schedule", "constant")
     pretrain(out, data, "--steps", "4", *schedule)
-    log = (out / "metrics.jsonl").read_bytes()
-    pretrain(out, data, "--steps", "4", *schedule)
-    assert (out / "metrics.jsonl").read_bytes() == log
     pretrain(out, data, "--steps", "6", *schedule)
     assert [step for step, _, _ in measured(out, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert json.loads((out / "settings.jsonl").read_text()) == {"step": 4, "changed": {"steps": [4, 6]}}
+    assert "6 of 6" in (out / "report.md").read_text()
+
+
+def test_checkpoints_that_were_deleted_do_not_take_the_log_with_them(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    before = contents(out)
+    pretrain(out, data, "--steps", "12", code=66)
+    assert f"{out / 'checkpoints'}" in capsys.readouterr().err and contents(out) == before
+
+
+def test_a_run_that_saved_nothing_begins_again_and_keeps_its_log(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As after a kill before the first checkpoint."""
+    out = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints" / "12")
+    log = (out / "metrics.jsonl").read_bytes()
+    pretrain(out, data, "--steps", "12")
+    assert "kept as metrics.before-1.jsonl" in capsys.readouterr().err
+    assert (out / "metrics.before-1.jsonl").read_bytes() == log
+    assert measured(out, *LOSSES) == measured(whole, *LOSSES)
 
 
 @pytest.mark.parametrize("mesh", [("--mesh.fsdp", "4"), ("--mesh.fsdp", "2", "--mesh.tensor", "2")])
@@ -179,24 +273,17 @@ def test_other_meshes_train_the_same(data: Path, whole: Path, tmp_path: Path, me
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-def test_accumulation_sees_the_same_sequences(data: Path, whole: Path, tmp_path: Path) -> None:
-    pretrain(
-        tmp_path / "run",
-        data,
-        "--steps",
-        "4",
-        "--accumulate",
-        "2",
-        "--batch",
-        "4",
-        "--mesh.data",
-        "4",
-        "--mesh.tensor",
-        "2",
-    )
-    ours = [value for *_, value in measured(tmp_path / "run", "loss")]
-    theirs = [value for *_, value in measured(whole, "loss")][: len(ours)]
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+def test_accumulation_trains_as_the_large_batch_does(data: Path, tmp_path: Path) -> None:
+    """Every loss, and in the end every parameter."""
+    parts = ("--accumulate", "2", "--batch", "4", "--mesh.data", "4", "--mesh.tensor", "2")
+    runs = []
+    for name, more in (("large", ()), ("parts", parts)):
+        pretrain(tmp_path / name, data, "--steps", "4", *more)
+        runs.append((measured(tmp_path / name, "loss"), jaxgpt.load(tmp_path / name).params))
+    (losses, params), (expected_losses, expected) = runs
+    assert len(losses) == 4
+    np.testing.assert_allclose([v for *_, v in losses], [v for *_, v in expected_losses], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), params, expected)
 
 
 def test_generate_writes_text_to_stdout_only_and_repeats_with_its_seed(
@@ -259,12 +346,73 @@ def test_two_hundred_prompts_together_get_what_each_gets_alone(whole: Path) -> N
             np.testing.assert_allclose(*[list(value.values()) for value in values], rtol=0, atol=1e-5)
 
 
-def test_averaged_weights_are_evaluated_kept_and_loaded(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    pretrain(out, data, "--steps", "8", "--optim.ema-decay", "0.5")
-    average = [value for *_, value in measured(out, "average_val_loss")]
-    plain = [value for *_, value in measured(out, "val_loss")]
-    assert average[0] == plain[0] and plain[-1] < average[-1] < plain[0]
+def test_averaged_weights_are_kept_evaluated_and_loaded(data: Path, whole: Path, tmp_path: Path) -> None:
+    """The average goes from the weights that the run began with, here given ones, over every step's."""
+    out, decay = tmp_path / "run", 0.5
+    pretrain(
+        out,
+        data,
+        "--steps",
+        "4",
+        "--optim.ema-decay",
+        decay,
+        "--from",
+        whole,
+        "--checkpoint-every",
+        "1",
+        "--keep-checkpoints",
+        "9",
+        "--eval-every",
+        "1",
+    )
+    lm = jaxgpt.load(whole)
+    target = abstract(lm.params, one_device())
+    average = jax.tree.map(np.asarray, lm.params)
+    for step in (1, 2, 3, 4):
+        params = restore(out / "checkpoints", step, "params", target)
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * np.asarray(new), average, params)
+    loaded = jaxgpt.load(out)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), loaded.params, average)
+    assert not np.allclose(params["wte"]["embedding"], average["wte"]["embedding"], rtol=0, atol=1e-4)
+    losses = {key: [value for *_, value in measured(out, key)] for key in ("val_loss", "average_val_loss")}
+    assert losses["average_val_loss"][0] == losses["val_loss"][0]
+    batches = ValidationBatches(open_split(data, "val"), context=16, sequences=8, vocab=257)
+    evaluate = validation_loss(next_token_loss(define(lm.config)), batches, one_device(), limit=2)
+    assert losses["average_val_loss"][-1] == pytest.approx(evaluate(average), rel=1e-5)
+
+
+def test_weights_of_another_tokenizer_are_no_start(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Though it has as many ids."""
+    other = Tokenizer({bytes([255 - byte]): byte for byte in range(256)})
+    model = shutil.copytree(whole, tmp_path / "model")
+    other.save(model / "tokenizer.tiktoken")
+    pretrain(tmp_path / "run", data, "--steps", "1", "--from", model, code=2)
+    error = capsys.readouterr().err
+    assert f"its tokenizer is {other.name}" in error and "the data's is bytes" in error
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_model_with_more_rows_than_ids_is_continued_and_evaluated(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As nanoGPT stores GPT-2: 50,304 rows, 50,257 of them tokens. Here the others hold random numbers."""
+    lm, rng = jaxgpt.load(whole), np.random.default_rng(0)
+    rows = np.array(lm.params["wte"]["embedding"])
+    rows[257:300] = rng.normal(size=(43, 16))
+    wide = dataclasses.replace(
+        lm, config=dataclasses.replace(lm.config, vocab=300), params=lm.params | {"wte": {"embedding": rows}}
+    )
+    wide.save(tmp_path / "wide", "jaxgpt")
+    pretrain(tmp_path / "run", data, "--steps", "1", "--from", tmp_path / "wide")
+    (_, _, began), (_, _, ended) = measured(tmp_path / "run", "val_loss")[0], measured(whole, "val_loss")[-1]
+    assert began == pytest.approx(ended, rel=1e-6)
+    figures = []
+    for model in (whole, tmp_path / "wide"):
+        verb("evaluate", model, "--data", data, "--json", tmp_path / "figures.json")
+        figures.append(json.loads((tmp_path / "figures.json").read_text())["val_loss"])
+    assert figures[1] == pytest.approx(figures[0], rel=1e-6)
 
 
 def test_divergence_ends_with_76_and_keeps_what_was_saved(data: Path, tmp_path: Path, capsys: Any) -> None:
@@ -275,9 +423,21 @@ def test_divergence_ends_with_76_and_keeps_what_was_saved(data: Path, tmp_path: 
     assert (out / "checkpoints" / "4").is_dir() and jaxgpt.load(out).config.layers == 2
 
 
+def test_divergence_that_the_validation_loss_sees_first_ends_with_76_too(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The first step's loss is finite; the parameters that the step leaves are far too large."""
+    out = tmp_path / "run"
+    huge = ("--optim.learning-rate", "1e30", "--optim.clip-norm", "0", "--optim.warmup-steps", "0")
+    pretrain(out, data, "--steps", "4", "--eval-every", "1", "--checkpoint-every", "1", *huge, code=76)
+    assert "diverged at step 1: val_loss is nan" in capsys.readouterr().err
+    assert [step for step, *_ in measured(out, "val_loss")] == [0]
+    assert list((out / "checkpoints").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_killed_process_leaves_a_run_that_resumes(data: Path, tmp_path: Path) -> None:
-    """SIGKILL at an arbitrary moment, in a process of its own, twice; then the run ends as the uninterrupted one."""
+    """SIGKILL at an arbitrary moment, in a process of its own, twice; then the run ends as if uninterrupted."""
     args = ["pretrain", "nano", *SHORT, "--data.path", str(data), "--steps", "60", "--checkpoint-every", "7"]
     environment = os.environ | {"XLA_FLAGS": ""}
     command = [sys.executable, "-m", "jaxgpt", *args]
@@ -305,7 +465,7 @@ def test_a_killed_process_leaves_a_run_that_resumes(data: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
-    """Two processes of four devices each, one mesh: every process reads its rows, and the log is one process's."""
+    """Two processes of four devices each, one mesh: each process reads its rows, the first writes the log."""
     import socket
 
     with socket.socket() as free:

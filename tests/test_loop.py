@@ -170,6 +170,23 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_that_step_is_saved(value:
     assert all(row["step"] < step for row in run.rows)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0, 4, 8, 10])
+def test_an_event_that_measures_what_is_not_finite_ends_the_run_too(value: float, step: int) -> None:
+    """As a validation loss does where a step broke the parameters and no training loss has shown it yet."""
+    run = Recorder(save_every=4)
+
+    def measure(state: Any) -> Row:
+        return {"val_loss": value if state == step else 1.0, "sample": "text"}
+
+    run.settings["events"] = [Event("val_loss", 4, measure)]
+    with pytest.raises(DivergedError, match=f"diverged at step {step}: val_loss is {value}") as caught:
+        run.train()
+    assert caught.value.exit_code == 76
+    assert run.steps_of("save") == [number for number in (4, 8) if number < step]
+    assert run.logged("val_loss") == [number for number in (0, 4, 8) if number < step]
+
+
 def test_tokens_per_second_leave_out_compilation_events_and_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step takes 2 seconds of a clock that the first step, an event and a save move on by 1000."""
     clock, run = [0.0], Recorder(save_every=5)

@@ -120,7 +120,8 @@ def test_every_file_that_is_named_exists() -> None:
 
 def test_the_python_example_runs() -> None:
     """The half that needs no trained run."""
-    example = README.split("```python")[1].split("```")[0]
+    blocks = [part.split("```")[0] for part in README.split("```python")[1:]]
+    [example] = [block for block in blocks if "jaxgpt.define" in block]
     lines = [line for line in example.splitlines() if "lm" not in line.split("(")[0]]
     names: dict[str, Any] = {}
     exec("import numpy as np\ntokens_BT = np.zeros((2, 5), np.int32)\n" + "\n".join(lines), names)

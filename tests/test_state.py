@@ -247,7 +247,7 @@ def test_state_is_created_in_its_shards_and_stays_there(
 
 def test_a_state_from_given_parameters_averages_from_them(config: GPTConfig, params: Any) -> None:
     optimizer = adamw(OptimConfig(ema_decay=0.9), learning_rate(OptimConfig(), 10))
-    state = create_state(define(config), optimizer, 0, ONE, params=params)
+    state = create_state(define(config), optimizer, 0, ONE, params=jax.tree.map(jnp.copy, params))
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     jax.tree.map(np.testing.assert_array_equal, averaged(state.opt_state), params)
     fresh = create_state(define(config), optimizer, 0, ONE)

@@ -3,6 +3,7 @@
 from jaxgpt.config.model import GPTConfig
 from jaxgpt.config.reading import (
     CONFIG_FILE,
+    flag_of,
     flat,
     load_recipe,
     preset_names,
@@ -20,6 +21,7 @@ __all__ = [
     "MeshConfig",
     "OptimConfig",
     "TrainConfig",
+    "flag_of",
     "flat",
     "load_recipe",
     "preset_names",

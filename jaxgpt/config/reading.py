@@ -101,6 +101,11 @@ def flat(settings: Any, place: str = "") -> dict[str, Any]:
     return found
 
 
+def flag_of(name: str) -> str:
+    """The command line's flag for a setting: `--optim.learning-rate` for `optim.learning_rate`."""
+    return "--from" if name == "init_from" else "--" + name.replace("_", "-")
+
+
 def save_config(config: TrainConfig, folder: Path) -> None:
     """Write the settings of a run to config.json in its folder, whole or not at all."""
     content = {"format": FORMAT} | dataclasses.asdict(config)

@@ -17,7 +17,7 @@ from jaxgpt.training.stop import Stop, StopRequested
 
 @dataclass(frozen=True)
 class Event:
-    """`run(state)` before the first step, every `every` steps and after the last; it measures `name` at least."""
+    """`run(state)` before the first step, every `every` steps and after the last. It measures at least `name`."""
 
     name: str
     every: int
@@ -29,7 +29,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """All that training needs besides the state. Steps are counted from 1; `step` turns one batch into a new state."""
+    """All that training needs besides the state. Steps are counted from 1; `step` makes a new state of a batch."""
 
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
     batch_at: Callable[[int], Any]
@@ -69,11 +69,11 @@ class _Clock:
 def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int, str], bool]) -> TrainState:
     """Train from step `start` (steps done so far) to the last.
 
-    The metrics of a step are read after the next one is launched, so the device never waits for the log. `measured`
-    tells which events the log already holds for step `start`, when a run is resumed.
+    The metrics of a step are read after the next one is launched, so the device never waits for the log.
+    `measured` tells which events the log already holds for step `start`, when a run is resumed.
 
-    Raises DivergedError when the loss or gradient is not finite, before anything of that step is saved, and
-    StoppedError when a signal came, after saving.
+    Raises DivergedError when the loss, the gradient or what an event measured is not finite, before anything of
+    that step is saved. Raises StoppedError when a signal came, after saving.
     """
     clock = _Clock(loop.tokens_per_step)
     pending: tuple[int, dict[str, Any]] | None = None
@@ -110,11 +110,14 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
             clock.restart()
         start = number
     if stopped:
-        name = loop.stop.signal.name if loop.stop.signal else "a signal"
-        raise StoppedError(
-            f"stopped at step {start}", why=f"{name} came", fix="run the same command again to go on"
-        )
+        raise stopped_error(loop.stop, f"at step {start}")
     return state
+
+
+def stopped_error(stop: Stop, where: str) -> StoppedError:
+    """The error that a run ends with when it was asked to stop."""
+    name = stop.signal.name if stop.signal else "a signal"
+    return StoppedError(f"stopped {where}", why=f"{name} came", fix="run the same command again to go on")
 
 
 def _run_events(loop: Loop, state: TrainState, number: int, events: Sequence[Event]) -> bool:
@@ -124,6 +127,8 @@ def _run_events(loop: Loop, state: TrainState, number: int, events: Sequence[Eve
             measured = event.run(state)
         except StopRequested:
             return True
+        numbers = {name: float(value) for name, value in measured.items() if not isinstance(value, str)}
+        _refuse_non_finite(number, numbers)
         _write(loop, number, measured)
     return False
 
@@ -139,5 +144,5 @@ def _refuse_non_finite(number: int, row: dict[str, float]) -> None:
         raise DivergedError(
             f"diverged at step {number}",
             why=", ".join(wrong),
-            fix="lower --optim.learning-rate or lengthen --optim.warmup-steps; checkpoints from before are intact",
+            fix="lower --optim.learning-rate or lengthen --optim.warmup-steps; earlier checkpoints are intact",
         )

@@ -1,27 +1,31 @@
-"""A run directory: one writer at a time, and resumed only as the run it is.
+"""A run directory: one writer at a time; its settings and their history; its state saved and restored.
 
-It holds `config.json`, `metrics.jsonl`, `checkpoints/`, the tokenizer's file, `report.md`, and `data/` where the run
-prepared its own.
+It holds `config.json`, `settings.jsonl` (a line for each time that settings were changed), `metrics.jsonl`,
+`checkpoints/`, the tokenizer's file, `report.md`, and `data/` where the run prepared its own.
 """
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 import jax
+from jax.experimental.multihost_utils import sync_global_devices
 
-from jaxgpt.config import GPTConfig, TrainConfig, read_config
-from jaxgpt.errors import BusyError, ConfigError, StorageError
-from jaxgpt.text.manifest import Manifest
+from jaxgpt.config import TrainConfig, save_config
+from jaxgpt.errors import BusyError, StorageError
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, read_rows
 from jaxgpt.training.optim import averaged
+from jaxgpt.training.resume import Found, changes
 from jaxgpt.training.state import TrainState
-from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, read_meta, restore
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, restore
 
-HOW_IT_IS_COMPUTED = ("dropout", "compute_dtype")  # fields of the model that a resumed run may change
+DATA = "data"
+SETTINGS_FILE = "settings.jsonl"
 
 
 @contextlib.contextmanager
@@ -42,7 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
             "run directory is in use",
             path=folder,
             why="another process trains in it",
-            fix="wait or use another",
+            fix="wait until it ends, or name another --out-dir",
         ) from None
     except OSError as error:
         raise StorageError(
@@ -54,76 +58,62 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """What decides the order of the data, beside the step; a run goes on only where all of it is as it was."""
+def write_settings(
+    folder: Path, recipe: TrainConfig, tokenizer: Tokenizer, found: Found | None, tell: Callable[[str], None]
+) -> None:
+    """Write the settings and the tokenizer of a run that begins, or goes on from what was found.
 
-    fingerprint: str
-    seed: int
-    sequences: int
-    context: int
-    stride: int
-
-
-def data_position(config: TrainConfig, manifest: Manifest) -> Position:
-    """The position of a run of this config on this data."""
-    return Position(
-        fingerprint=manifest.fingerprint,
-        seed=config.seed,
-        sequences=config.sequences,
-        context=config.model.context,
-        stride=config.data.stride or config.model.context,
-    )
-
-
-def resumable_step(config: TrainConfig, folder: Path, position: Position) -> int:
-    """The step to go on from; 0 for a new run. Raises ConfigError when the run that is there is another one."""
-    step = latest_step(folder / CHECKPOINTS) if (folder / CHECKPOINTS).is_dir() else None
-    if step is None:
-        return 0
-    before = read_meta(folder / CHECKPOINTS, step).get("position")
-    if before is None:
-        raise ConfigError(
-            "weights without a training state are here",
-            path=folder,
-            why="they were converted, not trained here",
-            fix=f"start from them elsewhere: --from {folder} --out-dir ANOTHER",
-        )
-    changed = _differences(before, dataclasses.asdict(position))
-    changed += _differences(_architecture(read_config(folder).model), _architecture(config.model), "model.")
-    if step > config.steps:
-        changed.append(f"steps: it has done {step}, {config.steps} are asked for")
-    if changed:
-        raise ConfigError(
-            "another run is here",
-            path=folder,
-            why=", ".join(changed),
-            fix="name another --out-dir, or ask for that run",
-        )
-    return step
+    The log is cut back to the step that it goes on from. The log of an attempt that saved nothing is kept under
+    another name. Raises StorageError.
+    """
+    if jax.process_index() == 0:
+        try:
+            if found is None:
+                _set_aside(folder, tell)
+            else:
+                MetricsLog(folder / METRICS_FILE).cut_back(found.step)
+                _append_changes(folder, found, recipe)
+            if found is None or not (folder / TOKENIZER_FILE).is_file():
+                tokenizer.save(folder / TOKENIZER_FILE)
+            if found is None or found.recipe != recipe:
+                save_config(recipe, folder)
+        except OSError as error:
+            raise StorageError(
+                "cannot write the run's settings",
+                path=folder,
+                why=str(error),
+                fix="check space and permission",
+            ) from error
+    sync_global_devices("files")
 
 
-def _architecture(model: GPTConfig) -> dict[str, Any]:
-    return {
-        name: value for name, value in dataclasses.asdict(model).items() if name not in HOW_IT_IS_COMPUTED
-    }
+def _set_aside(folder: Path, tell: Callable[[str], None]) -> None:
+    """Rename the log of an attempt that ended before it saved anything."""
+    if not read_rows(folder / METRICS_FILE):
+        return
+    names = (folder / f"metrics.before-{number}.jsonl" for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    (folder / METRICS_FILE).rename(aside)
+    tell(f"{folder} holds no finished checkpoint; training begins at step 0")
+    tell(f"the log so far is kept as {aside.name}")
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    return [
-        f"{prefix}{name}: {before.get(name)} then, {value} now"
-        for name, value in now.items()
-        if before.get(name) != value
-    ]
+def _append_changes(folder: Path, found: Found, recipe: TrainConfig) -> None:
+    if changed := changes(found.recipe, recipe):
+        with (folder / SETTINGS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": found.step, "changed": changed}) + "\n")
 
 
-def save_state(checkpoints: Checkpoints, position: Position, state: TrainState, step: int) -> None:
-    """Begin to save a state: parameters, their average where kept, and what only training needs, an item each."""
+def save_state(checkpoints: Checkpoints, fingerprint: str, state: TrainState, step: int) -> None:
+    """Begin to save a state; `fingerprint` is that of the data.
+
+    Parameters, their average where one is kept, and what only training needs are an item each.
+    """
     items = _items(state)
     average = averaged(state.opt_state)
     if average is not None:
         items["average"] = average
-    checkpoints.save(step, items, {"position": dataclasses.asdict(position)})
+    checkpoints.save(step, items, {"position": {"fingerprint": fingerprint}})
 
 
 def restore_state(folder: Path, step: int, target: TrainState) -> TrainState:

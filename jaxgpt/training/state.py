@@ -76,13 +76,19 @@ def create_state(
     params: Params | None = None,
     chosen: Chosen = EVERYTHING,
 ) -> TrainState:
-    """The state before the first step, created in its shards: of a fresh model, or from given parameters."""
+    """The state before the first step, created in its shards.
+
+    It is that of a fresh model, or begins with the given `params`, which it takes over: they are of no use afterwards.
+    """
     target = shardings(jax.eval_shape(lambda: new_state(model, optimizer, seed, chosen)), mesh)
     if params is None:
         create = functools.partial(new_state, model, optimizer, seed, chosen)
         return jax.jit(create, out_shardings=target)()
     _, key = jax.random.split(jax.random.key(seed))
-    return jax.jit(lambda params: start_state(params, optimizer, key, chosen), out_shardings=target)(params)
+    create_from = jax.jit(
+        lambda params: start_state(params, optimizer, key, chosen), out_shardings=target, donate_argnums=0
+    )
+    return create_from(params)
 
 
 def abstract_state(

@@ -102,7 +102,7 @@ def text_figures(lm: "LanguageModel", folder: Path, *, int8: bool) -> list[Figur
     tokens = open_split(folder, "val")
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     mine = lm.given_tokenizer
-    if tokenizer.vocab != lm.config.vocab or (mine is not None and mine.sha256 != tokenizer.sha256):
+    if mine.sha256 != tokenizer.sha256 if mine else tokenizer.vocab != lm.config.vocab:
         has = f"{mine.name} of {lm.config.vocab}" if mine else f"one of {lm.config.vocab}"
         raise ConfigError(
             f"--data {folder}",
@@ -142,7 +142,7 @@ def mean_loss(lm: "LanguageModel", tokens: "TokenStream", *, int8: bool = False)
     from jaxgpt.training.loss import next_token_loss
     from jaxgpt.weights.run import one_device
 
-    config, mesh = lm.config, one_device()
+    config, mesh = lm.text_config, one_device()
     kernels = kernels_for(mesh, int8=int8)
     sequences = max(1, BATCH_TOKENS // config.context)
     batches = ValidationBatches(tokens, context=config.context, sequences=sequences, vocab=config.vocab)

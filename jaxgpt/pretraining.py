@@ -1,0 +1,165 @@
+"""Pretraining as a task: tokens of a text, the loss of the next token, validation losses and samples."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental.multihost_utils import sync_global_devices
+from jax.sharding import Mesh
+
+from jaxgpt.config import TrainConfig
+from jaxgpt.display import waiting
+from jaxgpt.evaluation.ngram import ngram_losses
+from jaxgpt.evaluation.report import REPORT_FILE, write_report
+from jaxgpt.evaluation.validation import validation_loss
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.requests import Request
+from jaxgpt.inference.sampling import Sampling
+from jaxgpt.parallel import mesh_of
+from jaxgpt.text.batches import TrainingBatches, ValidationBatches
+from jaxgpt.text.download import Progress
+from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
+from jaxgpt.text.prepare import prepare
+from jaxgpt.text.shards import TokenStream, open_split
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.training.loop import Event
+from jaxgpt.training.loss import Loss, next_token_loss
+from jaxgpt.training.metrics import METRICS_FILE
+from jaxgpt.training.optim import averaged
+from jaxgpt.training.state import TrainState, training_model
+from jaxgpt.training.stop import Stop
+from jaxgpt.training.task import Task, TrainingData
+
+BASELINE_TOKENS = (
+    20_000_000  # of more training text n-gram baselines are not computed: they would take minutes
+)
+SAMPLE = Sampling(temperature=0.8, top_k=50)
+
+Tell = Callable[[str], None]
+ProgressBar = Callable[[], contextlib.AbstractContextManager[Progress | None]]
+
+
+def pretraining(
+    config: TrainConfig, *, tell: Tell, progress: ProgressBar = contextlib.nullcontext
+) -> tuple[TrainConfig, Task]:
+    """The task of a recipe, and the recipe with the vocabulary of its data's tokenizer.
+
+    `progress` opens a display of how far the text is tokenized. Raises MissingError without a tokenizer.
+    """
+    given = Path(config.data.path)
+    tokenizer = load_tokenizer(given / TOKENIZER_FILE if _is_prepared(given) else config.data.tokenizer)
+    if tokenizer.vocab != config.model.vocab:
+        tell(f"the model's vocabulary is the data's: {tokenizer.vocab:,} instead of {config.model.vocab:,}")
+    recipe = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=tokenizer.vocab))
+    mesh = mesh_of(recipe.mesh)
+    model = training_model(recipe.model, mesh, remat=recipe.remat, blocks=recipe.blocks)
+    loss = next_token_loss(model, chunk=recipe.loss_chunk)
+
+    def open_data(own: Path, stop: Stop) -> TrainingData:
+        folder = given if _is_prepared(given) else _prepared(recipe, own, stop, tell, progress)
+        train = open_split(folder, "train")
+        val = open_split(folder, "val") if recipe.eval_every else None
+        batches = TrainingBatches(
+            train,
+            context=recipe.model.context,
+            stride=recipe.data.stride or recipe.model.context,
+            sequences=recipe.sequences,
+            seed=recipe.seed,
+            vocab=recipe.model.vocab,
+        )
+        return TrainingData(
+            fingerprint=Manifest.load(folder).fingerprint,
+            rows=batches.rows,
+            events=_events(recipe, loss, val, tokenizer, mesh, stop) if val else [],
+            facts=lambda: _baselines(train, val, recipe.model.vocab, tell) if val else {},
+        )
+
+    task = Task(
+        mesh=mesh,
+        model=model,
+        loss=loss,
+        tokenizer=tokenizer,
+        tokens_per_step=recipe.tokens_per_step,
+        open_data=open_data,
+        report=_report,
+    )
+    return recipe, task
+
+
+def _is_prepared(folder: Path) -> bool:
+    return (folder / MANIFEST_FILE).is_file()
+
+
+def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: ProgressBar) -> Path:
+    """The folder `own`, with the tokens of the recipe's text."""
+    if jax.process_index() == 0:
+        with waiting(f"tokenizing {recipe.data.path}", tell), progress() as bar:
+
+            def show(what: str, done: int, total: int | None) -> None:
+                stop.check()
+                if bar:
+                    bar(what, done, total)
+
+            prepare(
+                [recipe.data.path],
+                own,
+                tokenizer=recipe.data.tokenizer,
+                val_fraction=recipe.data.val_fraction,
+                progress=show,
+            )
+    sync_global_devices("prepared")
+    return own
+
+
+def _baselines(train: TokenStream, val: TokenStream, vocab: int, tell: Tell) -> dict[str, Any]:
+    """What counting words alone would reach on the validation split."""
+    if not 1 < len(train) <= BASELINE_TOKENS:
+        return {}
+    losses = ngram_losses(train.read(0, len(train)), val.read(0, len(val)), vocab)
+    reached = f"unigram {losses.unigram:.3f}, bigram {losses.bigram:.3f} nats a token"
+    tell(f"to beat on the validation split: {reached}")
+    return {"unigram_loss": losses.unigram, "bigram_loss": losses.bigram}
+
+
+def _events(
+    recipe: TrainConfig, loss: Loss, val: TokenStream, tokenizer: Tokenizer, mesh: Mesh, stop: Stop
+) -> list[Event]:
+    """Validation loss and a sample, every `eval_every` steps."""
+    model = recipe.model
+    batches = ValidationBatches(val, context=model.context, sequences=recipe.batch, vocab=model.vocab)
+    evaluate = validation_loss(loss, batches, mesh, limit=recipe.eval_batches, check=stop.check)
+
+    def measure(state: TrainState) -> dict[str, Any]:
+        average = averaged(state.opt_state)
+        row = {"val_loss": evaluate(state.params)}
+        return row if average is None else row | {"average_val_loss": evaluate(average)}
+
+    prompt = tuple(tokenizer.encode(recipe.sample_prompt)) or (tokenizer.end_of_text,)
+    request = Request(prompt=prompt, max_new_tokens=recipe.sample_tokens, sampling=SAMPLE)
+
+    def write_sample(state: TrainState) -> dict[str, Any]:
+        config = dataclasses.replace(model, dropout=0.0)
+        ids = []
+        for _, new in Engine(config, state.params, slots=1, end=tokenizer.end_of_text).run([request]):
+            stop.check()
+            if new.token is not None:
+                ids.append(new.token)
+        return {"sample": recipe.sample_prompt + tokenizer.decode(ids)}
+
+    events = [Event("val_loss", recipe.eval_every, measure)]
+    if recipe.sample_tokens and jax.process_count() == 1:  # decoding is a loop on one host
+        events.append(Event("sample", recipe.eval_every, write_sample))
+    return events
+
+
+def _report(folder: Path) -> None:
+    """Write report.md where it is missing or older than the log.
+
+    So a finished run that is asked for again stays as it is.
+    """
+    report, log = folder / REPORT_FILE, folder / METRICS_FILE
+    if not report.is_file() or report.stat().st_mtime_ns < log.stat().st_mtime_ns:
+        write_report(folder)

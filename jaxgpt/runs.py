@@ -1,0 +1,116 @@
+"""Training for people: `train(recipe)` trains or resumes, and gives the run that came out of it."""
+
+import contextlib
+import contextvars
+import functools
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxgpt.config import TrainConfig, load_recipe, with_settings
+from jaxgpt.display import NotebookDisplay, TrainingDisplay, in_notebook, progress_bar
+from jaxgpt.language_model import LanguageModel, load
+from jaxgpt.pretraining import pretraining
+from jaxgpt.training.metrics import METRICS_FILE, read_rows
+from jaxgpt.training.run import run
+from jaxgpt.training.stop import Stop, stop_on_signal
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: what it measured, and the model that it made."""
+
+    directory: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of its log: `step`, and what was measured at that step. Losses are in nats a token."""
+        return read_rows(self.directory / METRICS_FILE)
+
+    @functools.cached_property
+    def model(self) -> LanguageModel:
+        """The model of its newest checkpoint, with averaged weights where the run keeps an average.
+
+        It is read when it is first asked for.
+        """
+        return load(self.directory)
+
+
+def train(
+    recipe: TrainConfig | str | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    handle_signals: bool = False,
+    progress: bool = True,
+    **more: Any,
+) -> Run:
+    """Train a model as a recipe says, or go on where the run in its `out_dir` stopped.
+
+    `recipe` is a TrainConfig, a preset name such as `nano`, or a TOML file. `settings` changes some of it by
+    dotted names, such as `{"model.layers": 6}`; keywords do the same, such as `steps=200`. A setting that a
+    resumed run may change by name only (`training.resume`) must be among these.
+
+    Ctrl-C, or a notebook's stop button, saves the step that was reached and raises StoppedError. The same call
+    again goes on from there. With `handle_signals`, in the main thread, SIGTERM does so too; otherwise no signal
+    handler is installed.
+
+    `progress` shows how training goes, in a terminal and in a notebook. Without it nothing is printed. Raises
+    what `training.run.run` raises.
+    """
+    changed = {**(settings or {}), **more}
+    if isinstance(recipe, TrainConfig):
+        recipe = with_settings(recipe, changed)
+    else:
+        recipe = load_recipe(str(recipe), changed)
+    if recipe.distributed and not jax.distributed.is_initialized():
+        jax.distributed.initialize()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as stack:
+        work = functools.partial(_train, recipe, frozenset(changed), progress=progress)
+        if not in_main_thread:  # where no Ctrl-C ever arrives
+            work(Stop())
+        elif handle_signals:
+            work(stack.enter_context(stop_on_signal()))
+        else:
+            _interruptible(work)
+    return Run(Path(recipe.out_dir))
+
+
+def _train(recipe: TrainConfig, named: frozenset[str], stop: Stop, *, progress: bool) -> None:
+    if not progress:
+        config, task = pretraining(recipe, tell=_say_nothing)
+        run(config, task, stop=stop, tell=_say_nothing, named=named)
+        return
+    notebook = in_notebook()
+    shown = NotebookDisplay(recipe.steps) if notebook else TrainingDisplay(recipe.steps)
+    bar = contextlib.nullcontext if notebook else progress_bar
+    with contextlib.closing(shown):
+        config, task = pretraining(recipe, tell=shown.tell, progress=bar)
+        run(config, task, stop=stop, tell=shown.tell, sinks=[shown], named=named)
+
+
+def _say_nothing(text: str) -> None:
+    """Where nothing is shown."""
+
+
+def _interruptible(work: Callable[[Stop], None]) -> None:
+    """Do the work in a thread of its own. Ctrl-C, which comes to the main thread only, asks it to stop.
+
+    Raised inside the work itself, KeyboardInterrupt could come when a step has consumed the old state and its
+    result has no name yet: then there would be nothing left to save. A second Ctrl-C does not wait.
+    """
+    stop, pool = Stop(), ThreadPoolExecutor(1, "jaxgpt.train")
+    try:
+        ended = pool.submit(contextvars.copy_context().run, work, stop)
+        with contextlib.suppress(KeyboardInterrupt):
+            return ended.result()
+        stop.signal = signal.SIGINT
+        ended.result()
+    finally:
+        pool.shutdown(wait=False)

@@ -1,0 +1,179 @@
+"""Whether the run that is in a directory may go on with the settings that are asked for now.
+
+Everything is compared before anything is written: a refusal leaves the directory as it was.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config import TrainConfig, flag_of, flat, read_config
+from jaxgpt.errors import ConfigError, MissingError
+from jaxgpt.training.metrics import METRICS_FILE, read_rows
+from jaxgpt.weights.checkpoint import CHECKPOINTS, latest_step, read_meta
+
+
+class Change(Enum):
+    """When a setting may differ from the one that a run was begun with."""
+
+    FREELY = "whenever the run goes on"
+    BY_NAME = "when the command line, or the call, names it: the recipe may have been edited for another run"
+    NEVER = "never: it would be another run"
+
+
+# Every setting, once. What joins two settings with " x " is compared as their product.
+MAY_CHANGE: dict[Change, tuple[str, ...]] = {
+    Change.FREELY: (
+        "steps",
+        "log_every",
+        "eval_every",
+        "eval_batches",
+        "sample_tokens",
+        "sample_prompt",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "out_dir",
+        "blocks",
+        "remat",
+        "loss_chunk",
+        "distributed",
+        "tensorboard",
+        "data.path",  # the fingerprint of the tokens decides, wherever they lie
+        "data.tokenizer",
+        "data.val_fraction",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.tensor",
+    ),
+    Change.BY_NAME: (
+        "model.dropout",
+        "model.compute_dtype",
+        "optim.learning_rate",
+        "optim.schedule",
+        "optim.warmup_steps",
+        "optim.decay_fraction",
+        "optim.final_fraction",
+        "optim.beta1",
+        "optim.beta2",
+        "optim.epsilon",
+        "optim.weight_decay",
+        "optim.clip_norm",
+    ),
+    Change.NEVER: (
+        "seed",
+        "batch x accumulate",
+        "init_from",
+        "data.stride",
+        "optim.ema_decay",
+        "model.vocab",
+        "model.vocab_multiple",
+        "model.context",
+        "model.layers",
+        "model.heads",
+        "model.width",
+        "model.mlp_width",
+        "model.bias",
+        "model.layer_norm_epsilon",
+        "model.activation",
+        "model.tied_head",
+        "model.scale_attention",
+        "model.scale_by_inverse_layer",
+        "model.position",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run that is there and has saved a step."""
+
+    step: int
+    """The newest step that it saved."""
+    recipe: TrainConfig
+    fingerprint: str
+    """Of its data."""
+    measured: frozenset[str]
+    """What its log holds of that step."""
+
+
+def find_run(folder: Path) -> Found | None:
+    """The run to go on with; None where there is none, or none that has saved anything.
+
+    Raises ConfigError for weights that were converted, MissingError where a run's checkpoints are missing.
+    """
+    rows, saved = read_rows(folder / METRICS_FILE), folder / CHECKPOINTS
+    if rows and not saved.is_dir():
+        raise MissingError(
+            "the run has lost its checkpoints",
+            path=saved,
+            why=f"the folder is not there, while {METRICS_FILE} goes to step {rows[-1]['step']}",
+            fix="put it back, name another --out-dir, or delete the whole run directory to begin again",
+        )
+    step = latest_step(saved) if saved.is_dir() else None
+    if step is None:
+        return None
+    before = read_meta(saved, step).get("position")
+    if before is None:
+        raise ConfigError(
+            "weights without a training state are here",
+            path=folder,
+            why="they were converted, not trained here",
+            fix=f"start from them elsewhere: --from {folder} --out-dir ANOTHER",
+        )
+    measured = frozenset(name for row in rows if row["step"] == step for name in row)
+    return Found(step, read_config(folder), before["fingerprint"], measured)
+
+
+def accepted(found: Found, recipe: TrainConfig, named: Collection[str], folder: Path) -> TrainConfig:
+    """The recipe with which the run that was found goes on, if all that differs from its own may change.
+
+    `named` are the settings, or whole sections of them, that were asked for by name. Where --from is left out,
+    the run keeps its own. Raises ConfigError, which names every setting that may not change, with its old and new
+    value, and the flag of every one that may change by name.
+    """
+    if recipe.init_from is None:
+        recipe = dataclasses.replace(recipe, init_from=found.recipe.init_from)
+    before, now = _compared(found.recipe), _compared(recipe)
+    free, by_name = MAY_CHANGE[Change.FREELY], MAY_CHANGE[Change.BY_NAME]
+    differing = [name for name in now if now[name] != before[name] and name not in free]
+    unnamed = [name for name in differing if name in by_name and not _is_named(name, named)]
+    others = [name for name in differing if name not in by_name]
+    problems = [f"{_shown(name)}: {before[name]} then, {now[name]} now" for name in (*others, *unnamed)]
+    fixes = []
+    if found.step > recipe.steps:
+        problems.append(f"steps: it has done {found.step}, {recipe.steps} are asked for")
+    if unnamed:
+        flags = " ".join(f"{flag_of(name)} {now[name]}" for name in unnamed)
+        fixes.append(f"to change {', '.join(unnamed)} on purpose, say so on the command line: {flags}")
+    if len(problems) > len(unnamed):
+        fixes.append("name another --out-dir, or ask for the run that is there")
+    if problems:
+        raise ConfigError("another run is here", path=folder, why=", ".join(problems), fix="; ".join(fixes))
+    return recipe
+
+
+def changes(before: TrainConfig, now: TrainConfig) -> dict[str, list[Any]]:
+    """The settings that differ, each with its old and its new value."""
+    old, new = flat(before), flat(now)
+    return {name: [old[name], new[name]] for name in new if old[name] != new[name]}
+
+
+def _compared(recipe: TrainConfig) -> dict[str, Any]:
+    """The settings by name. Where two say the same thing in different ways, they have the same value here."""
+    values = flat(recipe)
+    values["batch x accumulate"] = values.pop("batch") * values.pop("accumulate")
+    values["data.stride"] = recipe.data.stride or recipe.model.context
+    values["model.mlp_width"] = recipe.model.mlp_size
+    values["model.vocab_multiple"] = recipe.model.padded_vocab
+    return values
+
+
+def _is_named(name: str, named: Collection[str]) -> bool:
+    return any(name == given or name.startswith(f"{given}.") for given in named)
+
+
+def _shown(name: str) -> str:
+    return {"init_from": "from", "model.vocab_multiple": "rows of the embedding"}.get(name, name)

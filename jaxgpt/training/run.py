@@ -1,0 +1,156 @@
+"""One training run, whatever is trained: lock, compare, restore or create, compile, loop, save.
+
+It prints nothing and listens to no signal. What it has to say goes to `tell`, what it measures goes to the
+sinks, and it ends early when `stop` asks for that.
+"""
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxgpt.config import TrainConfig
+from jaxgpt.display import waiting
+from jaxgpt.errors import ConfigError
+from jaxgpt.parallel import check_batch, place_rows
+from jaxgpt.training.flops import measured_matmul_flops, peak_flops
+from jaxgpt.training.initial import initial_state
+from jaxgpt.training.loop import Loop, stopped_error, train
+from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink
+from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.resume import Found, accepted, find_run
+from jaxgpt.training.run_directory import DATA, locked, restore_state, save_state, write_settings
+from jaxgpt.training.state import abstract_state, compile_step, train_step
+from jaxgpt.training.stop import Stop, StopRequested
+from jaxgpt.training.task import Task, TrainingData
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
+
+Tell = Callable[[str], None]
+
+
+def run(
+    recipe: TrainConfig,
+    task: Task,
+    *,
+    stop: Stop,
+    tell: Tell,
+    sinks: Sequence[Sink] = (),
+    named: Collection[str] = (),
+) -> None:
+    """Train the task in the recipe's `out_dir`, or go on where the run that is there stopped.
+
+    `sinks` get what is measured, beside the run's own log. `named` are the settings that were asked for by
+    name: some may change only so on a resume (`training.resume`). Nothing is written before all is accepted.
+
+    Raises ConfigError where the directory holds another run, MissingError where its checkpoints are missing,
+    BusyError while another process trains there, StoppedError when `stop` asked for it and the state is saved,
+    DivergedError when a loss is not finite, and StorageError when something cannot be written.
+    """
+    folder = Path(recipe.out_dir)
+    check_batch(recipe.batch, task.mesh)
+    with locked(folder):
+        found = find_run(folder)
+        if found:
+            recipe = accepted(found, recipe, named, folder)
+        data = _open_data(task, folder, stop, found)
+        if found and found.step == recipe.steps and found.measured >= {event.name for event in data.events}:
+            tell(f"{folder} has done its {found.step} steps; ask for more with --steps")
+        else:
+            _train(recipe, task, data, found, stop=stop, tell=tell, sinks=sinks)
+        if jax.process_index() == 0:
+            task.report(folder)
+
+
+def _open_data(task: Task, folder: Path, stop: Stop, found: Found | None) -> TrainingData:
+    """The task's data. Raises ConfigError where the run that was found trained on other data."""
+    own = folder / DATA
+    was_there = own.exists()
+    try:
+        data = task.open_data(own, stop)
+    except StopRequested:
+        raise stopped_error(stop, "before the first step") from None
+    if found and found.fingerprint != data.fingerprint:
+        if not was_there and jax.process_index() == 0:  # a refusal leaves the directory as it was
+            shutil.rmtree(own, ignore_errors=True)
+        raise ConfigError(
+            "another run is here",
+            path=folder,
+            why=f"data fingerprint: {found.fingerprint[:12]} then, {data.fingerprint[:12]} now",
+            fix="name the data that it was begun with, or another --out-dir",
+        )
+    return data
+
+
+def _train(
+    recipe: TrainConfig,
+    task: Task,
+    data: TrainingData,
+    found: Found | None,
+    *,
+    stop: Stop,
+    tell: Tell,
+    sinks: Sequence[Sink],
+) -> None:
+    folder, mesh, start = Path(recipe.out_dir), task.mesh, found.step if found else 0
+    schedule = learning_rate(recipe.optim, recipe.steps)
+    optimizer = adamw(recipe.optim, schedule)
+
+    def batch_at(step: int) -> Any:
+        return place_rows(functools.partial(data.rows, step), recipe.sequences, mesh)
+
+    if found:
+        tell(f"going on from step {start} of {folder}")
+        with waiting(f"reading checkpoint {start}", tell):
+            state = restore_state(folder, start, abstract_state(task.model, optimizer, mesh))
+    else:
+        state = initial_state(recipe, task, optimizer, tell)
+    step = functools.partial(
+        train_step, loss=task.loss, optimizer=optimizer, schedule=schedule, accumulate=recipe.accumulate
+    )
+    with waiting("compiling the training step", tell):
+        compiled = compile_step(step, state, mesh).lower(state, batch_at(start)).compile()
+    write_settings(folder, recipe, task.tokenizer, found, tell)  # up to here nothing was changed
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=recipe.keep_checkpoints))
+        own = [stack.enter_context(contextlib.closing(sink)) for sink in _sinks(recipe, folder, start)]
+        if own and found is None:
+            own[0].write(0, _device_facts(recipe, mesh) | data.facts())
+        loop = Loop(
+            step=compiled,
+            batch_at=batch_at,
+            steps=recipe.steps,
+            tokens_per_step=task.tokens_per_step,
+            log_every=recipe.log_every,
+            sinks=[*own, *sinks] if jax.process_index() == 0 else [],
+            stop=stop,
+            save_every=recipe.checkpoint_every,
+            events=data.events,
+            save=functools.partial(save_state, checkpoints, data.fingerprint),
+        )
+        train(state, loop, start=start, measured=lambda _, name: found is not None and name in found.measured)
+        with waiting("saving", tell):
+            checkpoints.wait()
+
+
+def _sinks(recipe: TrainConfig, folder: Path, start: int) -> list[Sink]:
+    """The run's own records of what is measured, its log first; one process writes them."""
+    if jax.process_index() > 0:
+        return []
+    sinks: list[Sink] = [MetricsLog(folder / METRICS_FILE)]
+    if recipe.tensorboard:
+        sinks.append(TensorBoardSink(folder / "tensorboard", resumed_at=start))
+    return sinks
+
+
+def _device_facts(recipe: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+    """What the run's speed is compared with."""
+    device, dtype = mesh.devices.flat[0], recipe.model.compute_dtype
+    facts: dict[str, Any] = {"devices": mesh.size, "device_kind": device.device_kind}
+    if peak_flops(device.device_kind, dtype) is None:
+        facts["matmul_flops"] = measured_matmul_flops(dtype, seconds=0.2)
+    return facts

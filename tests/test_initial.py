@@ -1,0 +1,146 @@
+"""What a new run begins with: the weights of a given model, in the state as if they had been drawn."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig, TrainConfig
+from jaxgpt.errors import ConfigError
+from jaxgpt.language_model import LanguageModel
+from jaxgpt.model.gpt import define
+from jaxgpt.parallel import mesh_of
+from jaxgpt.pretraining import pretraining
+from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.training.initial import initial_state
+from jaxgpt.training.optim import adamw, averaged, learning_rate
+from jaxgpt.training.state import TrainState
+from jaxgpt.weights.convert import with_dtype, write_model
+from jaxgpt.weights.params import stored_params
+from jaxgpt.weights.tensors import StoredModel
+
+IDS = 257  # of the bytes, and of the end of a text
+SMALL = GPTConfig(vocab=IDS, context=8, layers=1, heads=1, width=8)
+BYTES = load_tokenizer("bytes")
+
+
+def written(
+    folder: Path, config: GPTConfig, tokenizer: Tokenizer | None = BYTES, *, dtype: str = "float32"
+) -> LanguageModel:
+    """A model in a folder, of which every stored row of the embedding is random; and the model itself."""
+    params = jax.jit(define(dataclasses.replace(config, vocab=config.padded_vocab)).init)(jax.random.key(5))
+    stored = StoredModel(config, stored_params(config, params).tensors, tokenizer)
+    write_model(with_dtype(stored, dtype), folder, "jaxgpt")
+    return LanguageModel(config, params, tokenizer)
+
+
+def begin(
+    source: Path | None, told: list[str] | None = None, model: GPTConfig = SMALL, **optim: Any
+) -> TrainState:
+    """The state that a run on bytes begins with, on two devices."""
+    settings = OptimConfig(**optim)
+    recipe = TrainConfig(
+        model=model, optim=settings, init_from=source and str(source), data=DATA, mesh=MeshConfig(fsdp=2)
+    )
+    tell = ([] if told is None else told).append
+    recipe, task = pretraining(recipe, tell=tell)
+    if source:  # then nothing is drawn
+
+        def init(key: jax.Array) -> NoReturn:
+            raise AssertionError("random parameters were made")
+
+        task = dataclasses.replace(task, model=task.model._replace(init=init))
+    optimizer = adamw(settings, learning_rate(settings, 10))
+    mesh = mesh_of(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
+    return initial_state(recipe, task, optimizer, mesh, tell)
+
+
+DATA = dataclasses.replace(TrainConfig().data, tokenizer="bytes")
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_parameters_and_their_average_begin_as_the_given_ones(tmp_path: Path) -> None:
+    given = written(tmp_path / "model", SMALL)
+    state = begin(tmp_path / "model", ema_decay=0.5)
+    params = {**given.params, "wte": {"embedding": given.params["wte"]["embedding"].at[IDS:].set(0)}}
+    assert_equal(state.params, params)
+    assert_equal(averaged(state.opt_state), params)
+    kernel = state.params["h"]["mlp"]["c_fc"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (1, 4, 32)  # it lies on the mesh
+
+
+def test_the_rest_of_the_state_is_that_of_a_random_beginning(tmp_path: Path) -> None:
+    written(tmp_path / "model", SMALL)
+    ours, random = begin(tmp_path / "model"), begin(None)
+    assert (
+        int(ours.step) == 0
+        and jax.random.key_data(ours.key).tolist() == jax.random.key_data(random.key).tolist()
+    )
+    assert_equal(ours.opt_state, random.opt_state)
+    assert not np.allclose(ours.params["wte"]["embedding"], random.params["wte"]["embedding"])
+
+
+def test_a_model_of_another_tokenizer_is_refused_though_it_has_as_many_ids(tmp_path: Path) -> None:
+    turned = Tokenizer({bytes([255 - byte]): byte for byte in range(256)})
+    written(tmp_path / "model", SMALL, turned)
+    with pytest.raises(ConfigError) as refused:
+        begin(tmp_path / "model")
+    assert f"its tokenizer is {turned.name} (sha256 {turned.sha256[:12]})" in str(refused.value)
+    assert f"the data's is bytes (sha256 {BYTES.sha256[:12]})" in str(refused.value)
+
+
+def test_rows_beyond_the_tokenizers_ids_are_kept_and_never_predicted(tmp_path: Path) -> None:
+    """As nanoGPT has it: 50,304 rows for 50,257 ids."""
+    given = written(tmp_path / "model", dataclasses.replace(SMALL, vocab=300))
+    state = begin(tmp_path / "model")
+    rows = state.params["wte"]["embedding"]
+    assert rows.shape == (384, 8) and np.all(np.abs(rows[IDS:300]).sum(1) > 0) and not np.any(rows[300:])
+    np.testing.assert_array_equal(rows[:300], given.params["wte"]["embedding"][:300])
+    logits = define(SMALL).apply(state.params, np.zeros((1, 3), np.int32))
+    expected = define(given.text_config).apply(given.params, np.zeros((1, 3), np.int32))
+    assert logits.shape == (1, 3, IDS)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
+
+
+def test_more_rows_than_the_run_stores_are_refused_with_advice_that_works(tmp_path: Path) -> None:
+    written(tmp_path / "model", dataclasses.replace(SMALL, vocab=400))
+    with pytest.raises(ConfigError, match=r"400 rows, the run's 384; .*: --model.vocab-multiple 400"):
+        begin(tmp_path / "model")
+    state = begin(tmp_path / "model", model=dataclasses.replace(SMALL, vocab_multiple=400))
+    assert state.params["wte"]["embedding"].shape == (400, 8)
+
+
+def test_fewer_ids_than_the_tokenizer_has_are_refused(tmp_path: Path) -> None:
+    written(tmp_path / "model", dataclasses.replace(SMALL, vocab=200), None)
+    with pytest.raises(ConfigError, match="vocab is 200 there, 257 here"):
+        begin(tmp_path / "model")
+
+
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    written(tmp_path / "model", SMALL)
+    with pytest.raises(ConfigError, match="activation is 'gelu_tanh' there, 'relu' here; give the run that"):
+        begin(tmp_path / "model", model=dataclasses.replace(SMALL, activation="relu"))
+
+
+def test_a_model_without_a_tokenizer_is_taken_and_that_is_said(tmp_path: Path) -> None:
+    written(tmp_path / "model", SMALL, None)
+    told: list[str] = []
+    begin(tmp_path / "model", told)
+    assert told == [f"{tmp_path / 'model'} came without a tokenizer: its ids are taken to be those of bytes"]
+
+
+def test_16_bit_weights_are_widened_and_that_is_said(tmp_path: Path) -> None:
+    given = written(tmp_path / "model", SMALL, dtype="bfloat16")
+    told: list[str] = []
+    state = begin(tmp_path / "model", told)
+    assert told == [f"{tmp_path / 'model'}: widened from bfloat16 to float32"]
+    kernel = state.params["h"]["mlp"]["c_fc"]["kernel"]
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    rounded = given.params["h"]["mlp"]["c_fc"]["kernel"].astype("bfloat16").astype("float32")
+    np.testing.assert_array_equal(kernel, rounded)
