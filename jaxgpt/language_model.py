@@ -20,9 +20,10 @@ from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.batch import check_ids
 from jaxgpt.text.tokenizer import Tokenizer
-from jaxgpt.weights.convert import open_model, tokenizer_of, write_model
+from jaxgpt.weights.convert import write_model
+from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params, stored_params
-from jaxgpt.weights.run import is_run, one_device, read_run
+from jaxgpt.weights.run import one_device
 from jaxgpt.weights.tensors import StoredModel
 
 MOST_SLOTS = 8  # texts that `generate` continues at a time
@@ -146,15 +147,10 @@ def load(
     Of a run, the newest checkpoint is taken, averaged where it keeps an average. `layer_norm_epsilon` is for OpenAI's
     files, which do not state it. Raises MissingError when there is no such model, DataError when it is damaged.
     """
-    mesh = mesh or one_device()
-    folder = Path(model)
-    if is_run(folder):
-        config, params = read_run(folder, mesh)
-        return LanguageModel(config, params, tokenizer_of(folder, config.vocab))
     stored = open_model(model, layer_norm_epsilon=layer_norm_epsilon)
     for note in stored.notes:
         warnings.warn(note, stacklevel=2)
-    return LanguageModel(stored.config, read_params(stored, mesh), stored.tokenizer)
+    return LanguageModel(stored.config, read_params(stored, mesh or one_device()), stored.tokenizer)
 
 
 @jax.jit(static_argnames="config")

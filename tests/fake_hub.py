@@ -177,7 +177,7 @@ FAILURES = {
     "401": (answering(401), "the server answered 401 Unauthorized"),
     "503": (answering(503), "the server answered 503 Service Unavailable"),
     "gone": (moved, "the server answered 404 Not Found"),
-    "login page": (saying(b"<html>"), "the server's answer is none of a hub: Expecting value"),
-    "other JSON": (saying(b"[1]"), "the server's answer is none of a hub: "),
+    "login page": (saying(b"<html>"), "the server does not answer as a hub does: Expecting value"),
+    "other JSON": (saying(b"[1]"), "the server does not answer as a hub does: "),
     "no commit": (saying(b'{"id": "a/b"}'), r"the repository has no config\.json"),
 }

@@ -11,7 +11,7 @@ import pytest
 
 import jaxgpt
 from jaxgpt.cli import main
-from jaxgpt.weights import convert as weights
+from jaxgpt.weights.open import open_model
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -54,7 +54,7 @@ def test_a_cast_and_another_vocabulary_are_said_and_done(tmp_path: Path, capsys:
     assert convert(GOLDEN / "plain", tmp_path / "out", "--dtype", "bfloat16", "--vocab", "64", "--check") == 0
     error = capsys.readouterr().err
     assert "cast from float32 to bfloat16" in error and "3 rows of zeros added" in error
-    model = weights.open_model(tmp_path / "out")
+    model = open_model(tmp_path / "out")
     assert model.dtype == "bfloat16" and model.config.vocab == 64
 
 
@@ -74,6 +74,6 @@ def test_the_script_is_the_verb(tmp_path: Path) -> None:
     subprocess.run(
         [*script, GOLDEN / "plain", tmp_path / "out", "--to", "nanogpt"], check=True, capture_output=True
     )
-    assert weights.open_model(tmp_path / "out").config.vocab == 61
+    assert open_model(tmp_path / "out").config.vocab == 61
     failed = subprocess.run([*script, tmp_path / "nothing", tmp_path / "x"], capture_output=True, text=True)
     assert failed.returncode == 66 and failed.stderr.startswith("jaxgpt: error: no model")

@@ -114,11 +114,12 @@ def test_names_that_are_nothing_are_all_reported():
         ("a.jsonl", b'{"text": ""}\n', "line 1 .*empty"),
         ("a.jsonl", b'{"text": 5}\n', "line 1 "),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1 .*surrogate"),
+        ("a.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "line 2 .*Recursion"),
         ("a.txt", b"", "holds no text"),
         ("a.jsonl", b"", "holds no text"),
         ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-9], "damaged gzip"),
         ("a.txt.gz", b"text", "damaged gzip"),
-        ("a.bin", b"text", "no token file"),
+        ("a.bin", b"text", "not a token file"),
     ],
 )
 @pytest.mark.parametrize("block", [1, 1 << 20])

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from jaxgpt.errors import DataError, MissingError
 from jaxgpt.text.tokenizer import load_tokenizer
 from jaxgpt.weights.formats.huggingface import open_huggingface, write_tokenizer
-from jaxgpt.weights.formats.huggingface_config import config_json, read_config_json
+from jaxgpt.weights.formats.huggingface_config import FIELDS, REQUIRED, config_json, read_config_json
 from jaxgpt.weights.formats.torch_zip import open_torch, write_torch
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -73,6 +73,44 @@ def test_what_would_change_the_computation_is_refused_by_name(tmp_path: Path, ch
     names = {"n_embd": "width", "n_layer": "layers"}
     with pytest.raises(DataError, match=names.get(next(iter(change)), next(iter(change)))):
         read_config_json(copied(tmp_path, **change) / "config.json")
+
+
+ANYTHING = [
+    None,
+    -1,
+    2.5,
+    1e300,
+    float("nan"),
+    float("inf"),
+    2**70,
+    10**4000,
+    "",
+    "x",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+]
+FINE = {
+    "n_inner": [None],
+    "quantization_config": [None],
+    "pruned_heads": [None, {}],
+    "layer_norm_epsilon": [2.5],
+}
+
+
+@pytest.mark.parametrize("key", [*FIELDS, *REQUIRED, "n_ctx"])
+def test_a_value_of_another_kind_or_size_is_refused(tmp_path: Path, key: str) -> None:
+    path = copied(tmp_path) / "config.json"
+    stored = json.loads(path.read_text())
+    for value in ANYTHING:
+        path.write_text(json.dumps(stored | {key: value}))
+        if value in FINE.get(key, []):
+            read_config_json(path)
+            continue
+        with pytest.raises(DataError) as caught:
+            read_config_json(path)
+        assert len(str(caught.value)) < 1000
 
 
 def test_keys_without_effect_are_listed_at_debug_level(

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxgpt.errors import DataError
-from jaxgpt.weights.convert import open_model, with_dtype, write_model
+from jaxgpt.weights.convert import with_dtype, write_model
 from jaxgpt.weights.formats.llmc_bin import open_llmc
+from jaxgpt.weights.open import open_model
 
 PLAIN = Path(__file__).parent / "golden" / "plain"
 BLOCK = (
@@ -53,7 +54,7 @@ def test_the_file_is_as_described_both_ways(tmp_path: Path, dtype: type, version
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        (1, 4, "another magic or version"),
+        (1, 4, "its version is 4"),
         (2, -16, "header is inconsistent"),
         (3, 62, "header is inconsistent|do not fit|bytes, not"),
         (4, 2**31 - 1, "layers = 2147483647"),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxgpt.evaluation.parity import GREEDY, certificate
-from jaxgpt.weights.convert import open_model, with_dtype, with_vocab
+from jaxgpt.weights.convert import with_dtype, with_vocab
+from jaxgpt.weights.open import open_model
 from jaxgpt.weights.tensors import StoredModel, Tensor
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -239,6 +239,27 @@ def test_other_data_is_not_overwritten(small, prose, tmp_path, monkeypatch, fini
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: b"",
+        lambda lines: b"{\n",
+        lambda lines: b"[1, 2]\n",
+        lambda lines: b"[" * 100_000 + b"\n",
+        lambda lines: lines + b"[1, 2]\n",
+        lambda lines: lines + b"3\n",
+    ],
+)
+def test_a_damaged_record_of_what_is_done_is_refused(small, prose, tmp_path, monkeypatch, damage):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ShardWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        prepare([prose], tmp_path / "out")
+    journal = tmp_path / "out" / JOURNAL_FILE
+    journal.write_bytes(damage(journal.read_bytes()))
+    with pytest.raises(DataError, match=r"cannot resume .*progress\.jsonl\): the record .* is damaged"):
+        prepare([prose], tmp_path / "out")
+
+
 def test_a_folder_of_something_else_is_refused(prose, tmp_path):
     with pytest.raises(ConfigError, match=r"holds prose\.txt"):
         prepare([prose], tmp_path)
@@ -265,7 +286,7 @@ def test_impossible_settings_are_refused_before_anything_is_made(prose, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("content", "why"), [(b"ab\xff", "offset 2"), (b"", "no text"), (b"a", "cannot be split")]
+    ("content", "why"), [(b"ab\xff", "offset 2"), (b"", "no text"), (b"a", "only one character")]
 )
 def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, why):
     (tmp_path / "a.txt").write_bytes(content)

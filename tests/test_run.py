@@ -11,9 +11,11 @@ from jaxgpt.errors import DataError, MissingError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import mesh_of, shardings
 from jaxgpt.weights import run
-from jaxgpt.weights.params import stored_params
-from jaxgpt.weights.run import is_run, one_device, open_run, read_run, write_run
-from jaxgpt.weights.tensors import StoredModel
+from jaxgpt.weights.convert import with_dtype, with_vocab
+from jaxgpt.weights.open import open_model
+from jaxgpt.weights.params import read_params, stored_params
+from jaxgpt.weights.run import is_run, one_device, open_run, write_run
+from jaxgpt.weights.tensors import StoredModel, Tensor
 
 
 @pytest.fixture
@@ -24,8 +26,9 @@ def folder(tmp_path: Path, config: GPTConfig, params: Params) -> Path:
 
 def test_what_is_written_is_a_run_and_reads_back(folder: Path, config: GPTConfig, params: Params) -> None:
     assert is_run(folder)
-    found, restored = read_run(folder, mesh_of(MeshConfig(fsdp=2, tensor=4)))
-    assert found == config
+    stored = open_run(folder)
+    assert stored.config == config
+    restored = read_params(stored, mesh_of(MeshConfig(fsdp=2, tensor=4)))
     jax.tree.map(np.testing.assert_array_equal, restored, params)
     wanted = shardings(params, mesh_of(MeshConfig(fsdp=2, tensor=4)))
     assert jax.tree.map(lambda leaf: leaf.sharding, restored) == wanted
@@ -50,6 +53,36 @@ def test_a_run_is_read_a_leaf_at_a_time_and_each_once(
     assert len(reads) == len(set(reads)) == len(jax.tree.leaves(params))
 
 
+def test_a_run_is_restored_straight_to_the_mesh_without_its_tensors(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each device reads its own shards: no leaf is ever read whole."""
+    model, targets = open_run(folder), []
+    restore = run.restore
+
+    def seen(path: Path, step: int, item: str, target: Params) -> Params:
+        targets.append(target)
+        return restore(path, step, item, target)
+
+    monkeypatch.setattr(run, "restore", seen)
+    monkeypatch.setattr(run, "restore_leaf", lambda *_: pytest.fail("a leaf was read whole"))
+    mesh = mesh_of(MeshConfig(fsdp=2, tensor=4))
+    read_params(model, mesh)
+    [target] = targets
+    assert jax.tree.map(lambda leaf: leaf.sharding, target) == shardings(target, mesh)
+
+
+def test_changed_tensors_of_a_run_are_read_and_not_restored(folder: Path, config: GPTConfig) -> None:
+    model = open_run(folder)
+    half = read_params(with_dtype(model, "bfloat16"), one_device())
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
+    longer = read_params(with_vocab(model, 100), one_device())
+    assert longer["wte"]["embedding"].shape == (104, 24)
+    moved = {**model.tensors, "ln_f.bias": Tensor.of(np.full(24, 7, np.float32))}
+    params = read_params(StoredModel(config, moved), one_device())
+    np.testing.assert_array_equal(params["ln_f"]["bias"], np.full(24, 7))
+
+
 def test_a_damaged_leaf_is_refused_by_its_name_and_the_others_are_read(folder: Path) -> None:
     meta = next((folder / "checkpoints" / "0" / "meta").rglob("metadata"))
     text = meta.read_text()
@@ -59,6 +92,8 @@ def test_a_damaged_leaf_is_refused_by_its_name_and_the_others_are_read(folder: P
     model.tensors["ln_f.weight"].read()
     with pytest.raises(DataError, match="other contents than were saved in ln_f/bias"):
         model.tensors["ln_f.bias"].read()
+    with pytest.raises(DataError, match="other contents than were saved in ln_f/bias"):
+        read_params(model, one_device())
 
 
 def test_a_run_without_a_checkpoint_is_a_missing_input(folder: Path) -> None:
@@ -68,10 +103,10 @@ def test_a_run_without_a_checkpoint_is_a_missing_input(folder: Path) -> None:
 
 
 def test_a_bias_free_model_of_another_dtype_is_a_run_too(tmp_path: Path) -> None:
-    from jaxgpt.weights.convert import open_model, with_dtype
-
     model = with_dtype(open_model(Path(__file__).parent / "golden" / "nanogpt_compiled"), "bfloat16")
     write_run(StoredModel(model.config, model.tensors), tmp_path / "run")
     assert {tensor.dtype.name for tensor in open_run(tmp_path / "run").tensors.values()} == {"bfloat16"}
-    config, params = read_run(tmp_path / "run", one_device())
-    assert not config.bias and {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    params = read_params(open_run(tmp_path / "run"), one_device())
+    assert "bias" not in params["ln_f"] and {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {
+        "bfloat16"
+    }

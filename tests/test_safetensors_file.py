@@ -78,6 +78,32 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, content: bytes) -> None:
         open_safetensors(tmp_path / "x")
 
 
+@pytest.mark.parametrize("field", ["dtype", "shape", "data_offsets", None])
+def test_a_field_of_another_kind_is_refused(tmp_path: Path, field: str | None) -> None:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    numbers = [
+        None,
+        True,
+        -1,
+        2.0,
+        1e300,
+        2**64,
+        10**4000,
+        [2.0],
+        [-1],
+        [2**64],
+        [True],
+        [None],
+        [0, 8.0],
+        [0, 2**64],
+    ]
+    for value in [*numbers, "", "F33", "2", ["2"], [[]], {}, {"a": 1}]:
+        table = {"a": entry | {field: value} if field else value}
+        (tmp_path / "x").write_bytes(header(json.dumps(table)))
+        with pytest.raises(DataError, match="not a safetensors file"):
+            open_safetensors(tmp_path / "x")
+
+
 def test_a_key_twice_inside_an_entry_is_refused(tmp_path: Path) -> None:
     entry = GOOD.replace('"shape": [2]', '"shape": [1, 2], "shape": [2]')
     (tmp_path / "x").write_bytes(header("{" + entry + "}", bytes(8)))

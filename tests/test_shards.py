@@ -144,7 +144,7 @@ def test_the_fingerprint_follows_the_tokens_and_not_the_names(tmp_path):
         (lambda data: data.update(format=2), "format is 2"),
         (lambda data: data.update(dtype="int8"), "dtype"),
         (lambda data: data["splits"].pop("val"), "splits"),
-        (lambda data: data["splits"]["train"].update(tokens=3), "its shards together"),
+        (lambda data: data["splits"]["train"].update(tokens=3), "its shards do not add up"),
         (lambda data: data["splits"]["train"]["shards"][0].pop("sha256"), "sha256"),
     ],
 )
@@ -154,6 +154,12 @@ def test_a_manifest_that_is_not_as_expected_is_refused(tmp_path, change, why):
     change(data)
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(data))
     with pytest.raises(DataError, match=why):
+        Manifest.load(tmp_path)
+
+
+def test_a_manifest_nested_without_end_is_refused(tmp_path):
+    (tmp_path / MANIFEST_FILE).write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not a manifest"):
         Manifest.load(tmp_path)
 
 
@@ -167,10 +173,10 @@ def test_every_problem_of_every_shard_is_reported_at_once(tmp_path):
     with pytest.raises(DataError, match="4 of 5") as caught:
         open_split(tmp_path, "train")
     for part in (
-        "000.bin): it begins []",
+        "000.bin): it begins with []",
         "001.bin): it has 1043 bytes",
         "002.bin): it does not",
-        "5 tokens, not 10",
+        "5 tokens, but the manifest states 10",
     ):
         assert part in str(caught.value)
 

@@ -121,6 +121,12 @@ def test_tokenizer_json_of_gpt2_gives_the_same_ranks(tmp_path):
         (lambda data: data["model"]["merges"].reverse(), "order of the ids"),
         (lambda data: data["model"]["merges"].pop(), "order of the ids"),
         (lambda data: data.pop("model"), "no byte-level BPE"),
+        (lambda data: data["model"]["vocab"].update({"<|endoftext|>": 0}), "the id 0, not 258"),
+        *[
+            (lambda data, wrong=wrong: data["model"]["vocab"].update(ab=wrong), "that of 'ab'")
+            for wrong in (None, True, 256.0, float("nan"), "256", [], ["x"], {}, [[]])
+        ],
+        (lambda data: data["model"]["vocab"].update(ab=10**4000), "order of the ids"),
     ],
 )
 def test_a_tokenizer_json_that_ranks_cannot_express_is_refused(tmp_path, change, why):
@@ -130,6 +136,22 @@ def test_a_tokenizer_json_that_ranks_cannot_express_is_refused(tmp_path, change,
     change(data)
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match=why):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
+def test_a_tokenizer_json_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(DataError, match="it is no byte-level BPE"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_json_in_another_encoding_is_refused(tmp_path):
+    load_tokenizer("bytes").save_json(tmp_path / "tokenizer.json")
+    load_tokenizer(tmp_path)
+    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-16")
+    with pytest.raises(DataError, match="'utf-8' codec can't decode"):
         load_tokenizer(tmp_path)
 
 

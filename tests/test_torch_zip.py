@@ -275,7 +275,10 @@ ZIPS = {
     "no tree": (lambda: in_zip(HONEST, DATA).replace(b"data.pkl", b"data.pkm"), r"no data\.pkl"),
     "unknown member": (lambda: in_zip(HONEST, DATA, ("code/evil.py", b"")), r"member code/evil\.py"),
     "storage in a folder": (lambda: in_zip(HONEST, DATA, ("data/0/1", b"")), "member data/0/1"),
-    "storage nobody uses": (lambda: in_zip(HONEST, DATA, ("data/1", b"")), "storage 1: no tensor uses it"),
+    "storage nobody uses": (
+        lambda: in_zip(HONEST, DATA, ("data/1", b"")),
+        "its storage 1 is used by no tensor",
+    ),
     "short storage": (lambda: in_zip(HONEST, ("data/0", bytes(60))), "has 60 bytes, not 64"),
     "long storage": (lambda: in_zip(HONEST, ("data/0", bytes(68))), "has 68 bytes, not 64"),
     "older, of another version": (
@@ -284,7 +287,7 @@ ZIPS = {
     ),
     "older, big-endian": (lambda: in_legacy(HONEST).replace(b"\x88s.", b"\x89s."), "version or byte order"),
     "big-endian": (lambda: in_zip(HONEST, DATA, ("byteorder", b"big")), "byte order is not little"),
-    "something behind the pickle": (lambda: in_zip(HONEST + b"N.", DATA), "something behind its pickle"),
+    "something behind the pickle": (lambda: in_zip(HONEST + b"N.", DATA), "something follows its pickle"),
     "pickle without end": (
         lambda: in_zip(b"\x80\x02" + b"N" * (1 << 24), DATA),
         "data.pkl has 16777218 bytes",

@@ -26,7 +26,8 @@ import google_crc32c
 import tyro
 
 from jaxgpt.errors import JaxgptError
-from jaxgpt.weights.convert import open_model, write_model
+from jaxgpt.weights.convert import write_model
+from jaxgpt.weights.open import open_model
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 FORBIDDEN = (

@@ -1,8 +1,8 @@
-"""The certificate of a conversion: every byte and every logit of what was written, against what was meant.
+"""The certificate of a conversion: every byte and every logit that was written, compared with what was meant.
 
-Bytes: each tensor is read back from the destination and hashed beside the source's. Numbers: logits, losses and greedy
-tokens of the destination, computed by jaxgpt, against a float64 NumPy forward pass of the source
-(`evaluation.reference`), which shares no line with the model.
+For the bytes, each tensor is read back from the destination and hashed, and so is the source's. For the
+numbers, jaxgpt computes logits, losses and greedy tokens of the destination, and a float64 NumPy forward pass
+that shares no line with the model (`evaluation.reference`) computes those of the source.
 """
 
 import dataclasses
@@ -26,17 +26,19 @@ from jaxgpt.weights.tensors import StoredModel, Tensor
 
 PARITY_FILE = "parity.json"
 TEXT = "The weights of a model are only numbers, and a certificate says that they are still the same numbers."
-TOKENS, GREEDY = 32, 8  # read and generated, at most
-# float32 arithmetic against float64: what 48 layers may lose, absolute for small logits, a share of large ones.
+TOKENS, GREEDY = 32, 8  # the most tokens that are read, and that are generated
+# How far logits in float32 may be from those in float64 after 48 layers: for small logits, and as a share of
+# large.
 ABSOLUTE, RELATIVE = 2e-4, 2e-5
 LIBRARIES = ("jaxgpt", "jax", "flax", "numpy", "orbax-checkpoint", "safetensors", "ml_dtypes")
 
 
 def certificate(source: StoredModel, wanted: StoredModel, written: StoredModel) -> dict[str, Any]:
-    """What `parity.json` holds; `passed` is False and `problems` says why where something is not as it was meant.
+    """Return the content of `parity.json`: whether it `passed`, and if not, which `problems` there are.
 
-    `source` is the model as it was found, `wanted` the same after what was asked for (a cast, another vocabulary) and
-    what the format needed (biases of zeros), `written` the destination as it reads back.
+    `source` is the model as it was found. `wanted` is the same model after what was asked for (a cast,
+    another vocabulary) and what the format needed (biases of zeros). `written` is the destination as it reads
+    back.
     """
     tensors, problems = _compared_tensors(source, wanted, written)
     config = wanted.config.differences(written.config)
@@ -64,11 +66,14 @@ def certificate(source: StoredModel, wanted: StoredModel, written: StoredModel) 
 def _compared_tensors(
     source: StoredModel, wanted: StoredModel, written: StoredModel
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Shape, dtype and sha256 of every tensor, one in memory at a time, and what does not agree."""
+    """Return shape, dtype and sha256 of every tensor, and what does not agree.
+
+    One tensor is in memory at a time.
+    """
     rows, problems = {}, []
     for name in dict.fromkeys((*wanted.tensors, *written.tensors)):
         before, meant, after = (model.tensors.get(name) for model in (source, wanted, written))
-        # A tensor nothing was asked of is one object in both models: it is read once.
+        # A tensor that was not changed is one object in both models, and is read once.
         meant_sha = _sha256(meant)
         row = {
             "shape": list(after.shape) if after else None,
@@ -84,14 +89,14 @@ def _compared_tensors(
 
 
 def _sha256(tensor: Tensor | None) -> str | None:
-    """Of its numbers in row-major order, little-endian, as its file would hold them."""
+    """Return the hash of a tensor's numbers as its file would hold them: row-major, little-endian."""
     if tensor is None:
         return None
     return hashlib.sha256(tensor.raw()).hexdigest()
 
 
 def _compared_numbers(wanted: StoredModel, written: StoredModel) -> dict[str, Any]:
-    """Logits, losses and greedy tokens of the destination by jaxgpt and of the source by NumPy."""
+    """Compare logits, losses and greedy tokens of the destination (by jaxgpt) and the source (by NumPy)."""
     config = dataclasses.replace(written.config, dropout=0.0, compute_dtype="float32")
     params = read_params(written, one_device())
     prompt = _prompt(config, wanted.tokenizer)
@@ -100,7 +105,8 @@ def _compared_numbers(wanted: StoredModel, written: StoredModel) -> dict[str, An
     reference_TV = reference_logits(wanted.config, wanted.tensors, np.array(tokens))
     largest, difference = float(abs(reference_TV).max()), float(abs(ours_TV - reference_TV).max())
     tolerance = max(ABSOLUTE, RELATIVE * largest)
-    # Read by the reference in one pass: it would have chosen each greedy token too, given those before.
+    # The reference reads all tokens in one pass. Given those before it, it should have chosen each greedy
+    # token too.
     steps_TV = reference_TV[len(prompt) - 1 : -1]
     lost = (
         steps_TV.max(axis=-1)
@@ -125,11 +131,12 @@ def _compared_numbers(wanted: StoredModel, written: StoredModel) -> dict[str, An
 
 
 def _prompt(config: GPTConfig, tokenizer: Tokenizer | None) -> list[int]:
-    """A text where there is a tokenizer, otherwise drawn ids; with room for the greedy tokens."""
+    """Return the ids of a text, or random ids without a tokenizer; leave room for the greedy tokens."""
     length = min(TOKENS, config.context - min(GREEDY, config.context // 2))
     if tokenizer:
         return tokenizer.encode(TEXT)[:length]
-    return np.random.default_rng(0).integers(0, config.vocab, length).tolist()
+    drawn: list[int] = np.random.default_rng(0).integers(0, config.vocab, length).tolist()
+    return drawn
 
 
 def _greedy(config: GPTConfig, params: Params, prompt: list[int]) -> list[int]:
@@ -140,18 +147,19 @@ def _greedy(config: GPTConfig, params: Params, prompt: list[int]) -> list[int]:
 
 def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
     shifted_TV = logits_TV - logits_TV.max(axis=-1, keepdims=True)
-    return shifted_TV - np.log(np.exp(shifted_TV).sum(axis=-1, keepdims=True))
+    logs_TV: np.ndarray = shifted_TV - np.log(np.exp(shifted_TV).sum(axis=-1, keepdims=True))
+    return logs_TV
 
 
 def _kl(reference_TV: np.ndarray, ours_TV: np.ndarray) -> dict[str, float]:
-    """KL(reference || ours) in nats: the mean and the largest over the positions."""
+    """Return KL(reference || ours) in nats: the mean and the largest over the positions."""
     p_TV, q_TV = _log_softmax(reference_TV), _log_softmax(ours_TV)
     kl_T = (np.exp(p_TV) * (p_TV - q_TV)).sum(axis=-1)
     return {"mean": float(kl_T.mean()), "largest": float(kl_T.max())}
 
 
 def _losses(reference_TV: np.ndarray, ours_TV: np.ndarray, tokens: list[int]) -> dict[str, Any]:
-    """The negative log-likelihood of each next token, in nats, by both."""
+    """Return the negative log-likelihood of each next token, in nats, by the reference and by jaxgpt."""
     nexts = np.array(tokens[1:])[:, None]
     reference, ours = (
         -np.take_along_axis(_log_softmax(logits[:-1]), nexts, 1)[:, 0] for logits in (reference_TV, ours_TV)
@@ -164,7 +172,7 @@ def _losses(reference_TV: np.ndarray, ours_TV: np.ndarray, tokens: list[int]) ->
 
 
 def _effect(source: StoredModel, wanted: StoredModel, tokens: list[int]) -> dict[str, Any]:
-    """What the asked-for changes did to the logits of the ids both have, by the reference alone."""
+    """Return what the changes did to the logits of the ids that both models have, by the reference alone."""
     both = min(source.config.vocab, wanted.config.vocab)
     ids = np.array(tokens) % source.config.vocab
     before_TV = reference_logits(source.config, source.tensors, ids)[:, :both]

@@ -31,7 +31,10 @@ def shifted(windows_BT1: np.ndarray, weights_BT: np.ndarray | None = None) -> Ba
 
 
 def check_ids(tokens: np.ndarray, vocab: int) -> np.ndarray:
-    """The same tokens. Raises DataError for an id outside the vocabulary, which JAX would turn into NaN silently."""
+    """Return the tokens as they are.
+
+    Raises DataError for an id outside the vocabulary, which JAX would turn into NaN silently.
+    """
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab):
         wrong = int(tokens.max() if tokens.max() >= vocab else tokens.min())
         raise DataError(

@@ -1,7 +1,7 @@
-"""Sliding windows over a token stream, shuffled with Grain, as batches: a pure function of (data, seed, step).
+"""Batches of sliding windows over a token stream, shuffled with Grain; a pure function of (data, seed, step).
 
-The book's input-target pairs: a window is `context` tokens and the token after them; inputs are all but the last,
-targets all but the first, and the next window starts `stride` tokens on.
+A window holds `context` tokens and the token after them. The inputs are all but the last, and the targets all
+but the first, as in the book. The next window starts `stride` tokens later.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from jaxgpt.text.shards import TokenStream
 
 
 def window_starts(tokens: int, context: int, stride: int) -> range:
-    """Where the windows of a stream start: every `stride` tokens, as long as context + 1 tokens follow."""
+    """Return where the windows of a stream start: every `stride` tokens, if context + 1 tokens are left."""
     return range(0, tokens - context, stride)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of a stream, by number: `windows[i]` is int32 [context + 1]. A Grain random-access source."""
+    """All windows of a stream, as a source for Grain: `windows[i]` is int32 [context + 1]."""
 
     stream: TokenStream
     context: int
@@ -29,23 +29,26 @@ class Windows:
     vocab: int
 
     def __len__(self) -> int:
+        """Return the number of windows."""
         return len(window_starts(len(self.stream), self.context, self.stride))
 
     def __getitem__(self, number: int) -> np.ndarray:
+        """Return a window. Raises DataError for an id outside the vocabulary."""
         start = number * self.stride
         return check_ids(self.stream.read(start, start + self.context + 1), self.vocab)
 
 
 class TrainingBatches:
-    """The endless, shuffled sequence of global batches. Every window comes once an epoch; each epoch has its own order.
+    """The endless, shuffled sequence of global batches.
 
-    Rows n * sequences to (n + 1) * sequences of the shuffled stream are batch n, whatever the number of processes:
-    the position of a run in its data is one integer.
+    Every epoch has each window once, in an order of its own. Batch n holds rows n * sequences to (n + 1) *
+    sequences of the shuffled windows, for any number of processes: a run's place in its data is one integer.
     """
 
     def __init__(
         self, stream: TokenStream, *, context: int, stride: int, sequences: int, seed: int, vocab: int
-    ):
+    ) -> None:
+        """Take the stream; a batch has `sequences` windows. Raises DataError without a whole window."""
         windows = Windows(stream, context, stride, vocab)
         if len(windows) == 0:
             raise _too_short("training", len(stream), context + 1)
@@ -53,25 +56,27 @@ class TrainingBatches:
         self._order = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
 
     def rows(self, step: int, start: int, stop: int) -> Batch:
-        """Rows start..stop of the global batch of this step (counted from 0)."""
+        """Return rows `start` to `stop` - 1 of the global batch of a step, which is counted from 0."""
         first = step * self.sequences
         return shifted(np.stack([self._order[first + row] for row in range(start, stop)]))
 
 
 class ValidationBatches:
-    """Every token of a stream once, in order, windows side by side; the last ones are padded with weight 0."""
+    """Every token of a stream once, in order, in windows side by side; the end is padded with weight 0."""
 
-    def __init__(self, stream: TokenStream, *, context: int, sequences: int, vocab: int):
+    def __init__(self, stream: TokenStream, *, context: int, sequences: int, vocab: int) -> None:
+        """Take the stream; a batch has `sequences` windows. Raises DataError for fewer than two tokens."""
         if len(stream) < 2:
             raise _too_short("validation", len(stream), 2)
         self._stream, self._context, self.sequences, self._vocab = stream, context, sequences, vocab
 
     def __len__(self) -> int:
+        """Return the number of batches."""
         windows = len(range(0, len(self._stream) - 1, self._context))
         return -(-windows // self.sequences)
 
     def rows(self, number: int, start: int, stop: int) -> Batch:
-        """Rows start..stop of batch `number`."""
+        """Return rows `start` to `stop` - 1 of batch `number`."""
         T = self._context
         windows_BT1 = np.zeros((stop - start, T + 1), np.int32)
         weights_BT = np.zeros((stop - start, T), np.float32)
@@ -87,5 +92,5 @@ def _too_short(split: str, tokens: int, needed: int) -> DataError:
     return DataError(
         f"{split} split of {tokens} tokens",
         why=f"{needed} are needed for one prediction at this context",
-        fix="use more text or a smaller --model.context",
+        fix="use more text or choose a smaller --model.context",
     )

@@ -1,8 +1,8 @@
-"""Train a byte-pair vocabulary of one's own.
+"""Train a byte-pair vocabulary on texts of one's own.
 
-Source: Sennrich, Haddow and Birch (2016), "Neural Machine Translation of Rare Words with Subword Units", section 3.2;
-over bytes and GPT-2's pieces as in Radford et al. (2019), section 2.2. The `tokenizers` library counts and merges; what
-comes out is the same Tokenizer as for GPT-2's vocabulary, which saves itself as tiktoken ranks or tokenizer.json.
+Source: Sennrich, Haddow and Birch (2016), "Neural Machine Translation of Rare Words with Subword Units",
+section 3.2; over bytes, and within GPT-2's pieces, as in Radford et al. (2019), section 2.2. The `tokenizers`
+library counts and merges. The result is a Tokenizer like GPT-2's.
 """
 
 from collections.abc import Iterator
@@ -15,22 +15,24 @@ SMALLEST = 257  # the single bytes and <|endoftext|>
 
 
 def train(texts: Iterator[str], vocab: int) -> Tokenizer:
-    """Return a tokenizer with `vocab` ids, `<|endoftext|>` among them, learned from the texts.
+    """Return a tokenizer with `vocab` ids, one of them for `<|endoftext|>`, learned from the texts.
 
-    A text may be cut into several where whitespace follows text, nothing else joins or separates them. ConfigError
-    below 257 ids or without the `tokenizers` library; DataError if the texts do not have so many pairs to merge.
+    No merge crosses from one text to the next. A long text may be given in several parts, if each cut is
+    between a character and a whitespace that follows it; the result is then the same. Raises ConfigError for
+    fewer than 257 ids or when the `tokenizers` library is not installed, DataError when the texts have too
+    few pairs to merge.
     """
     try:
         from tokenizers import Tokenizer as Trainee
         from tokenizers import models, pre_tokenizers, trainers
     except ImportError as error:
         raise ConfigError(
-            "training a vocabulary",
+            "cannot train a vocabulary",
             why="the tokenizers library is not installed",
             fix="pip install 'jaxgpt[bpe]'",
         ) from error
     if vocab < SMALLEST:
-        why = f"a vocabulary of {vocab} does not hold the 256 bytes and the end of text"
+        why = f"{vocab} ids are not enough for the 256 bytes and the end of text"
         raise ConfigError("vocabulary too small", why=why, fix=f"ask for at least {SMALLEST}")
     trainee = Trainee(models.BPE())
     trainee.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -42,5 +44,5 @@ def train(texts: Iterator[str], vocab: int) -> Tokenizer:
     ranks = {bytes(bytes_of[character] for character in token): rank for token, rank in learned.items()}
     if len(ranks) != vocab - 1:
         why = f"the texts have pairs for {len(ranks) + 1} ids, not for {vocab}"
-        raise DataError("too little text", why=why, fix=f"give more text or ask for {len(ranks) + 1}")
+        raise DataError("too little text", why=why, fix=f"give more text or ask for {len(ranks) + 1} ids")
     return Tokenizer(ranks)

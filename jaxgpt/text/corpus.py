@@ -1,8 +1,9 @@
 """Where text comes from: files and folders, standard input, the built-in corpus, named downloads.
 
-A text is read as blocks: pieces of its documents in order, never a whole large document at once. A `.txt` (or any
-other) file is one document, a `.jsonl` file one document a line under "text", each also compressed as `.gz`; a `.bin`
-file holds GPT-2 tokens in llm.c's layout, decoded back to its documents. Text must be UTF-8; nothing is repaired.
+A text is read in blocks, which are pieces of its documents in order; a large document is never read whole. A
+`.jsonl` file holds one document a line, under the key "text". A `.bin` file holds GPT-2 tokens in llm.c's
+layout, which are decoded to documents. Any other file is one document. All but `.bin` files may be compressed
+as `.gz`. Text must be UTF-8, and nothing is repaired.
 """
 
 import codecs
@@ -14,9 +15,10 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedIOBase
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +33,7 @@ BLOCK = 1 << 20  # bytes read at a time
 
 
 class Block(NamedTuple):
-    """A piece of a document; `ends` says that the document ends behind it."""
+    """A piece of a document; `ends` is True for the last piece."""
 
     text: str
     ends: bool
@@ -39,13 +41,17 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """One input: `path` is the file it is in, None for the built-in corpus."""
+    """One input. `path` is its file, or None for the built-in corpus."""
 
     name: str
     path: Path | None
 
     def blocks(self) -> Iterator[Block]:
-        """Yield the documents in pieces; DataError names the byte or line that is wrong, or says the text is empty."""
+        """Yield the documents in pieces.
+
+        Raises DataError that names the byte or line that is wrong or says that the text is empty,
+        StorageError when reading fails.
+        """
         empty = True
         try:
             for block in self._read():
@@ -56,19 +62,21 @@ class Text:
                 "damaged gzip file", path=self.name, why=str(error), fix="copy it again"
             ) from error
         except OSError as error:
-            raise StorageError("cannot read", path=self.name, why=str(error), fix="check the file") from error
+            raise StorageError(
+                "cannot read", path=self.name, why=str(error), fix="check that the file can be read"
+            ) from error
         if empty:
             raise DataError("empty input", path=self.name, why="it holds no text", fix="leave it out")
 
     def digest(self) -> tuple[str, int]:
-        """Return the sha256 and the number of the bytes: of the file as it is, or of the built-in topics in order."""
+        """Return the sha256 and the number of bytes of the file, or of the built-in topics in order."""
         if self.path is not None:
             return file_sha256(self.path), self.path.stat().st_size
         content = "".join(builtin_documents().values()).encode()
         return hashlib.sha256(content).hexdigest(), len(content)
 
     def stamp(self) -> tuple[int, int]:
-        """Return the size and the time of the last change of the file, zeros for the built-in corpus."""
+        """Return the file's size in bytes and the time of its last change in nanoseconds, or two zeros."""
         if self.path is None:
             return 0, 0
         status = self.path.stat()
@@ -83,16 +91,17 @@ class Text:
             yield from _token_blocks(self.path)
             return
         packed = suffixes[-1:] == [".gz"]
-        with cast(BinaryIO, gzip.open(self.path, "rb")) if packed else self.path.open("rb") as file:
+        with gzip.open(self.path, "rb") if packed else self.path.open("rb") as file:
             lines = (suffixes[-2:-1] if packed else suffixes[-1:]) == [".jsonl"]
             yield from _line_blocks(file, self.name) if lines else _text_blocks(file, self.name)
 
 
 def builtin_documents() -> Mapping[str, str]:
-    """Return the built-in corpus, topic -> text, sorted by topic.
+    """Return the built-in corpus as a table from topic to text, sorted by topic.
 
-    It is the language reference that every Python brings for `help()`: the standard library's `pydoc_data.topics`,
-    about half a megabyte of English. It needs no network, and differs between versions of Python.
+    It is the language reference that comes with every Python for `help()`, in the standard library's
+    `pydoc_data.topics`: about half a megabyte of English. It needs no network, and it differs between
+    versions of Python. Raises MissingError when this Python was installed without it.
     """
     try:
         from pydoc_data.topics import topics
@@ -104,17 +113,19 @@ def builtin_documents() -> Mapping[str, str]:
 
 
 def open_texts(names: Sequence[str], *, spool: Path, progress: Progress | None = None) -> list[Text]:
-    """Return the texts that the names mean, folders expanded in sorted order, hidden files left out.
+    """Return the texts that the names mean.
 
-    A name is `builtin`, a named download (fetched into the cache), `-` for standard input (kept in the file `spool`), a
-    file or a folder. MissingError lists every name that is none of these.
+    A name is `builtin`, a named download, which is fetched into the cache, `-` for standard input, which is
+    kept in the file `spool`, a file, or a folder. A folder means its files in sorted order, without hidden
+    ones. Raises MissingError that lists every other name, DataError for a folder without files, and what
+    `fetch` raises.
     """
     missing = [name for name in names if not _known(name)]
     if missing:
         raise MissingError(
             f"no text {', '.join(missing)}",
             why=f"it is no file, no folder, and none of {', '.join(['-', BUILTIN, *DOWNLOADS])}",
-            fix="name an existing file",
+            fix="name an existing file or folder, or one of these",
         )
     texts: list[Text] = []
     for name in names:
@@ -153,12 +164,12 @@ def _spool_stdin(spool: Path) -> Path:
             shutil.copyfileobj(sys.stdin.buffer, file)
     except OSError as error:
         raise StorageError(
-            "cannot keep standard input", path=spool, why=str(error), fix="check the disk"
+            "cannot keep standard input", path=spool, why=str(error), fix="check free space and permissions"
         ) from error
     return spool
 
 
-def _text_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
+def _text_blocks(file: BufferedIOBase, name: str) -> Iterator[Block]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, more = 0, True
     while more:
@@ -172,7 +183,7 @@ def _text_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
         yield Block(text, not more)
 
 
-def _line_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
+def _line_blocks(file: BufferedIOBase, name: str) -> Iterator[Block]:
     offset = 0
     for number, line in enumerate(file, start=1):
         try:
@@ -182,7 +193,7 @@ def _line_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
                 raise ValueError('its "text" is empty')
         except UnicodeDecodeError as error:
             raise _not_utf8(name, offset + error.start) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = f'line {number} is not a JSON object with a "text": {error!r}'
             raise DataError(
                 "not JSON lines of text", path=name, why=why, fix="correct or remove the line"
@@ -192,9 +203,10 @@ def _line_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
 
 
 def _token_blocks(path: Path) -> Iterator[Block]:
-    """Yield the documents of a GPT-2 token file; `<|endoftext|>` stands before each (llm.c) or behind each (ours).
+    """Yield the documents of a file of GPT-2 tokens.
 
-    A file may begin and end inside a document, even inside a character; what is left of that character is U+FFFD.
+    `<|endoftext|>` stands before each document in llm.c's files and after each in ours. A file may begin or
+    end inside a document, even inside a character; what is left of that character becomes U+FFFD.
     """
     tokenizer, stream = load_tokenizer("gpt2"), TokenStream([path])
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

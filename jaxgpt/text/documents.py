@@ -1,7 +1,7 @@
-"""The stream of documents: dividing it into training and validation, and cutting it for the tokenizer.
+"""The stream of documents is divided into training and validation, and cut into pieces for the tokenizer.
 
-Cuts fall where whitespace follows a character that is none. GPT-2's pattern has a border between two pieces at every
-such place, whatever stands around it, so the parts encode to the same ids as the whole.
+A cut is between a character and a whitespace that follows it. GPT-2's pattern always ends a piece there, so
+the parts encode to the same ids as the whole.
 """
 
 import re
@@ -16,7 +16,7 @@ from jaxgpt.text.manifest import Source
 from jaxgpt.text.tokenizer import WHITESPACE
 
 _BORDER = re.compile(f"(?<=[^{WHITESPACE}])[{WHITESPACE}]")
-_NEAR = 1 << 16  # characters after the wanted place among which a single document is cut at a border
+_NEAR = 1 << 16  # a single document is cut at a border within this many characters after the wanted place
 _TICK = 1 << 20  # characters between two reports of progress
 
 
@@ -24,11 +24,12 @@ class Meter:
     """Counts characters and reports them to `progress` from time to time."""
 
     def __init__(self, what: str, total: int | None, progress: Progress | None) -> None:
+        """Count up to `total` characters if that is known; `what` names the work in the reports."""
         self.what, self.total, self.progress = what, total, progress
         self.done = self._shown = 0
 
     def count(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Yield the blocks, counting them."""
+        """Yield the blocks and count them."""
         for block in blocks:
             self.add([block])
             yield block
@@ -43,7 +44,11 @@ class Meter:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the texts hold and how they are divided; `cut` is the character at which a single document is."""
+    """What the texts hold and how they are divided.
+
+    Several documents are divided whole, and `validation` holds the indices of those for validation. A single
+    document is cut at the character `cut`, which is otherwise None.
+    """
 
     texts: tuple[Text, ...]
     sources: tuple[Source, ...]
@@ -54,31 +59,37 @@ class Plan:
     cut: int | None
 
     def split_blocks(self, split: str) -> Iterator[Block]:
-        """Yield the documents, or the span of the single one, that belong to `train` or `val`."""
+        """Yield the documents of the split `train` or `val`, or its part of a single document."""
         blocks = (block for text in self.texts for block in text.blocks())
         if self.cut is not None:
             return take_span(blocks, *((0, self.cut) if split == "train" else (self.cut, None)))
         return take_documents(blocks, self.validation, inside=split == "val")
 
     def split_documents(self, split: str) -> int:
-        """Return how many documents the split has, wholly or in part."""
+        """Return how many documents the split has, whole or in part."""
         if self.cut is not None:
             return 1
         return len(self.validation) if split == "val" else self.documents - len(self.validation)
 
     def check_unchanged(self) -> None:
-        """Raise DataError if a file is not as it was when it was scanned."""
+        """Raise DataError if a file has changed since it was scanned."""
         if changed := [
             text.name for text, was in zip(self.texts, self.stamps, strict=True) if text.stamp() != was
         ]:
             why = "the text changed while it was read"
             raise DataError(
-                "unsteady input", path=", ".join(changed), why=why, fix="delete the folder and start again"
+                "the input changed",
+                path=", ".join(changed),
+                why=why,
+                fix="delete the folder that was being prepared and start again",
             )
 
 
 def scan(texts: Sequence[Text], val_fraction: float, progress: Progress | None = None) -> Plan:
-    """Read the texts once, check them, and decide on the split; DataError if there is too little to split."""
+    """Read the texts once, check them, and decide how to divide them.
+
+    Raises DataError when a text is damaged or too short to divide.
+    """
     stamps = tuple(text.stamp() for text in texts)
     sizes, sources = array("q"), []
     meter = Meter("reading", None, progress)
@@ -104,9 +115,14 @@ def scan(texts: Sequence[Text], val_fraction: float, progress: Progress | None =
 
 
 def _find_cut(text: Text, characters: int, val_fraction: float) -> int:
-    """Return where to cut a single document: at the first border near the wanted place, or just there."""
+    """Return where to cut a single document: at the first border after the wanted place, or just there."""
     if characters < 2:
-        raise DataError("one character", path=text.name, why="it cannot be split", fix="set --val-fraction 0")
+        raise DataError(
+            "cannot divide the text",
+            path=text.name,
+            why="it has only one character",
+            fix="give more text, or set --val-fraction 0 for no validation",
+        )
     target = min(max(round(characters * (1 - val_fraction)), 1), characters - 1)
     near = "".join(block.text for block in take_span(text.blocks(), target - 1, target + _NEAR))
     border = find_border(near, 1)
@@ -114,16 +130,17 @@ def _find_cut(text: Text, characters: int, val_fraction: float) -> int:
 
 
 def find_border(text: str, start: int) -> int | None:
-    """Return the first index from `start` on at which the text may be cut, None if there is none."""
+    """Return the first index from `start` on at which the text may be cut, or None if there is none."""
     found = _BORDER.search(text, start)
     return found.start() if found else None
 
 
 def choose_validation(sizes: Sequence[int], fraction: float) -> set[int]:
-    """Return the indices of the documents for validation: about `fraction` of the sum of `sizes`, spread evenly.
+    """Return the indices of the documents for validation: about `fraction` of all text, spread evenly.
 
-    Going through the documents, one is taken whenever at least half of it is still wanting. Of two or more documents,
-    at least one is taken and one left, unless `fraction` is 0.
+    Going through the documents in order, one is taken when those taken so far fall short of `fraction` of
+    those seen so far by at least half its size. Of two or more documents, at least one is taken and one is
+    left, unless `fraction` is 0.
     """
     if not fraction:
         return set()
@@ -149,7 +166,7 @@ def take_documents(blocks: Iterable[Block], chosen: Collection[int], *, inside: 
 
 
 def take_span(blocks: Iterable[Block], start: int, stop: int | None) -> Iterator[Block]:
-    """Yield characters start to stop - 1 of a single document; it ends only where the document does."""
+    """Yield characters `start` to `stop` - 1 of a single document; only a span to its end ends it."""
     at = 0
     for text, ends in blocks:
         first, last = max(start - at, 0), len(text) if stop is None else min(stop - at, len(text))
@@ -159,9 +176,10 @@ def take_span(blocks: Iterable[Block], start: int, stop: int | None) -> Iterator
 
 
 def cut_blocks(blocks: Iterable[Block], size: int) -> Iterator[Block]:
-    """Yield the same documents in blocks of at least `size` characters each, cut at the first border from there on.
+    """Yield the same documents in blocks that end at the first border after `size` characters.
 
-    Where the cuts are does not depend on the blocks given. Text without a border stays together, however long.
+    The cuts do not depend on how the text was divided into blocks before. Text without a border stays
+    together, however long it is.
     """
     rest, searched = "", size
     for text, ends in blocks:
@@ -178,7 +196,7 @@ def cut_blocks(blocks: Iterable[Block], size: int) -> Iterator[Block]:
 
 
 def group_blocks(blocks: Iterable[Block], size: int) -> Iterator[list[Block]]:
-    """Yield the blocks in lists of at least `size` characters together, the last list with what is left."""
+    """Yield the blocks in lists that hold at least `size` characters each; the last list holds the rest."""
     group: list[Block] = []
     held = 0
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Named downloads, cached: resumed where the server allows it, checked by hash, whole or not there at all."""
+"""Named downloads and their cache: a download is resumed if the server allows it, and checked by its hash."""
 
 import os
 from collections.abc import Callable
@@ -15,25 +15,26 @@ if TYPE_CHECKING:
     import requests
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much of it is done, and of how much if that is known."""
+"""Called with the name of the work, how much of it is done, and how much there is if that is known."""
 
 TIMEOUT = 30.0  # seconds without a byte
-PIECE = 1 << 16  # bytes written at a time; what came of one not finished is asked for again
+PIECE = 1 << 16  # bytes written at a time; an unfinished piece is asked for again
 
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """A file on the web; without a published `sha256`, that of the first fetch is recorded and compared ever after."""
+    """A file on the web. Without a published `sha256`, that of the first fetch is recorded and compared."""
 
     address: str
     file: str
     sha256: str | None = None
 
 
-# Where each address and hash is from:
-#   tiny-shakespeare: address, hash: tensorflow/datasets, tensorflow_datasets/datasets/tiny_shakespeare/checksums.tsv
-#   the-verdict: address: rasbt/LLMs-from-scratch, ch05/01_main-chapter-code/gpt_train.py; no published hash
-#   fineweb: dataset and file: KellerJordan/modded-nanogpt, data/cached_fineweb10B.py; no published hash
+# Where each address and hash comes from:
+# - tiny-shakespeare: address and hash, tensorflow/datasets,
+#   tensorflow_datasets/datasets/tiny_shakespeare/checksums.tsv
+# - the-verdict: address, rasbt/LLMs-from-scratch, ch05/01_main-chapter-code/gpt_train.py; no published hash
+# - fineweb: dataset and file, KellerJordan/modded-nanogpt, data/cached_fineweb10B.py; no published hash
 DOWNLOADS = {
     "tiny-shakespeare": Download(
         address="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -41,7 +42,8 @@ DOWNLOADS = {
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
     "the-verdict": Download(
-        address="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt",
+        address="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/"
+        "the-verdict.txt",
         file="the-verdict.txt",
     ),
     "fineweb": Download(
@@ -52,16 +54,19 @@ DOWNLOADS = {
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept: jaxgpt in $XDG_CACHE_HOME, or in ~/.cache (XDG Base Directory Specification)."""
+    """Return the folder for downloads: `jaxgpt` in $XDG_CACHE_HOME, or else in ~/.cache.
+
+    Source: XDG Base Directory Specification.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt"
 
 
 def fetch(download: Download, *, folder: Path | None = None, progress: Progress | None = None) -> Path:
     """Return the path of the downloaded file, fetching it if it is not in the cache.
 
-    MissingError if it cannot be had (offline, not found), naming the address and where to put the file by hand;
-    StorageError if it broke off (the next call resumes); DataError if its hash is wrong; BusyError if another process
-    is fetching it.
+    Raises MissingError when the file cannot be reached, with its address and the place to put it by hand;
+    StorageError when the download breaks off, and then the next call resumes it; DataError when its hash is
+    wrong; BusyError while another process fetches it.
     """
     folder = cache_folder() if folder is None else folder
     path = folder / download.file
@@ -77,17 +82,20 @@ def fetch(download: Download, *, folder: Path | None = None, progress: Progress 
                 _check(download, path, path)
     except filelock.Timeout as error:
         raise BusyError(
-            "downloading", path=path, why="another process is", fix="wait for it and try again"
+            "cannot download",
+            path=path,
+            why="another process is downloading it",
+            fix="wait for that process and try again",
         ) from error
     except OSError as error:
         raise StorageError(
-            "cannot store the download", path=path, why=str(error), fix="check the disk"
+            "cannot store the download", path=path, why=str(error), fix="check free space and permissions"
         ) from error
     return path
 
 
 def _check(download: Download, content: Path, path: Path) -> None:
-    """Compare the hash of `content` with the published one, or with the one recorded beside `path`, or record it."""
+    """Compare the hash of `content` with the published or recorded one; if there is none, record it."""
     found, record = file_sha256(content), path.with_name(path.name + ".sha256")
     expected = download.sha256 or (record.read_text().split()[0] if record.exists() else None)
     if expected is None:
@@ -102,7 +110,7 @@ def _check(download: Download, content: Path, path: Path) -> None:
 
 
 def _receive(download: Download, path: Path, progress: Progress | None) -> Path:
-    """Fetch into NAME.part, behind what is there if the server says that it is the same file."""
+    """Fetch into NAME.part, after what is already there if the server says that it is the same file."""
     import requests
 
     part = _part(path)
@@ -114,7 +122,7 @@ def _receive(download: Download, path: Path, progress: Progress | None) -> Path:
         headers |= {"Range": f"bytes={had}-"}
     try:
         with requests.get(download.address, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            if response.status_code == 416:  # nothing behind what is there: not that file
+            if response.status_code == 416:  # no byte follows what is there, so that is not the file
                 part.unlink()
                 return _receive(download, path, progress)
             response.raise_for_status()
@@ -130,13 +138,13 @@ def _receive(download: Download, path: Path, progress: Progress | None) -> Path:
 
 
 def _store(response: "requests.Response", path: Path, had: int, progress: Progress | None) -> None:
-    """Write the body behind the first `had` bytes if the server resumes there, else from the beginning."""
+    """Write the body after the first `had` bytes if the server resumes there, or else from the start."""
     import requests
 
     if not response.headers.get("Content-Range", "").startswith(f"bytes {had}-"):
         had = 0
     tag = response.headers.get("ETag", "")
-    if tag and not tag.startswith("W/"):  # a weak one does not promise the same bytes
+    if tag and not tag.startswith("W/"):  # a weak tag does not promise the same bytes
         write_atomically(_etag(path), tag.encode())
     else:
         _etag(path).unlink(missing_ok=True)
@@ -156,7 +164,7 @@ def _store(response: "requests.Response", path: Path, had: int, progress: Progre
         os.fsync(file.fileno())
     if total is not None and done != total:
         why = f"{done} of {total} bytes came: {why}"
-        raise StorageError("download cut off", path=path, why=why, fix="try again to resume it")
+        raise StorageError("download cut off", path=path, why=why, fix="run again to resume it")
 
 
 def _part(path: Path) -> Path:

@@ -2,24 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxgpt.errors import DataError, MissingError
 from jaxgpt.files import write_atomically
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
 DTYPES = ("uint16", "uint32")
 FORMAT = 1
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One token file of a split: its name in the folder, its number of tokens, the sha256 of the whole file."""
+    """One token file of a split: its name in the folder, its number of tokens, the sha256 of the file."""
 
     file: str
     tokens: int
@@ -28,7 +31,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split: documents in it, wholly or in part, tokens (`<|endoftext|>` counted), and its shards in order."""
+    """One split: its documents, whole or in part, its tokens with `<|endoftext|>`, its shards in order."""
 
     documents: int
     tokens: int
@@ -62,24 +65,32 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of all that determines the tokens: tokenizer, type, and the content of every shard in order."""
+        """The sha256 of all that determines the tokens: tokenizer, dtype, and every shard's hash in order."""
         shards = {name: [shard.sha256 for shard in self.splits[name].shards] for name in SPLITS}
         content = [self.format, self.tokenizer_sha256, self.vocab, self.dtype, shards]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write manifest.json into the folder, whole or not at all."""
+        """Write manifest.json into the folder, whole or not at all.
+
+        Raises StorageError when writing fails.
+        """
         content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         write_atomically(Path(folder) / MANIFEST_FILE, content.encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Manifest":
-        """Read manifest.json; MissingError if there is none, DataError naming what is wrong in it."""
+        """Read manifest.json from the folder.
+
+        Raises MissingError when there is none, DataError that names what is wrong in it.
+        """
         path = Path(folder) / MANIFEST_FILE
         try:
             data = json.loads(path.read_bytes())
             if isinstance(data, dict) and data.get("format") != FORMAT:
-                raise ValueError(f"its format is {data.get('format')}, this version of jaxgpt reads {FORMAT}")
+                raise ValueError(
+                    f"its format is {data.get('format')}, and this version of jaxgpt reads {FORMAT}"
+                )
             return decode_manifest(data)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingError(
@@ -88,14 +99,17 @@ class Manifest:
                 why=f"there is no {MANIFEST_FILE}",
                 fix="run `jaxgpt prepare` first",
             ) from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
-                "not a manifest", path=path, why=str(error), fix="prepare the data again"
+                "not a manifest", path=path, why=str(error)[:500], fix="prepare the data again"
             ) from error
 
 
 def decode_manifest(data: Any) -> Manifest:
-    """Return the manifest in parsed JSON; ValueError for a missing, unknown or wrongly typed entry."""
+    """Return the manifest that parsed JSON holds.
+
+    Raises ValueError, TypeError or AttributeError for a missing, unknown or wrongly typed entry.
+    """
     values = dict(_entries(Manifest, data))
     values["splits"] = {name: _decode_split(split) for name, split in values["splits"].items()}
     values["sources"] = tuple(_flat(Source, source) for source in values["sources"])
@@ -110,11 +124,11 @@ def _decode_split(data: Any) -> Split:
     shards = tuple(_flat(Shard, shard) for shard in _entries(Split, data)["shards"])
     split = _flat(Split, {**data, "shards": shards})
     if split.tokens != sum(shard.tokens for shard in shards):
-        raise ValueError(f"a split has {split.tokens} tokens, its shards together do not")
+        raise ValueError(f"a split has {split.tokens} tokens, but its shards do not add up to that")
     return split
 
 
-def _entries(kind: type, data: Any) -> Mapping[str, Any]:
+def _entries(kind: type[T], data: Any) -> Mapping[str, Any]:
     names = {field.name for field in fields(kind)}
     if not isinstance(data, Mapping) or set(data) != names:
         found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
@@ -122,10 +136,10 @@ def _entries(kind: type, data: Any) -> Mapping[str, Any]:
     return data
 
 
-def _flat(kind: Callable[..., T], data: Any) -> T:
-    assert isinstance(kind, type)
+def _flat(kind: type[T], data: Any) -> T:
+    entries = _entries(kind, data)
     for field in fields(kind):
-        value = _entries(kind, data)[field.name]
+        value = entries[field.name]
         if field.type in (int, str, float) and type(value) is not field.type:
-            raise ValueError(f"{field.name} is {value!r}, not {field.type.__name__}")
-    return kind(**data)
+            raise ValueError(f"{field.name} is {value!r}, not {getattr(field.type, '__name__', field.type)}")
+    return kind(**entries)

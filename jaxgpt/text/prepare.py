@@ -1,9 +1,12 @@
-"""Texts become a folder of token files: streamed, in parallel, resumable, the same bytes for any number of workers.
+"""Texts become a folder of token files. The work is streamed, runs in parallel, and can be resumed.
 
-`<|endoftext|>` stands behind every document: the model learns to end a text, generation stops there, and all but the
-first document of a split begin after one. (llm.c puts it before each document; as one sequence the two differ only at
-its ends.) Several documents are split whole. A single one is cut, its last span is for validation; there the training
-part has no `<|endoftext|>` behind it, since the document does not end there.
+The bytes of the files do not depend on the number of workers.
+
+`<|endoftext|>` follows every document. So the model learns to end a text, generation stops there, and every
+document but the first of a split begins after one. (llm.c puts it before each document. As one sequence, the
+two differ only at the ends.) Several documents are divided whole between training and validation. A single
+document is cut, and its last part is for validation; its training part has no `<|endoftext|>` at the end,
+because the document goes on.
 """
 
 import json
@@ -19,7 +22,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from jaxgpt.errors import BusyError, ConfigError, StorageError
+from jaxgpt.errors import BusyError, ConfigError, DataError, StorageError
 from jaxgpt.files import write_atomically
 from jaxgpt.text.corpus import Block, open_texts
 from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
@@ -32,7 +35,7 @@ JOURNAL_FILE = "progress.jsonl"
 LOCK_FILE = ".lock"
 STDIN_FILE = "stdin.txt"
 BATCH = 1 << 18  # characters tokenized at a time by one worker
-JOURNAL_EVERY = 64  # batches between two points that an interrupted run goes on from
+JOURNAL_EVERY = 64  # batches between two points from which an interrupted run can go on
 
 
 def prepare(
@@ -47,13 +50,15 @@ def prepare(
 ) -> Manifest:
     """Tokenize the texts (see `open_texts`) into the folder `out` and return its manifest.
 
-    `val_fraction` of the text, 0 or more and less than 1, goes to validation; each shard has `shard_tokens` tokens;
-    `workers` threads tokenize (default: one a core). Memory does not grow with the texts, only with the longest JSON
-    line and the longest run of text without whitespace.
+    `val_fraction` of the text, at least 0 and less than 1, is for validation. Every shard but the last of a
+    split has `shard_tokens` tokens. `workers` threads tokenize; None means one for each core. Memory does not
+    grow with the texts, only with the longest line of JSON and the longest run of text without whitespace.
 
-    An interrupted run goes on where it was; over a finished folder of the same texts and settings nothing is done.
-    ConfigError for impossible settings and for a folder that holds anything else; BusyError while another process
-    writes there; DataError for texts that are empty or not UTF-8; MissingError; StorageError.
+    An interrupted run goes on where it stopped. A finished folder of the same texts and settings is kept.
+
+    Raises ConfigError for impossible settings and for a folder that holds anything else, BusyError while
+    another process writes there, DataError for texts that are empty or not UTF-8, MissingError for texts that
+    are not there, StorageError when reading or writing fails.
     """
     folder, workers = Path(out), (os.cpu_count() or 1) if workers is None else workers
     _check_settings(texts, folder, val_fraction, shard_tokens, workers)
@@ -72,16 +77,19 @@ def prepare(
                 (folder / STDIN_FILE).unlink(missing_ok=True)
     except filelock.Timeout as error:
         raise BusyError(
-            "in use", path=folder, why="another process is preparing it", fix="wait for it"
+            "folder in use",
+            path=folder,
+            why="another process is preparing it",
+            fix="wait for that process, or choose another folder",
         ) from error
     except OSError as error:
         raise StorageError(
-            "cannot prepare", path=folder, why=str(error), fix="check space and permission"
+            "cannot prepare the folder", path=folder, why=str(error), fix="check free space and permissions"
         ) from error
 
 
 def encode_blocks(blocks: Iterable[Block], tokenizer: Tokenizer) -> np.ndarray:
-    """Return the ids of the blocks as uint32 [tokens], `<|endoftext|>` where a document ends."""
+    """Return the ids of the blocks as uint32 [tokens], with `<|endoftext|>` after each document."""
     parts = []
     for text, ends in blocks:
         parts.append(tokenizer.encode_array(text))
@@ -92,7 +100,7 @@ def encode_blocks(blocks: Iterable[Block], tokenizer: Tokenizer) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Work:
-    """All that writing a folder needs; `goal` is the manifest to be, its splits still empty."""
+    """All that writing a folder needs; `goal` is the manifest that it will have, with empty splits."""
 
     plan: Plan
     folder: Path
@@ -102,7 +110,7 @@ class _Work:
     progress: Progress | None
 
     def manifest(self) -> Manifest:
-        """Return the manifest that is there, or write the splits, the tokenizer, and last a new one."""
+        """Return the manifest that is there, or write the splits, the tokenizer, and last a new manifest."""
         if (self.folder / MANIFEST_FILE).exists():
             made = Manifest.load(self.folder)
             _refuse_other(self.folder, _inputs(made), _inputs(self.goal))
@@ -118,7 +126,7 @@ class _Work:
         return made
 
     def write(self, split: str, journal: "Journal", meter: Meter) -> Split:
-        """Write one split's shards, from where the journal says that it is."""
+        """Write the shards of a split, from the point that the journal states."""
         count, tokens = journal.position(split)
         batches = group_blocks(cut_blocks(self.plan.split_blocks(split), BATCH), BATCH)
         for batch in islice(batches, count):
@@ -138,7 +146,7 @@ class _Work:
         return Split(documents=self.plan.split_documents(split), tokens=writer.tokens, shards=shards)
 
     def encode(self, batches: Iterable[list[Block]]) -> Iterator[tuple[list[Block], np.ndarray]]:
-        """Yield each batch and its ids in order, tokenized on threads: tiktoken lets go of the interpreter's lock."""
+        """Yield each batch and its ids in order, encoded on threads: tiktoken releases Python's lock."""
         pending: deque[tuple[list[Block], Future[np.ndarray]]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             for batch in batches:
@@ -151,20 +159,33 @@ class _Work:
 
 
 class Journal:
-    """How far an unfinished folder is: a line for its inputs, and lines [split, batches done, tokens written]."""
+    """The file that says how far an unfinished folder is.
+
+    Its first line holds the inputs, and each other line [split, batches done, tokens written].
+    """
 
     def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
+        """Open the journal of a folder, or begin one.
+
+        Raises ConfigError when it is one of other inputs, DataError when it is damaged.
+        """
         self.path = folder / JOURNAL_FILE
         self._positions: dict[str, tuple[int, int]] = {}
         if not self.path.exists():
             write_atomically(self.path, json.dumps(inputs).encode() + b"\n")
             return
-        first, *lines = self.path.read_bytes().splitlines(keepends=True)
-        _refuse_other(folder, json.loads(first), inputs)
-        for line in lines:
-            if line.endswith(b"\n"):  # the last may be cut off
-                split, batches, tokens = json.loads(line)
-                self._positions[split] = batches, tokens
+        try:
+            first, *lines = self.path.read_bytes().splitlines(keepends=True)
+            _refuse_other(folder, dict(json.loads(first)), inputs)
+            for line in lines:
+                if line.endswith(b"\n"):  # the last line may be cut off
+                    split, batches, tokens = json.loads(line)
+                    self._positions[split] = batches, tokens
+        except (ValueError, TypeError, RecursionError) as error:
+            why = f"the record of what is done is damaged: {error}"
+            raise DataError(
+                "cannot resume", path=self.path, why=why, fix="delete the folder and start again"
+            ) from error
         write_atomically(
             self.path, first + b"".join(_line(split, *at) for split, at in self._positions.items())
         )
@@ -201,7 +222,7 @@ def _goal(plan: Plan, tokenizer: Tokenizer, val_fraction: float, shard_tokens: i
 
 
 def _inputs(manifest: Manifest) -> dict[str, Any]:
-    """What must be the same for a folder to be gone on with: texts, whatever they are called, and settings."""
+    """Return what must be the same to go on with a folder: the texts, under any names, and the settings."""
     sources = [{**asdict(source), "name": None} for source in manifest.sources]
     names = ("tokenizer", "tokenizer_sha256", "val_fraction", "shard_tokens")
     return {"texts": sources, "batch size": BATCH} | {name: getattr(manifest, name) for name in names}
@@ -213,13 +234,17 @@ def _check_settings(
     if not texts or not 0 <= val_fraction < 1 or not 0 < shard_tokens < 1 << 31 or workers < 1:
         raise ConfigError(
             "impossible settings",
-            why=f"{len(texts)} texts, val_fraction {val_fraction}, shard_tokens {shard_tokens}, workers {workers}",
-            fix="expected a text, 0 <= val_fraction < 1, 1 <= shard_tokens < 2**31, 1 <= workers",
+            why=f"they are {len(texts)} texts, val_fraction {val_fraction}, shard_tokens {shard_tokens}, "
+            f"workers {workers}",
+            fix="give at least one text, 0 <= val_fraction < 1, 1 <= shard_tokens < 2**31, and 1 <= workers",
         )
     folders = [text for text in texts if Path(text).is_dir()]
     if inside := [text for text in folders if folder.resolve().is_relative_to(Path(text).resolve())]:
         raise ConfigError(
-            "bad folder", path=folder, why=f"it is inside the input {inside[0]}", fix="choose another"
+            "cannot prepare into this folder",
+            path=folder,
+            why=f"it is inside the input {inside[0]}",
+            fix="choose a folder outside it",
         )
 
 
@@ -229,7 +254,7 @@ def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -
             "the folder holds other data",
             path=folder,
             why=f"it was made with other {', '.join(differing)}",
-            fix="choose another folder or delete this one",
+            fix="choose another folder, or delete this one",
         )
 
 
@@ -239,4 +264,4 @@ def _refuse_foreign(folder: Path) -> None:
     ours = {LOCK_FILE, STDIN_FILE, JOURNAL_FILE + ".part"}
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
         why = f"it holds {', '.join(foreign[:5])} and is no prepared folder"
-        raise ConfigError("folder in use", path=folder, why=why, fix="choose another folder")
+        raise ConfigError("the folder is not empty", path=folder, why=why, fix="choose another folder")

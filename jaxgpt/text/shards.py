@@ -1,13 +1,15 @@
-"""Token files in the layout of llm.c's data: written, and read as one long sequence.
+"""Token files in the layout of llm.c's data, written one after another and read as one long sequence.
 
-A shard is 256 int32 (magic, version, number of tokens, zeros) and then the tokens, little-endian: uint16 as llm.c's
-GPT-2 files, or uint32 as its Llama 3 files if the vocabulary is larger (karpathy/llm.c, dev/data/data_common.py). A
-prepared folder holds train_000000.bin, ..., val_000000.bin, ..., the tokenizer and, written last, manifest.json.
+A shard is a header of 256 int32 numbers (magic, version, number of tokens, zeros) and then the tokens,
+little-endian. Tokens are uint16, as in llm.c's GPT-2 files, or uint32, as in its Llama 3 files, if the
+vocabulary is larger. Source: karpathy/llm.c, dev/data/data_common.py. A prepared folder holds
+train_000000.bin, ..., val_000000.bin, ..., the tokenizer, and manifest.json, which is written last.
 """
 
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,36 +24,40 @@ LAYOUTS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
 def token_dtype(vocab: int) -> str:
-    """Return the name of the smallest token type that holds ids below `vocab`."""
+    """Return the name of the smallest dtype for tokens that holds ids below `vocab`."""
     return "uint16" if vocab <= 1 << 16 else "uint32"
 
 
 def shard_header(dtype: str, tokens: int) -> bytes:
-    """Return the 1024 bytes before so many tokens."""
+    """Return the header, 1024 bytes, of a shard of this dtype with so many tokens."""
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     header[:3] = *LAYOUTS[dtype], tokens
     return header.tobytes()
 
 
 class ShardWriter:
-    """Write one split's tokens into shards of `shard_tokens` tokens, the last one shorter.
+    """Writes the tokens of one split into shards of `shard_tokens` tokens; the last shard may be shorter.
 
-    A shard is `NAME.bin.part` until it is full and flushed to the disk; `with` closes the file on an error. With
-    `tokens`, so many first tokens of an earlier writer are kept and what it wrote behind them is dropped; DataError if
-    they are not all there.
+    A shard is named `NAME.bin.part` until it is full and flushed to the disk. As a context manager, the
+    writer closes its file on an error.
     """
 
     def __init__(self, folder: Path, split: str, dtype: str, *, shard_tokens: int, tokens: int = 0) -> None:
+        """Begin, or keep the first `tokens` tokens of an earlier writer and drop what it wrote after them.
+
+        Raises DataError when these tokens are not all there.
+        """
         self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
         self.tokens = tokens
         self._file: BinaryIO | None = None
         self._keep_first(tokens)
 
     def __enter__(self) -> "ShardWriter":
+        """Return the writer itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of an unfinished shard, whatever is in it."""
+        """Close the file of an unfinished shard."""
         if self._file is not None:
             self._file.close()
 
@@ -70,18 +76,18 @@ class ShardWriter:
             self._file.write(piece.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
             self.tokens += len(piece)
             if self.tokens % self.shard_tokens == 0:
-                self._close()
+                self._close(self._file)
 
     def flush(self) -> None:
-        """Return when every token so far is on the disk."""
+        """Wait until every token so far is on the disk."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def finish(self) -> tuple[Shard, ...]:
-        """Close the last shard and return what was written."""
+        """Close the last shard and return all shards that were written."""
         if self._file is not None:
-            self._close()
+            self._close(self._file)
         count = -(-self.tokens // self.shard_tokens)
         sizes = [min(self.shard_tokens, self.tokens - i * self.shard_tokens) for i in range(count)]
         return tuple(
@@ -95,13 +101,13 @@ class ShardWriter:
     def _bytes(self, tokens: int) -> int:
         return HEADER_BYTES + tokens * np.dtype(self.dtype).itemsize
 
-    def _close(self) -> None:
-        assert self._file is not None, "a shard is open"
+    def _close(self, file: BinaryIO) -> None:
+        """Write the header of the open shard, and give the shard its final name."""
         index, extra = divmod(self.tokens - 1, self.shard_tokens)
-        self._file.seek(0)
-        self._file.write(shard_header(self.dtype, extra + 1))
+        file.seek(0)
+        file.write(shard_header(self.dtype, extra + 1))
         self.flush()
-        self._file.close()
+        file.close()
         self._file = None
         self._part(index).replace(self.path(index))
 
@@ -125,20 +131,21 @@ class ShardWriter:
                 self._file.truncate(self._bytes(extra))
                 self._file.seek(0, os.SEEK_END)
         if lost:
-            why = f"{', '.join(lost)} changed"
+            why = f"{', '.join(lost)} changed since it was written"
             raise DataError(
                 "cannot resume", path=self.folder, why=why, fix="delete the folder and start again"
             )
 
 
 class TokenStream:
-    """All tokens of a list of shards as one sequence, memory-mapped.
-
-    `paths` are files of the layout above, of one token type or both; llm.c's own will do. DataError or MissingError
-    lists every problem of every file. `expected`, if given, is what the manifest says of each.
-    """
+    """All tokens of a list of shards as one sequence, memory-mapped."""
 
     def __init__(self, paths: Sequence[str | Path], *, expected: Sequence[Shard] | None = None) -> None:
+        """Open the files at `paths`, which have the layout above, of either dtype, as llm.c's own have.
+
+        `expected` is what a manifest states of each file, if there is one. Raises DataError, or MissingError
+        when all that is wrong is missing files, with every problem of every file.
+        """
         problems: list[JaxgptError] = []
         self._parts: list[np.ndarray] = []
         for i, path in enumerate(paths):
@@ -151,17 +158,21 @@ class TokenStream:
                 MissingError if all(isinstance(problem, MissingError) for problem in problems) else DataError
             )
             raise kind(
-                f"{len(problems)} of {len(paths)} token files",
+                f"cannot use {len(problems)} of {len(paths)} token files",
                 why="; ".join(str(problem) for problem in problems),
                 fix="prepare or copy the data again",
             )
-        self._starts = [0, *np.cumsum([len(part) for part in self._parts]).tolist()]
+        self._starts = [0, *accumulate(len(part) for part in self._parts)]
 
     def __len__(self) -> int:
+        """Return the number of tokens."""
         return self._starts[-1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return tokens start to stop - 1 as int32 [stop - start], across shards; IndexError outside the stream."""
+        """Return tokens `start` to `stop` - 1 as int32 [stop - start], across shards.
+
+        Raises IndexError outside the stream.
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of a stream of {len(self)}")
         tokens = np.empty(stop - start, np.int32)
@@ -179,8 +190,8 @@ class TokenStream:
 def open_split(folder: str | Path, split: str) -> TokenStream:
     """Return the split `train` or `val` of a prepared folder.
 
-    Headers, sizes and counts are checked against the manifest; MissingError without a manifest or with shards missing,
-    DataError for shards that are not as the manifest says.
+    Raises MissingError when the manifest or only shards are missing, DataError when a header, size or count
+    of a shard is not as the manifest states.
     """
     shards = Manifest.load(folder).splits[split].shards
     return TokenStream([Path(folder) / shard.file for shard in shards], expected=shards)
@@ -188,19 +199,23 @@ def open_split(folder: str | Path, split: str) -> TokenStream:
 
 def _map_shard(path: Path, expected: int | None) -> np.ndarray:
     if not path.is_file():
-        raise MissingError("no token file", path=path, why="it does not exist", fix="prepare it")
+        raise MissingError("no token file", path=path, why="it does not exist", fix="run `jaxgpt prepare`")
     size = path.stat().st_size
     with path.open("rb") as file:
         header = np.frombuffer(file.read(HEADER_BYTES), "<i4").tolist() if size >= HEADER_BYTES else []
     name = next((name for name, start in LAYOUTS.items() if tuple(header[:2]) == start), None)
     if name is None:
         raise DataError(
-            "no token file", path=path, why=f"it begins {header[:2]}", fix="expected a header of llm.c"
+            "not a token file",
+            path=path,
+            why=f"it begins with {header[:2]}, not with llm.c's header",
+            fix="name a .bin file of tokens, or run `jaxgpt prepare`",
         )
     count, dtype = header[2], np.dtype(name).newbyteorder("<")
     if count < 0 or size != HEADER_BYTES + count * dtype.itemsize:
-        why = f"it has {size} bytes, its header says {count} {name}"
+        why = f"it has {size} bytes, but its header states {count} tokens of {name}"
         raise DataError("wrong size", path=path, why=why, fix="copy it again")
     if expected is not None and count != expected:
-        raise DataError("wrong count", path=path, why=f"{count} tokens, not {expected}", fix="copy it again")
+        why = f"it has {count} tokens, but the manifest states {expected}"
+        raise DataError("wrong number of tokens", path=path, why=why, fix="copy it again")
     return np.memmap(path, dtype, "r", HEADER_BYTES, (count,)) if count else np.empty(0, dtype)

@@ -1,8 +1,9 @@
-"""Text to token ids and back: GPT-2's byte-pair encoding, bytes, or a vocabulary of one's own.
+"""Text becomes token ids, and back: GPT-2's byte-pair encoding, bytes, or a vocabulary of one's own.
 
-All three are one class over `tiktoken.Encoding`: a table of ranks (token bytes -> id, lower merges first), GPT-2's
-split pattern, and one special token, `<|endoftext|>`, whose id follows the ranks. The special token is added by code
-only: in text, the characters `<|endoftext|>` are ordinary characters. Nothing here uses the network.
+All three are one class over `tiktoken.Encoding`. It has a table of ranks, from the bytes of a token to its
+id, in which lower ranks merge first; GPT-2's split pattern; and one special token, `<|endoftext|>`, whose id
+follows the ranks. Only code adds the special token: in a text, the characters `<|endoftext|>` are ordinary
+characters. Nothing here uses the network.
 """
 
 import base64
@@ -23,32 +24,36 @@ from jaxgpt.text.tokenizer_json import END_OF_TEXT, format_json, parse_json
 TOKENIZER_FILE = "tokenizer.tiktoken"
 JSON_FILE = "tokenizer.json"
 
-# GPT-2's split pattern in the equivalent, faster form that tiktoken ships (tiktoken_ext/openai_public.py,
-# r50k_pat_str). A piece is either whitespace only, or at most one space and then no whitespace.
+# GPT-2's split pattern, in the equivalent and faster form of tiktoken (tiktoken_ext/openai_public.py,
+# r50k_pat_str). A piece is either only whitespace, or at most one space followed by no whitespace.
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
-# Of the packaged ranks; the hash tiktoken_ext/openai_public.py expects of r50k_base.tiktoken, the same file.
+# The hash of the packaged ranks, which tiktoken_ext/openai_public.py states for r50k_base.tiktoken.
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 _GPT2_FILE = Path(__file__).with_name("gpt2.tiktoken")
 
-# The characters that `\s` matches in tiktoken (Unicode's White_Space; Python's own `\s` has four more).
+# The characters that `\s` matches in tiktoken: Unicode's White_Space. Python's own `\s` matches four more.
 WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# tiktoken's pattern overflows its stack on a long run of whitespace with text behind it.
+# tiktoken's pattern overflows its stack on a long run of whitespace with text after it.
 _LONG_SPACE = re.compile(f"[{WHITESPACE}]{{1000,}}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """Encode and decode with the given ranks; `name`, `vocab`, `end_of_text` and `sha256` describe them.
+    """Encodes and decodes with a table of ranks.
 
-    `ranks` maps each token's bytes to its id, 0 to n - 1 without gaps, all 256 single bytes among them; otherwise
-    DataError. `end_of_text` is n, `vocab` n + 1. `sha256` is that of the file `save` writes.
+    `ranks` maps the bytes of each of n tokens to its id. `end_of_text` is the id n, and `vocab` is n + 1.
+    `sha256` is the hash of the file that `save` writes, and `name` is `gpt2`, `bytes`, or made from the hash.
     """
 
     def __init__(self, ranks: Mapping[bytes, int], *, source: str | Path = "ranks") -> None:
+        """Take the ranks; an error names `source` as their file.
+
+        Raises DataError unless the ids are 0 to n - 1 without gaps and all 256 single bytes are tokens.
+        """
         if problems := _rank_problems(ranks):
             raise DataError(
-                "no vocabulary", path=source, why="; ".join(problems), fix="use a file of tiktoken ranks"
+                "not a vocabulary", path=source, why="; ".join(problems), fix="use a file of tiktoken ranks"
             )
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.end_of_text = len(ranks)
@@ -63,30 +68,34 @@ class Tokenizer:
         )
 
     def __repr__(self) -> str:
+        """Return the name and the size of the vocabulary."""
         return f"Tokenizer({self.name}, vocab={self.vocab})"
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of any Unicode text; DataError for a lone surrogate, which no text can hold."""
+        """Return the ids of a text. Raises DataError for a lone surrogate, which is not Unicode text."""
         _refuse_surrogates(text)
         return [token for part in _parts(text) for token in self.encoding.encode_ordinary(part)]
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Return what `encode` does as a uint32 array [tokens], without a Python integer for each."""
+        """Return the ids of a text as a uint32 array [tokens], without a Python integer for each."""
         _refuse_surrogates(text)
         parts = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in _parts(text)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint32), *parts])
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-        """Return `encode` of each text, on so many threads (default: one a core)."""
+        """Return the ids of each text, encoded on this many threads; None means one for each core."""
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             return list(pool.map(self.encode, texts))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of the ids; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of the ids; bytes that are not UTF-8 become U+FFFD.
+
+        Raises what `decode_bytes` raises.
+        """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """Return the bytes of the ids; DataError names the first id outside 0 to vocab - 1."""
+        """Return the bytes of the ids. Raises DataError that names the first id outside 0 to vocab - 1."""
         ids = [int(token) for token in ids]
         wrong = next((token for token in ids if not 0 <= token < self.vocab), None)
         if wrong is not None:
@@ -98,11 +107,17 @@ class Tokenizer:
         return self.encoding.decode_bytes(ids)
 
     def save(self, path: str | Path) -> None:
-        """Write the ranks in tiktoken's format, a line `base64(token) rank` each, whole or not at all."""
+        """Write the ranks in tiktoken's format, a line `base64(token) rank` for each, whole or not at all.
+
+        Raises StorageError when writing fails.
+        """
         write_atomically(Path(path), self._rank_lines())
 
     def save_json(self, path: str | Path) -> None:
-        """Write Hugging Face's tokenizer.json, which encodes to the same ids; DataError for ranks that are no BPE."""
+        """Write Hugging Face's tokenizer.json, which encodes any text to the same ids.
+
+        Raises DataError when the ranks are no byte-pair encoding, StorageError when writing fails.
+        """
         write_atomically(Path(path), format_json(self.ranks))
 
     def _rank_lines(self) -> bytes:
@@ -112,8 +127,9 @@ class Tokenizer:
 def load_tokenizer(spec: str | Path) -> Tokenizer:
     """Return the tokenizer `gpt2`, `bytes`, or that of a file or folder.
 
-    A file is tiktoken ranks (`.tiktoken`) or a Hugging Face `tokenizer.json` with GPT-2's kind of byte-level BPE; a
-    folder holds `tokenizer.tiktoken` or `tokenizer.json`. MissingError if there is none, DataError for other content.
+    A file holds tiktoken ranks (`.tiktoken`), or it is a Hugging Face `tokenizer.json` with byte-level BPE of
+    GPT-2's kind. A folder holds `tokenizer.tiktoken` or `tokenizer.json`. Raises MissingError when there is
+    none, DataError for other content, StorageError when reading fails.
     """
     if spec == "gpt2":
         return _load_gpt2()
@@ -127,20 +143,20 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
             "no tokenizer",
             path=spec,
             why=f"it is neither gpt2, bytes, a file, nor a folder with {TOKENIZER_FILE} or {JSON_FILE}",
-            fix="name one of these",
+            fix="name an existing tokenizer",
         )
     try:
         content = path.read_bytes()
     except OSError as error:
         raise StorageError(
-            "cannot read the tokenizer", path=path, why=str(error), fix="check the file"
+            "cannot read the tokenizer", path=path, why=str(error), fix="check that the file can be read"
         ) from error
     parse = parse_json if path.suffix == ".json" else parse_ranks
     return Tokenizer(parse(content, path), source=path)
 
 
 def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
-    """Return the ranks in a file of tiktoken's format; DataError names the first bad line."""
+    """Return the ranks in a file of tiktoken's format. Raises DataError that names the first bad line."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         try:
@@ -151,11 +167,11 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
                 "not tiktoken ranks",
                 path=path,
                 why=f"line {number}: {error}",
-                fix="expected `base64 rank` a line",
+                fix="use a file in which every line holds a token in base64 and its rank",
             ) from error
         if key in ranks:
             raise DataError(
-                "not tiktoken ranks", path=path, why=f"line {number} repeats a token", fix="remove one"
+                "not tiktoken ranks", path=path, why=f"line {number} repeats a token", fix="remove that line"
             )
         ranks[key] = value
     return ranks
@@ -202,9 +218,10 @@ def _refuse_surrogates(text: str) -> None:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Cut long runs of whitespace out of the text, at borders of pieces, so that the parts encode to the same ids.
+    """Yield the text in parts that encode to the same ids; a long run of whitespace is a part by itself.
 
-    GPT-2's pattern makes a run with text behind it one piece without its last character, which goes to what follows.
+    In GPT-2's pattern, a run of whitespace with text after it is one piece without its last character, which
+    belongs to the piece that follows.
     """
     start = 0
     for run in _LONG_SPACE.finditer(text):

@@ -1,8 +1,8 @@
-"""Hugging Face's tokenizer.json for byte-level BPE of GPT-2's kind, from ranks and back to ranks.
+"""Hugging Face's tokenizer.json for byte-level BPE of GPT-2's kind, made from ranks and read back to ranks.
 
-Ranks say more than a list of merges: any two neighbours whose bytes together are a token may merge. A vocabulary
-means the same in both forms if each token, encoded by the ranks below its own, comes out as the two parts that its
-merge joins.
+Ranks allow more merges than a list of merges does: any two neighbours whose bytes together are a token may
+merge. A vocabulary means the same in both forms if the ranks below each token's own split it into the two
+parts that its merge joins.
 """
 
 import json
@@ -27,8 +27,8 @@ _UNUSED = (
 def byte_characters() -> dict[int, str]:
     """Return the printable character that stands for each byte in GPT-2's files.
 
-    Source: openai/gpt-2, src/encoder.py, bytes_to_unicode: Latin-1's printable characters stand for themselves, the
-    other bytes in order for U+0100 and up.
+    Latin-1's printable characters stand for themselves. U+0100 and the characters after it stand for the
+    other bytes, in order. Source: openai/gpt-2, src/encoder.py, bytes_to_unicode.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
@@ -36,7 +36,10 @@ def byte_characters() -> dict[int, str]:
 
 
 def split_token(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """Return the parts into which the ranks below its own encode a token; two, if a merge makes it."""
+    """Return the parts into which the ranks below its own split a token.
+
+    They are two if a merge makes the token.
+    """
     parts, limit = [bytes([byte]) for byte in token], ranks[token]
     while len(parts) > 1:
         pairs = [ranks.get(left + right, limit) for left, right in pairwise(parts)]
@@ -49,13 +52,16 @@ def split_token(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
 
 
 def format_json(ranks: Mapping[bytes, int]) -> bytes:
-    """Return tokenizer.json for the ranks in order of id; DataError if a token is not made by a merge."""
+    """Return the content of tokenizer.json for ranks in order of their ids.
+
+    Raises DataError if a token is not made by a merge.
+    """
     names = byte_characters()
     text = {token: "".join(names[byte] for byte in token) for token in ranks}
     splits = [split_token(token, ranks) for token in ranks if len(token) > 1]
     if odd := [b"".join(parts) for parts in splits if len(parts) != 2]:
-        why = f"{len(odd)} tokens are no merge of two others, the first is {odd[0]!r}"
-        raise DataError("no byte-pair vocabulary", why=why, fix="keep it as tiktoken ranks")
+        why = f"{len(odd)} tokens are no merge of two others, and the first of them is {odd[0]!r}"
+        raise DataError("not a byte-pair vocabulary", why=why, fix="save it as tiktoken ranks instead")
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     model = {
@@ -84,30 +90,35 @@ def format_json(ranks: Mapping[bytes, int]) -> bytes:
 
 
 def parse_json(content: bytes, path: Path) -> dict[bytes, int]:
-    """Return the ranks in a tokenizer.json; DataError unless tiktoken encodes any text with them to the same ids.
+    """Return the ranks in a tokenizer.json.
 
-    That is: byte-level BPE without prefix space, normalizer or dropout, no added token but `<|endoftext|>` with the
-    last id, and the merges in the order of the ids they make, each the one its token comes from.
+    Raises DataError unless tiktoken encodes any text with them to the same ids. For that, the file must hold
+    byte-level BPE without prefix space, normalizer or dropout; no added token but `<|endoftext|>`, with the
+    last id; and the merges in the order of the ids that they make, each being the one that makes its token.
     """
     try:
-        data = json.loads(content)
+        data = json.loads(str(content, "utf-8"))  # given bytes, it would guess the encoding
         problems = _json_problems(data)
         bytes_of = {character: byte for byte, character in byte_characters().items()}
         vocab = {token: rank for token, rank in data["model"]["vocab"].items() if token != END_OF_TEXT}
+        if odd := [token for token, rank in vocab.items() if type(rank) is not int]:
+            raise ValueError(
+                f"{len(odd)} ids are no integers, and the first of them is that of {odd[0][:80]!r}"
+            )
         ranks = {bytes(bytes_of[character] for character in token): rank for token, rank in vocab.items()}
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in data["model"]["merges"]]
         joined = [[bytes(bytes_of[character] for character in part) for part in merge] for merge in merges]
         ordered = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
         if joined != [split_token(token, ranks) for token in ordered]:
             problems.append("its merges are not in the order of the ids they make")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problems = [f"it is no byte-level BPE: {error!r}"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problems = [f"it is no byte-level BPE ({type(error).__name__}: {str(error)[:200]})"]
     if problems:
         raise DataError(
             "not GPT-2's kind of tokenizer",
             path=path,
             why="; ".join(problems),
-            fix="use byte-level BPE, as GPT-2's",
+            fix="use a tokenizer with byte-level BPE, as GPT-2's",
         )
     return ranks
 
@@ -125,5 +136,7 @@ def _json_problems(data: Mapping[str, Any]) -> list[str]:
     if data.get("normalizer"):
         problems.append("it normalizes the text")
     if added != {END_OF_TEXT: count}:
-        problems.append(f"its added tokens are {added}, not only {END_OF_TEXT} with id {count}")
+        problems.append(f"its added tokens are {str(added)[:200]}, not only {END_OF_TEXT} with id {count}")
+    if (inside := model["vocab"].get(END_OF_TEXT, count)) != count:
+        problems.append(f"its vocabulary gives {END_OF_TEXT} the id {str(inside)[:80]}, not {count}")
     return problems

@@ -10,7 +10,8 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.state import TrainState, create_state
 from jaxgpt.training.task import Task
-from jaxgpt.weights.convert import open_model, with_dtype
+from jaxgpt.weights.convert import with_dtype
+from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
 from jaxgpt.weights.tensors import StoredModel
 

@@ -41,7 +41,8 @@ class ConvertArgs:
 def run(args: ConvertArgs) -> None:
     """Convert, say on stderr what was done, and check the result if asked to."""
     from jaxgpt.display import note
-    from jaxgpt.weights.convert import open_model, with_dtype, with_vocab, write_model
+    from jaxgpt.weights.convert import with_dtype, with_vocab, write_model
+    from jaxgpt.weights.open import open_model
 
     source = open_model(args.source, layer_norm_epsilon=args.layer_norm_epsilon)
     wanted = with_dtype(source, args.dtype) if args.dtype else source
@@ -62,7 +63,7 @@ def _prove(args: ConvertArgs, source: "StoredModel", wanted: "StoredModel") -> N
     from jaxgpt.errors import DataError
     from jaxgpt.evaluation.parity import PARITY_FILE, certificate
     from jaxgpt.files import write_atomically
-    from jaxgpt.weights.convert import open_model
+    from jaxgpt.weights.open import open_model
 
     destination = Path(args.destination)
     proof = certificate(source, wanted, open_model(destination))

@@ -1,11 +1,11 @@
-"""The one wrapper of Orbax: plain pytrees in, plain pytrees out, with what Orbax leaves to us.
+"""The one wrapper of Orbax: pytrees are saved and restored, and what is restored is verified.
 
-A checkpoint is a directory named for its step. It holds named items (pytrees) and `meta`, a JSON table with the
-caller's entries and a digest of every leaf: Orbax itself restores a flipped bit without a word.
+A checkpoint is a directory named after its step. It holds named items, which are pytrees, and `meta`, a JSON
+table with the caller's entries and a digest of every leaf. Orbax alone would restore a flipped bit silently.
 """
 
 import itertools
-import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +17,46 @@ from jax import Array
 from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.parallel import path_of
 
-CHECKPOINTS = "checkpoints"  # their directory inside a run's
+CHECKPOINTS = "checkpoints"  # the name of their directory in a run directory
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. Use as a context manager: leaving it waits for the last save."""
+    """The checkpoints of one run directory. As a context manager, it waits for the last save at the end."""
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        """Open or make the directory `folder`, in which only the newest `keep` checkpoints stay."""
         self.folder = folder.absolute()
         if jax.process_index() == 0:
             _set_aside_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
-            # Made in the background, a directory that cannot be made keeps Orbax's threads, and so the process that
-            # reported the error, waiting for 20 minutes.
+            # Orbax would otherwise make directories in the background. When that fails, its threads keep the
+            # process waiting long after the error was reported.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        # Weights compress by a tenth; doing it took three times as long, and half their size in memory (GPT-2 XL).
+        # Compression makes weights hardly smaller, but costs much time and memory.
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
         handlers.add(None, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
         self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=handlers)
 
     def __enter__(self) -> "Checkpoints":
+        """Return the checkpoints themselves."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for the last save. Raises StorageError when it is not on disk."""
+        """Wait for the last save. Raises StorageError when it could not be written."""
         try:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Start saving; the arrays may be donated right after. Raises StorageError, also for the save before."""
+        """Begin to save the items and entries of a step; the arrays may be donated as soon as this returns.
+
+        Raises StorageError when this save, or the one before it, could not be written.
+        """
         meta = meta | {"digests": {name: digests(tree) for name, tree in items.items()}}
         arguments: dict[str, Any] = {
             name: ocp.args.PyTreeSave(_storable(tree)) for name, tree in items.items()
@@ -64,7 +69,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Return when the last save is on disk. Raises StorageError when it is not."""
+        """Wait until the last save is on disk. Raises StorageError when it could not be written."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
@@ -76,50 +81,56 @@ class Checkpoints:
             "checkpoint not saved",
             path=self.folder,
             why=reason,
-            fix="make room and run again: older ones are intact",
+            fix="make room on the disk and run again: older checkpoints are intact",
         )
 
 
 def latest_step(folder: Path) -> int | None:
-    """The newest finished step in a directory of checkpoints, or None; directories without one do not count."""
-    finished, unfinished = _named_for_steps(folder)
+    """Return the newest finished step in a directory of checkpoints, or None when there is none.
+
+    A directory that is named after a step but holds no finished checkpoint is ignored, with a warning.
+    """
+    finished, unfinished = _named_after_steps(folder)
     for path in unfinished:
-        print(f"jaxgpt: {path} is not a finished checkpoint; passed over", file=sys.stderr)
+        warnings.warn(f"{path} is not a finished checkpoint and is ignored", stacklevel=2)
     return max((int(path.name) for path in finished), default=None)
 
 
-def _named_for_steps(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The directories named for a step: the finished checkpoints, and the others."""
+def _named_after_steps(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the directories named after a step: those with a finished checkpoint, and the others."""
     named = [path for path in folder.glob("*") if path.is_dir() and path.name.isdecimal()]
     finished = [path for path in named if (path / "_CHECKPOINT_METADATA").is_file()]
     return finished, [path for path in named if path not in finished]
 
 
 def _set_aside_unfinished(folder: Path) -> None:
-    """Orbax counts any directory named for a step as a checkpoint: it would not save there, and evict real ones."""
-    for path in _named_for_steps(folder)[1]:
+    """Rename the directories that are named after a step but hold no finished checkpoint.
+
+    Orbax counts them as checkpoints: it would refuse to save that step, and delete real ones instead.
+    """
+    for path in _named_after_steps(folder)[1]:
         names = (path.with_name(f"{path.name}.unfinished-{n}") for n in itertools.count(1))
         path.rename(next(name for name in names if not name.exists()))
 
 
 def read_meta(folder: Path, step: int) -> dict[str, Any]:
-    """The JSON table saved with a checkpoint. Raises DataError when it cannot be read."""
+    """Return the JSON table saved with a checkpoint. Raises DataError when it cannot be read."""
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta = reader.restore(folder.absolute() / str(step) / "meta")
-    except (OSError, ValueError, KeyError) as error:
+            meta: Any = reader.restore(folder.absolute() / str(step) / "meta")
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _damaged(folder / str(step), f"meta: {error}") from error
     tables = meta.get("digests") if isinstance(meta, dict) else None
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise _damaged(folder / str(step), "meta: it holds no table of digests")
-    return meta
+    return dict(meta)
 
 
 def restore(folder: Path, step: int, name: str, target: Any) -> Any:
-    """One item of a checkpoint, as `target` describes it: shapes, dtypes and shardings (`parallel.abstract`).
+    """Return one item of a checkpoint, in the shapes, dtypes and shardings of `target` (`parallel.abstract`).
 
-    Raises MissingError without such a checkpoint, DataError when it does not fit the target or its bytes are not the
-    ones that were saved.
+    Raises MissingError when there is no such checkpoint, DataError when it does not fit the target or its
+    bytes are not those that were saved.
     """
     path, expected = _saved(folder, step, name, target)
     tree = _read(path, _storable_target(target))
@@ -130,7 +141,7 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
 
 
 def restore_leaf(folder: Path, step: int, name: str, target: Any, leaf: str) -> Array:
-    """The leaf of an item at a path such as `h/attn/c_attn/kernel`; no other is read. Raises as `restore` does."""
+    """Return only the leaf at a path such as `h/attn/c_attn/kernel`. Raises what `restore` raises."""
     path, expected = _saved(folder, step, name, target)
     alone = jax.tree_util.tree_map_with_path(
         lambda place, shape: shape if path_of(place) == leaf else ocp.PLACEHOLDER, _storable_target(target)
@@ -139,16 +150,17 @@ def restore_leaf(folder: Path, step: int, name: str, target: Any, leaf: str) -> 
         lambda place, found: found if path_of(place) == leaf else None, _read(path, alone)
     )
     _check_digests(path, {leaf: expected[leaf]}, digests(read))
-    [array] = jax.tree.leaves(read)
+    leaves: list[Array] = jax.tree.leaves(read)
+    [array] = leaves
     return array
 
 
 def _saved(folder: Path, step: int, name: str, target: Any) -> tuple[Path, dict[str, str]]:
-    """Where an item of this kind lies, and the digests it was saved with."""
+    """Return where an item lies, and the digests it was saved with. Refuses an item unlike the target."""
     path = folder.absolute() / str(step) / name
     if not path.is_dir():
         raise MissingError(
-            "no checkpoint", path=path, why="there is no such directory", fix="name a trained run"
+            "no checkpoint", path=path, why="there is no such directory", fix="name a trained run directory"
         )
     expected = read_meta(folder, step)["digests"].get(name)
     if expected is None:
@@ -158,7 +170,7 @@ def _saved(folder: Path, step: int, name: str, target: Any) -> tuple[Path, dict[
 
 
 def _read(path: Path, target: Any) -> Any:
-    """The arrays of an item; placeholders stay."""
+    """Return the arrays of an item; a placeholder in the target stays one."""
     arguments = jax.tree.map(
         lambda leaf: (
             ocp.RestoreArgs(restore_type=type(leaf))
@@ -168,11 +180,11 @@ def _read(path: Path, target: Any) -> Any:
         target,
     )
     try:
-        # So much is read ahead: by default everything at once, twice the parameters' memory.
+        # By default Orbax reads everything at once, which needs twice the memory of the parameters.
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes_of_largest(target))
         with ocp.Checkpointer(handler) as reader:
             return reader.restore(path, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
-    except Exception as error:  # Orbax raises a dozen kinds for a damaged or other checkpoint
+    except Exception as error:  # Orbax raises a dozen kinds of error for a damaged checkpoint
         raise _damaged(
             path, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         ) from error
@@ -184,16 +196,16 @@ def _check_digests(path: Path, expected: dict[str, str], found: dict[str, str]) 
 
 
 def _gigabytes_of_largest(tree: Any) -> int:
-    """The size of the largest leaf, rounded up: less than that Orbax refuses to read."""
+    """Return the size of the largest leaf, rounded up to a gigabyte. Orbax cannot read with less."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf is not ocp.PLACEHOLDER]
-    largest = max(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    largest: int = max(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     return -(-largest // 10**9)
 
 
 def _refuse_other(path: Path, expected: dict[str, Any], target: Any) -> None:
-    """Raises DataError naming every leaf that is saved but not wanted, wanted but not saved, or of another kind.
+    """Refuse leaves that are saved but not wanted, wanted but not saved, or of another dtype or shape.
 
-    (Orbax would cast a leaf of another dtype without a word.)
+    Orbax itself would cast a leaf of another dtype without an error.
     """
     wanted = {
         path_of(place): _kind(leaf)
@@ -211,14 +223,15 @@ def _refuse_other(path: Path, expected: dict[str, Any], target: Any) -> None:
             "checkpoint holds other arrays",
             path=path,
             why=", ".join(sorted(problems)),
-            fix="use the settings of its run",
+            fix="use the settings with which it was saved",
         )
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """A fingerprint of every leaf: shape, dtype and 64 bits that any changed element changes.
+    """Return a digest of every leaf by its path: dtype, shape, and 64 bits that any changed element changes.
 
-    Computed where the arrays lie, the same however they are sharded; it guards against accidents, not forgery.
+    It is computed where the arrays lie, and does not depend on how they are sharded. It protects against
+    accidents, not against forgery.
     """
     leaves = jax.tree_util.tree_flatten_with_path(_storable(tree))[0]
     sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
@@ -238,9 +251,10 @@ def _sums(leaves: list[Array]) -> list[tuple[Array, Array]]:
 
 
 def _sum(leaf: Array, salt: int) -> Array:
-    """Sum modulo 2^32 of every element's bits, mixed one to one with its place: a single change always shows.
+    """Return the sum, modulo 2^32, of the bits of every element, each mixed one to one with its place.
 
-    Stacked matrices are summed a layer at a time: at once, the CPU writes all the mixed bits to memory first.
+    A change of a single element therefore always changes the sum. Stacked matrices are summed layer by layer;
+    otherwise the CPU would write the mixed bits of all layers to memory first.
     """
     if leaf.ndim < 3:
         return _part_sum(leaf, jnp.uint32(salt))
@@ -249,11 +263,13 @@ def _sum(leaf: Array, salt: int) -> Array:
         number, part = layer
         return total + _part_sum(part, _mix(jnp.uint32(salt) ^ number)), None
 
-    return jax.lax.scan(add, jnp.uint32(0), (jnp.arange(len(leaf), dtype=jnp.uint32), leaf))[0]
+    layers = (jnp.arange(len(leaf), dtype=jnp.uint32), leaf)
+    total: Array = jax.lax.scan(add, jnp.uint32(0), layers)[0]
+    return total
 
 
 def _part_sum(part: Array, place: Array) -> Array:
-    """The sum over a leaf, or over a part of it whose index in the leaf is mixed into `place` already."""
+    """Return the sum over a leaf, or over a part of a leaf whose index is already mixed into `place`."""
     size = part.dtype.itemsize
     bits = jax.lax.bitcast_convert_type(part, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size]).astype(
         jnp.uint32
@@ -265,7 +281,7 @@ def _part_sum(part: Array, place: Array) -> Array:
 
 
 def _mix(x: Array) -> Array:
-    """MurmurHash3's 32-bit finaliser (Appleby, public domain): a permutation of the 32-bit numbers."""
+    """Permute the 32-bit numbers. Source: MurmurHash3's 32-bit finaliser (Appleby, public domain)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -276,7 +292,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _storable(tree: Any) -> Any:
-    """Typed random keys as the integers they are made of."""
+    """Return the tree with each typed random key as the integers that it is made of."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
@@ -292,5 +308,5 @@ def _storable_target(target: Any) -> Any:
 
 def _damaged(path: Path, why: str) -> DataError:
     return DataError(
-        "checkpoint is damaged", path=path, why=why, fix="remove it to go back to the one before"
+        "checkpoint is damaged", path=path, why=why, fix="remove it to use the checkpoint before it"
     )

@@ -1,7 +1,7 @@
-"""Any file of GPT-2 weights to a StoredModel, and a StoredModel to any format that has a writer.
+"""A StoredModel becomes a file of any format that we write, cast or with another vocabulary if asked.
 
-What a file holds is told by its contents. What a format cannot say of a model is refused by name, or, where that
-changes nothing, added and stated in the model's notes.
+A model is refused, with the reason, if the format cannot state what it computes, such as another activation.
+What a format needs in addition, such as biases of zeros, is added and stated in the model's notes.
 """
 
 import dataclasses
@@ -12,32 +12,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.config import CONFIG_FILE, GPTConfig
-from jaxgpt.errors import ConfigError, DataError, MissingError, StorageError
-from jaxgpt.text.tokenizer import JSON_FILE, TOKENIZER_FILE, Tokenizer, load_tokenizer
-from jaxgpt.weights.formats.huggingface import HEAD, open_huggingface, write_huggingface
-from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc, write_llmc
-from jaxgpt.weights.formats.nanogpt import ACTIVATION, CHECKPOINT, open_nanogpt, write_nanogpt
-from jaxgpt.weights.formats.openai import HPARAMS, open_openai
-from jaxgpt.weights.hub import PUBLIC, fetch
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import ConfigError, DataError, StorageError
+from jaxgpt.text.tokenizer import TOKENIZER_FILE
+from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, write_huggingface
+from jaxgpt.weights.formats.llmc_bin import MODEL, write_llmc
+from jaxgpt.weights.formats.nanogpt import ACTIVATION, CHECKPOINT, write_nanogpt
 from jaxgpt.weights.names import places
-from jaxgpt.weights.run import is_run, open_run, write_run
+from jaxgpt.weights.run import write_run
 from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor
-
-GPT2_VOCAB = 50257
 
 
 class Format(NamedTuple):
-    """A format we write."""
+    """A format that we write."""
 
     write: Callable[[StoredModel, Path], None]
     file: str | None
-    """Its one file's name in a folder; None: it is a folder."""
+    """The name of its one file, or None when the format is a whole folder."""
     says: frozenset[str]
-    """What it can say of a model beside its sizes."""
+    """Which of TRAITS the format can state. The others must have GPT-2's values."""
 
 
-# Beside its sizes, what decides what a model computes.
+# The fields of GPTConfig that decide what a model computes, beside its sizes.
 TRAITS = frozenset(
     {
         "mlp_size",
@@ -58,84 +54,11 @@ FORMATS = {
 }
 
 
-def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -> StoredModel:
-    """The model in a folder or file of any format, or of a public name, which is fetched; what lies here goes first.
-
-    `layer_norm_epsilon` is for OpenAI's files, which do not state it. Raises MissingError when there is no such thing,
-    DataError when it is not a GPT-2 in one of the formats.
-    """
-    path = Path(source)
-    if not path.exists() and str(source) in PUBLIC:
-        path = fetch(str(source))
-    elif not path.exists():
-        raise MissingError(
-            f"no model {str(source)!r}",
-            why=f"it is neither a file or folder here nor one of {', '.join(PUBLIC)}",
-            fix="train one with `jaxgpt pretrain nano --out-dir runs/nano`",
-        )
-    if layer_norm_epsilon is not None and not (path / HPARAMS).is_file():
-        raise ConfigError(
-            f"layer_norm_epsilon = {layer_norm_epsilon:g}",
-            why="the model's own files state it",
-            fix=f"give it only with OpenAI's {HPARAMS}",
-        )
-    try:
-        model = _open(path, layer_norm_epsilon)
-    except OSError as error:
-        raise StorageError("cannot read", path=path, why=str(error), fix="check the files") from error
-    folder = path if path.is_dir() else path.parent
-    return dataclasses.replace(model, tokenizer=tokenizer_of(folder, model.config.vocab))
-
-
-def _open(path: Path, layer_norm_epsilon: float | None) -> StoredModel:
-    if path.is_file():
-        return _open_file(path)
-    if is_run(path):
-        return open_run(path)
-    if (path / HPARAMS).is_file():
-        return open_openai(path, layer_norm_epsilon=layer_norm_epsilon)
-    if (path / CONFIG_FILE).is_file():
-        return open_huggingface(path)
-    for name in (CHECKPOINT, MODEL):
-        if (path / name).is_file():
-            return _open_file(path / name)
-    raise MissingError(
-        "no model",
-        path=path,
-        fix="name the folder or file the weights are in",
-        why=f"it is no run directory and has neither {CONFIG_FILE} nor {HPARAMS} nor {CHECKPOINT} nor {MODEL}",
-    )
-
-
-def _open_file(path: Path) -> StoredModel:
-    if is_llmc(path):
-        return open_llmc(path)
-    if path.suffix == ".safetensors" or (path.parent / CONFIG_FILE).is_file():
-        return open_huggingface(path)
-    return open_nanogpt(path)
-
-
-def tokenizer_of(folder: Path, vocab: int) -> Tokenizer | None:
-    """The tokenizer beside weights of this vocabulary; GPT-2's where there is none and the ids have room for it.
-
-    (A run directory holds its own or none.) Raises DataError when it has more ids than the model.
-    """
-    own = any((folder / name).is_file() for name in (TOKENIZER_FILE, JSON_FILE))
-    if not own and (vocab < GPT2_VOCAB or is_run(folder)):
-        return None
-    tokenizer = load_tokenizer(folder if own else "gpt2")
-    if tokenizer.vocab > vocab:
-        raise DataError(
-            "another model's tokenizer",
-            path=folder,
-            fix="put the model's own tokenizer.json there",
-            why=f"the tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}",
-        )
-    return tokenizer
-
-
 def with_dtype(model: StoredModel, dtype: str) -> StoredModel:
-    """The model with every tensor cast. Reading one raises DataError when a number is too large for that."""
+    """Return the model with every tensor cast to `dtype`, a name in DTYPES.
+
+    Reading a tensor later raises DataError when one of its numbers is too large for that dtype.
+    """
     cast = {name: _cast(name, tensor, DTYPES[dtype]) for name, tensor in model.tensors.items()}
     before = ", ".join(sorted({str(tensor.dtype) for tensor in model.tensors.values()} - {dtype}))
     notes = (*model.notes, f"cast from {before} to {dtype}") if before else model.notes
@@ -147,9 +70,11 @@ def _cast(name: str, tensor: Tensor, dtype: np.dtype) -> Tensor:
         given = tensor.read()
         with np.errstate(over="ignore"):
             array = given.astype(dtype)
-        if np.isinf(array).any() and not np.isinf(given).any():
+        if np.any(np.isinf(array) & ~np.isinf(given)):
             raise DataError(
-                f"{name} as {dtype}", why="a number is too large for that", fix="choose a wider dtype"
+                f"{name} as {dtype}",
+                why="a number is too large for that dtype",
+                fix="choose float32, or bfloat16 instead of float16",
             )
         return array
 
@@ -157,21 +82,21 @@ def _cast(name: str, tensor: Tensor, dtype: np.dtype) -> Tensor:
 
 
 def with_vocab(model: StoredModel, vocab: int) -> StoredModel:
-    """The model with so many rows in its embedding: zeros added, or the last ones left out; its notes say which.
+    """Return the model with `vocab` rows in its embedding and head; its notes say what changed.
 
-    Raises ConfigError when its tokenizer needs more.
+    Rows of zeros are added, or the last rows are left out. Raises ConfigError if the tokenizer needs more.
     """
     before = model.config.vocab
     if model.tokenizer and vocab < model.tokenizer.vocab:
         raise ConfigError(
             f"vocab = {vocab}",
             why=f"the tokenizer has {model.tokenizer.vocab} ids",
-            fix="keep at least these",
+            fix=f"choose {model.tokenizer.vocab} or more",
         )
     if vocab == before:
         return model
     tensors = dict(model.tensors)
-    for name in ("wte.weight", HEAD):
+    for name in (EMBEDDING, HEAD):
         if name in tensors:
             tensors[name] = _with_rows(tensors[name], vocab)
     change = (
@@ -194,14 +119,18 @@ def _with_rows(tensor: Tensor, rows: int) -> Tensor:
 
 
 def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
-    """Write the model in a format of FORMATS, whole or not at all; returns what was written, with all its notes.
+    """Write the model in the format `to`, a name in FORMATS, and return what was written, with all its notes.
 
-    `path` is a folder to be made, or for a format of one file also that file. Raises ConfigError when something is
-    there already or the format cannot say what the model is, StorageError when writing fails.
+    `path` is a new folder, or for a format of one file also a new file. It is written whole or not at all.
+    Raises ConfigError when something is there already or the format cannot state what the model is, DataError
+    when a tensor is damaged, StorageError when writing fails.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ConfigError(
-            "something is there already", path=path, why="it would be lost", fix="name another place"
+            "something is there already",
+            path=path,
+            why="writing would destroy it",
+            fix="name a path that does not exist yet",
         )
     model = sayable(model, to)
     fmt = FORMATS[to]
@@ -210,18 +139,21 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
         return model
     part = path.with_name(path.name + ".part")
     try:
-        if part.exists():  # of a conversion that was killed
+        if part.exists():  # a conversion that was killed left it
             shutil.rmtree(part)
         part.mkdir(parents=True)
         fmt.write(model, part / fmt.file if fmt.file else part)
         if fmt.file and model.tokenizer and model.tokenizer.name != "gpt2":
             model.tokenizer.save(part / TOKENIZER_FILE)
         if path.is_dir():
-            path.rmdir()  # empty, as was seen above
+            path.rmdir()  # it is empty, as the check above saw
         part.rename(path)
     except OSError as error:
         raise StorageError(
-            "cannot write", path=path, why=str(error), fix="check space and permission"
+            "cannot write the model",
+            path=path,
+            why=str(error),
+            fix="check that the disk has room and that you may write there",
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -229,21 +161,25 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
 
 
 def sayable(model: StoredModel, to: str) -> StoredModel:
-    """The model as the format can say it, with notes of what that took. Raises ConfigError for what it cannot."""
+    """Return the model as the format can state it, with a note for each thing that had to be added.
+
+    Raises ConfigError that names everything about the model that the format cannot state.
+    """
     config, notes, says = model.config, list(model.notes), FORMATS[to].says
     tensors = dict(model.tensors)
     if not config.bias and "bias" not in says:
         config = dataclasses.replace(config, bias=True)
         missing = {place.name: place.shape for place in places(config) if place.name not in tensors}
         tensors |= {name: Tensor.of(np.zeros(shape, model.dtype)) for name, shape in missing.items()}
-        notes.append(f"{len(missing)} biases of zeros added: {to} has no model without")
+        notes.append(f"{len(missing)} biases of zeros added: {to} has no models without biases")
     if to == "nanogpt" and config.activation != ACTIVATION:
         notes.append(
-            f"nanoGPT computes {ACTIVATION}, this model {config.activation}: only jaxgpt will see that"
+            f"this model computes {config.activation}: jaxgpt reads that from the file, but nanoGPT "
+            f"computes {ACTIVATION}"
         )
     if to == "llmc" and config.activation == "gelu":
         says = says | {"activation"}
-        notes.append("llm.c computes gelu_tanh, this model gelu: its logits will differ a little")
+        notes.append("this model computes gelu and llm.c gelu_tanh: the logits there will differ a little")
     plain = GPTConfig(
         vocab=config.vocab,
         context=config.context,
@@ -257,9 +193,11 @@ def sayable(model: StoredModel, to: str) -> StoredModel:
         if getattr(config, trait) != getattr(plain, trait)
     ]
     if to == "llmc" and str(model.dtype) not in ("float32", "bfloat16"):
-        wrong.append(f"dtype = {model.dtype}, not float32 or bfloat16 (--dtype casts)")
+        wrong.append(f"dtype = {model.dtype}, not float32 or bfloat16 (`--dtype float32` casts)")
     if wrong:
         raise ConfigError(
-            f"{to} cannot say what this model is", why=", ".join(wrong), fix="write another format"
+            f"{to} cannot say what this model is",
+            why=", ".join(wrong),
+            fix="write another format: jaxgpt can state every model",
         )
     return dataclasses.replace(model, config=config, tensors=tensors, notes=tuple(notes))

@@ -1,7 +1,7 @@
-"""The public GPT-2 weights, through the Hugging Face hub's own client and in its own cache.
+"""The public GPT-2 weights, fetched with the Hugging Face hub's own client into its own cache.
 
-The hub names the commit that `main` is and the hash of each of its files; every file is downloaded from that commit and
-must have that hash. No hash, revision or address is written down here.
+The hub states the commit of the branch `main` and the hash of each file in it. Every file is downloaded from
+that commit and must have that hash. No hash, revision or address is written down here.
 """
 
 import contextlib
@@ -28,28 +28,29 @@ PUBLIC = {
     "gpt2-xl": "openai-community/gpt2-xl",
 }
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
-BESIDE = (JSON_FILE, "generation_config.json")  # taken where the repository has them
+BESIDE = (JSON_FILE, "generation_config.json")  # fetched too if the repository has them
 COMMIT = re.compile(r"[0-9a-f]{40}")
-HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a git blob's, a large file's
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of a git blob, of a large file
 
 
 class _Unfetched(Exception):
-    """The hub did not give what was asked of it; the message says why in a few words."""
+    """The hub did not give what it was asked for. The message says why in a few words."""
 
 
 def fetch(name: str, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
-    """The folder in the hub's cache that holds a public model: config.json, weights, tokenizer.json.
+    """Return the folder in the hub's cache that holds a public model: config.json, weights, tokenizer.json.
 
-    Where the hub cannot be asked, what the cache holds of it will do. `endpoint` and `cache` are otherwise what the
-    hub's client takes from its environment (HF_ENDPOINT, HF_HOME, ...). Raises MissingError when the model can be had
-    from neither, DataError when a file is not the one the hub names, StorageError when the cache cannot be written.
+    When the hub cannot be reached, a complete model in the cache is used. `endpoint` and `cache` default to
+    what the hub's client takes from its environment (HF_ENDPOINT, HF_HOME, ...). Raises MissingError when
+    neither the hub nor the cache has the model, DataError when a file has another hash than the hub states,
+    StorageError when the cache cannot be written.
     """
     from huggingface_hub import constants
 
     if name not in PUBLIC:
         raise MissingError(
             f"no public model {name!r}",
-            why="it is none of those known here",
+            why="jaxgpt does not know this name",
             fix=f"name one of {', '.join(PUBLIC)}",
         )
     repository = _Repository(
@@ -65,8 +66,8 @@ def fetch(name: str, *, endpoint: str | None = None, cache: Path | None = None) 
                     f"cannot fetch {name}",
                     path=f"{repository.endpoint}/{repository.name}",
                     why=str(error),
-                    fix=f"check the connection, or on another machine download {CONFIG_FILE}, {SAFETENSORS} and "
-                    f"{JSON_FILE} from there and give the folder they are in as MODEL",
+                    fix=f"check the connection, or download {CONFIG_FILE}, {SAFETENSORS} and {JSON_FILE} "
+                    "from there on another machine and give their folder as MODEL",
                 ) from error
             logger.info("%s: %s; taken from %s", name, error, folder)
             return folder
@@ -80,28 +81,31 @@ def fetch(name: str, *, endpoint: str | None = None, cache: Path | None = None) 
 
 
 class _Repository(NamedTuple):
-    """A repository of models on a hub, and the cache its files go to."""
+    """A repository of a model on a hub, and the cache that its files are stored in."""
 
     name: str
     endpoint: str
     cache: Path
 
     def download(self) -> Path:
-        """The folder of the commit that main is now, complete and verified. Raises _Unfetched, DataError, OSError."""
+        """Return the folder of the commit of main, complete and verified.
+
+        Raises _Unfetched, DataError, OSError.
+        """
         commit, hashes = self.listing()
         paths = [self.verified(file, commit, expected) for file, expected in hashes.items()]
         if (main := self.main()) is None or main.name != commit:
-            with contextlib.suppress(_Unfetched):  # the client notes what main is, which offline use goes by
+            with contextlib.suppress(_Unfetched):  # asked for main, the client records its commit
                 self.file(CONFIG_FILE, "main")
         return paths[0].parent
 
     def listing(self) -> tuple[str, dict[str, str]]:
-        """The commit that main is, and the hash of each of its files that we want. Raises _Unfetched."""
+        """Return the commit of main, and the hash of each of its files that we need. Raises _Unfetched."""
         from huggingface_hub import HfApi, constants
 
         with _asking():
-            # (Without a timeout of ours this one call of the client's would wait for ever.) Anonymous: what is public
-            # needs no token, and a user's own is nobody's business at another endpoint.
+            # Without a timeout this call of the client would wait for ever. No token is sent: public models
+            # need none, and a user's own token must not reach another endpoint.
             info = HfApi(endpoint=self.endpoint, token=False).model_info(
                 self.name, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
@@ -120,7 +124,10 @@ class _Repository(NamedTuple):
             return str(info.sha), {file: str(hashes[file]) for file in files}
 
     def file(self, file: str, revision: str) -> Path:
-        """Where a file is in the cache, downloaded if it is not there. Raises _Unfetched, OSError."""
+        """Return the place of a file in the cache, downloading it if need be.
+
+        Raises _Unfetched, OSError.
+        """
         from huggingface_hub import hf_hub_download
 
         with _asking():
@@ -130,11 +137,12 @@ class _Repository(NamedTuple):
         return Path(place)
 
     def verified(self, file: str, commit: str, expected: str) -> Path:
-        """Where a file with that hash is. One with another is removed and fetched once more, then DataError.
+        """Return the place of a file that has the expected hash.
 
-        Every load checks, also what came from the cache: other programs put files there too, disks fail, and a note
-        of ours in somebody else's cache could itself be wrong. Measured, sha256 takes 0.56 s a gigabyte (1.8 s on a
-        processor without instructions for it), and the reading that follows finds the file in memory.
+        A file with another hash is removed and fetched once more. Raises DataError if that is wrong too.
+
+        Every load checks files from the cache too, because other programs write there and disks fail. This
+        costs little: the hash is fast, and the reading that follows finds the file in memory.
         """
         for _ in range(2):
             path = self.file(file, commit)
@@ -146,21 +154,21 @@ class _Repository(NamedTuple):
             f"{file} of {self.name} is not the hub's",
             path=f"{self.endpoint}/{self.name}",
             why=f"its hash is {found}, not {expected}, twice",
-            fix="nothing of it was kept: try again later or from another network",
+            fix="try again later or from another network; the wrong file was deleted",
         )
 
     def main(self) -> Path | None:
-        """The cache's folder for the commit that main was when the client last saw it, if config.json is in it."""
+        """Return the cache's folder of the commit last seen on main, if config.json is in it."""
         from huggingface_hub import try_to_load_from_cache
 
         config = try_to_load_from_cache(self.name, CONFIG_FILE, cache_dir=self.cache)
         return Path(config).parent if isinstance(config, str) else None
 
     def cached(self) -> Path | None:
-        """That folder, if the whole model is in it. Raises DataError when a file in it is damaged.
+        """Return the folder of `main` if it holds the whole model. Raises DataError for a damaged file.
 
-        The cache's links lead to files named for the hashes the hub gave. (Where a system has no links, the files
-        have been checked only when they were downloaded.)
+        The cache consists of links to files that are named after their hashes. On a system without links,
+        files are checked only when they are downloaded.
         """
         folder = self.main()
         files = _wanted([path.name for path in folder.iterdir() if path.is_file()]) if folder else None
@@ -173,13 +181,13 @@ class _Repository(NamedTuple):
                     "damaged file in the cache",
                     path=path,
                     why=f"its hash is {found}, not {expected}",
-                    fix="try again when the hub can be reached, and it is fetched anew",
+                    fix="run again when the hub can be reached: the file is then fetched again",
                 )
         return folder
 
 
 def _wanted(files: Collection[str]) -> list[str] | None:
-    """Which of a repository's files make up the model; None when they do not."""
+    """Return which of a repository's files make up the model, or None when some are missing."""
     index = f"{SAFETENSORS}.index.json"
     shards = {file: int(match[1]) for file in sorted(files) if (match := SHARD.fullmatch(file))}
     if SAFETENSORS in files:
@@ -194,9 +202,10 @@ def _wanted(files: Collection[str]) -> list[str] | None:
 
 
 def _hash(path: Path, expected: str) -> str:
-    """The hash the hub would name: sha256 of a large file, of another git's sha1 of its length and contents.
+    """Return the hash in the form that the hub states: sha256 for a large file, otherwise git's sha1.
 
-    Source: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects, "Object Storage".
+    Git's sha1 is that of the file's length and contents. Source:
+    https://git-scm.com/book/en/v2/Git-Internals-Git-Objects, "Object Storage".
     """
     if len(expected) == 64:
         return file_sha256(path)
@@ -206,7 +215,7 @@ def _hash(path: Path, expected: str) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file and every link on the way to it: the client would take it up again at any of them."""
+    """Remove a file and every link on the way to it. The client would otherwise use what is left of them."""
     while path.is_symlink():
         target = path.parent / path.readlink()
         path.unlink()
@@ -216,10 +225,10 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _asking() -> Iterator[None]:
-    """What the client raises, as _Unfetched; the disk's errors as they are."""
+    """Turn what the hub's client raises into _Unfetched; errors of the disk stay as they are."""
     try:
         yield
-    except Exception as error:  # the client, its HTTP library and its storage library have no base in common
+    except Exception as error:  # the client and its libraries share no base class of errors
         network = isinstance(error, ConnectionError | TimeoutError)
         if isinstance(error, OSError) and error.errno is not None and not network:
             raise
@@ -230,11 +239,11 @@ def _reason(error: BaseException) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        return _reason(error.__cause__)  # what kept it from looking elsewhere than in the cache
+        return _reason(error.__cause__)  # the reason why the client could look only in the cache
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
     if isinstance(error, HfHubHTTPError):
         return f"the server answered {error.response.status_code} {error.response.reason_phrase}"
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     unlike = isinstance(error, ValueError | KeyError | TypeError | AttributeError)
-    return f"the server's answer is none of a hub: {text}" if unlike else text
+    return f"the server does not answer as a hub does: {text}" if unlike else text

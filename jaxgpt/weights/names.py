@@ -1,9 +1,12 @@
-"""One table: the names GPT-2's tensors carry in the world, and where they live in our parameters. Used both ways.
+"""One table of the names that GPT-2's tensors have in files and of their places in our parameters.
 
-The middle column is what Hugging Face and nanoGPT call a tensor, and what every reader gives and every writer takes;
-the right one is OpenAI's own variable. The rows stand in the order in which llm.c writes them. Matrices are (in, out),
-as OpenAI's, Hugging Face's and ours are; nanoGPT's and llm.c's are (out, in). `c_attn` is one matrix of 3 x width
-columns in the world and has an axis of 3 here. The embeddings' padding rows (`vocab_multiple`) stay here.
+Readers and writers use the same table. Its middle column holds the names of Hugging Face and nanoGPT; every
+reader returns tensors by these names and every writer takes them so. The right column holds OpenAI's own
+variables. The rows are in the order in which llm.c writes them.
+
+Three things differ between files and our parameters. Matrices are (in, out) in OpenAI's and Hugging Face's
+files, as they are here, but (out, in) in nanoGPT's and llm.c's. `c_attn` is one matrix of 3 x width columns
+in files and has an axis of size 3 here. The embedding's padding rows (`vocab_multiple`) exist only here.
 """
 
 import functools
@@ -19,7 +22,8 @@ from jaxgpt.model.gpt import define
 from jaxgpt.parallel import path_of
 from jaxgpt.weights.tensors import FLOATS, Tensor
 
-# (path of our leaf, GPT-2's name, OpenAI's variable); those under `h/` once a layer.
+# (path of our leaf, GPT-2's name, OpenAI's variable). Rows whose path begins with `h/` stand for one tensor a
+# layer.
 TABLE = (
     ("wte/embedding", "wte.weight", "wte"),
     ("wpe/embedding", "wpe.weight", "wpe"),
@@ -37,12 +41,12 @@ TABLE = (
     ("h/mlp/c_proj/bias", "mlp.c_proj.bias", "mlp/c_proj/b"),
     ("ln_f/scale", "ln_f.weight", "ln_f/g"),
     ("ln_f/bias", "ln_f.bias", "ln_f/b"),
-    ("lm_head/embedding", "lm_head.weight", "lm_head"),  # only where the head is not tied
+    ("lm_head/embedding", "lm_head.weight", "lm_head"),  # only when the head is not tied
 )
 
 
 class Place(NamedTuple):
-    """One tensor of a model: what it is called, its shape out there, and where it goes here."""
+    """One tensor of a model: its names and shape in files, and its place in our parameters."""
 
     name: str
     """GPT-2's name, with the layer: `h.3.attn.c_attn.weight`."""
@@ -51,58 +55,67 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     """(in, out) for a matrix, without padding rows."""
     path: str
-    """Path of our leaf: `h/attn/c_attn/kernel`."""
+    """The path of our leaf: `h/attn/c_attn/kernel`."""
     layer: int | None
-    """Its index along the leaf's leading axis; None outside the blocks."""
+    """Its index along the leaf's leading axis, or None outside the blocks."""
 
     @property
     def is_linear(self) -> bool:
-        """It is the matrix of a linear layer, which torch keeps as (out, in)."""
+        """Whether it is the matrix of a linear layer, which torch stores as (out, in)."""
         return self.path.endswith("/kernel")
 
 
-LARGEST = 1 << 24  # of any size in a foreign header; the largest of GPT-2 is its vocabulary
+# No size in a foreign header may be larger. The largest size of GPT-2 itself is its vocabulary.
+LARGEST = 1 << 24
 
 
 def foreign_config(path: Path, **fields: Any) -> GPTConfig:
-    """The architecture a foreign file states. Raises DataError for what is not a model, or absurdly large."""
+    """Return the architecture that a foreign file states.
+
+    Raises DataError when the values are no architecture or a number is absurdly large.
+    """
     absurd = [
-        f"{name} = {value}" for name, value in fields.items() if isinstance(value, int) and value > LARGEST
+        f"{name} = {str(value)[:80]} (the largest we read is {LARGEST})"
+        for name, value in fields.items()
+        if isinstance(value, int | float) and value > LARGEST
     ]
     try:
         if absurd:
-            raise ConfigError(", ".join(absurd), why="nothing is that large", fix="check the file")
+            raise ConfigError(", ".join(absurd), why="no model is that large", fix="check the file")
         return GPTConfig(**fields)
-    except (ConfigError, TypeError) as error:
+    except ConfigError as error:
         raise DataError(
-            "not a GPT-2 we compute", path=path, why=str(error), fix="use a GPT-2 model"
+            "not a GPT-2 we compute", path=path, why=str(error)[:500], fix="use the files of a GPT-2 model"
         ) from error
 
 
 def leaf_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of this model, by path."""
+    """Return the shape of every parameter of this model, by its path."""
     shapes = jax.eval_shape(define(config).init, jax.random.key(0))
     return {path_of(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
 @functools.lru_cache(maxsize=8)
 def places(config: GPTConfig) -> tuple[Place, ...]:
-    """Every tensor of this model, the table's rows in order, each with all its layers."""
+    """Return every tensor of this model in the order of the table, with all layers of a row together."""
     shapes = leaf_shapes(config)
-    found = []
+    found: list[Place] = []
     for path, name, variable in TABLE:
         if path not in shapes:
             continue
         if path.startswith("h/"):
-            shape = _outside(path, shapes[path][1:], config)
-            for layer in range(config.layers):
-                found.append(Place(f"h.{layer}.{name}", f"model/h{layer}/{variable}", shape, path, layer))
+            shape = _shape_in_files(path, shapes[path][1:], config)
+            found.extend(
+                Place(f"h.{layer}.{name}", f"model/h{layer}/{variable}", shape, path, layer)
+                for layer in range(config.layers)
+            )
         else:
-            found.append(Place(name, f"model/{variable}", _outside(path, shapes[path], config), path, None))
+            shape = _shape_in_files(path, shapes[path], config)
+            found.append(Place(name, f"model/{variable}", shape, path, None))
     return tuple(found)
 
 
-def _outside(path: str, shape: tuple[int, ...], config: GPTConfig) -> tuple[int, ...]:
+def _shape_in_files(path: str, shape: tuple[int, ...], config: GPTConfig) -> tuple[int, ...]:
     if path.startswith(("wte/", "lm_head/")):
         return (config.vocab, *shape[1:])
     if "/c_attn/" in path:
@@ -111,16 +124,16 @@ def _outside(path: str, shape: tuple[int, ...], config: GPTConfig) -> tuple[int,
 
 
 def fitted(config: GPTConfig, found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors of a model of this shape, in the table's order.
+    """Return the tensors of a model of this architecture, in the order of the table.
 
-    Raises DataError listing every tensor that is unknown, missing, of another shape or not of floats.
+    Raises DataError that lists every tensor that is unknown, missing, of another shape or not of floats.
     """
-    if config.layers > len(found):  # a damaged header may claim any number: it must not cost memory
+    if config.layers > len(found):  # a damaged header may claim any number, which must not cost memory
         raise DataError(
             "weights do not fit the model",
             path=path,
-            why=f"{len(found)} tensors for {config.layers} layers",
-            fix="check that files and settings belong together",
+            why=f"there are {len(found)} tensors for {config.layers} layers",
+            fix="check that the weights and the settings belong together",
         )
     wanted = {place.name: place.shape for place in places(config)}
     problems = [f"unknown tensor {name[:80]}" for name in sorted(found.keys() - wanted.keys())]
@@ -129,31 +142,37 @@ def fitted(config: GPTConfig, found: Mapping[str, Tensor], path: Path) -> dict[s
     problems += [
         f"{n} is {list(t.shape)}, not {list(wanted[n])}" for n, t in present.items() if t.shape != wanted[n]
     ]
-    problems += [f"{name} is {t.dtype}, no float" for name, t in present.items() if t.dtype not in FLOATS]
+    problems += [
+        f"{name} is {t.dtype}, not a float dtype" for name, t in present.items() if t.dtype not in FLOATS
+    ]
     if problems:
         raise DataError(
             "weights do not fit the model",
             path=path,
-            why=_listed(problems),
-            fix="check that files and settings belong together",
+            why=listed(problems),
+            fix="check that the weights and the settings belong together",
         )
     return present
 
 
-def _listed(problems: list[str], most: int = 50) -> str:
+def listed(problems: list[str], most: int = 50) -> str:
+    """Return the problems as one text.
+
+    A foreign file can have any number, so at most `most` are spelled out.
+    """
     more = [f"and {len(problems) - most} more"] if len(problems) > most else []
     return ", ".join(problems[:most] + more)
 
 
 def leaf_at(params: Any, path: str) -> Any:
-    """The leaf at a path such as `h/attn/c_attn/kernel`."""
+    """Return the leaf at a path such as `h/attn/c_attn/kernel`."""
     for name in path.split("/"):
         params = params[name]
     return params
 
 
 def tree_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict of leaves given by path."""
+    """Return the nested dict of leaves that are given by their paths."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
@@ -165,13 +184,13 @@ def tree_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_layout_of_torch(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with the linear layers' matrices turned over: (in, out) to (out, in), or back."""
+    """Return the tensors with the linear layers' matrices transposed: (in, out) to (out, in), or back."""
     linear = {place.name for place in places(config) if place.is_linear}
     return {name: tensor.transposed() if name in linear else tensor for name, tensor in tensors.items()}
 
 
 def leaves(config: GPTConfig) -> dict[str, list[Place]]:
-    """The path of each of our leaves with the tensors it is made of, by layer."""
+    """Return the path of each of our leaves, with its tensors in the order of the layers."""
     by_path: dict[str, list[Place]] = {}
     for place in places(config):
         by_path.setdefault(place.path, []).append(place)

@@ -1,4 +1,7 @@
-"""A tensor that still lies in a file, and a model made of such tensors: nothing is read before it is asked for."""
+"""A tensor that still lies in a file, and a model made of such tensors.
+
+Numbers are read only when asked for.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,72 +13,75 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.errors import DataError
 from jaxgpt.text.tokenizer import Tokenizer
 
-# The dtypes a parameter can be stored in, by the name that `--dtype` and our files use.
-DTYPES = {
+# The dtypes a parameter can be stored in, by the names that `--dtype` and our own files use.
+DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-FLOATS = frozenset({*DTYPES.values(), np.dtype(np.float64)})  # what files may hold
+FLOATS = frozenset({*DTYPES.values(), np.dtype(np.float64)})  # what a file of weights may hold
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Shape and dtype of a tensor, and how to read it. Views of it are tensors too; only `read` touches the numbers."""
+    """The shape and dtype of a tensor, and a function that reads it.
+
+    Views of a tensor are tensors too. Only `read` touches the numbers.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
-    """The numbers, as an array of that shape and dtype. Raises DataError when the file turns out to be damaged."""
+    """Returns the numbers as an array of that shape and dtype. Raises DataError when the file is damaged."""
     source: object = None
-    """Where they lie; two tensors with equal sources, other than None, are the same numbers."""
+    """Where the numbers lie. Two tensors whose sources are equal, and not None, hold the same numbers."""
 
     @staticmethod
     def of(array: np.ndarray) -> "Tensor":
-        """A tensor whose numbers are in memory already."""
+        """Return a tensor whose numbers are already in memory."""
         return Tensor(array.shape, array.dtype, lambda: array)
 
     def raw(self) -> memoryview:
-        """Its numbers as bytes, in row-major order."""
+        """Read the numbers and return them as bytes, in row-major order."""
         return bytes_of(self.read())
 
     def transposed(self) -> "Tensor":
-        """The matrix (in, out) of a matrix (out, in), and the other way."""
+        """Return the matrix (in, out) of a matrix (out, in), or the other way round."""
         return Tensor(self.shape[::-1], self.dtype, lambda: self.read().T)
 
     def reshaped(self, *shape: int) -> "Tensor":
+        """Return the same numbers in another shape of equal size."""
         return Tensor(shape, self.dtype, lambda: self.read().reshape(shape))
-
-    def cut(self, rows: int) -> "Tensor":
-        """The first rows of it."""
-        return Tensor((rows, *self.shape[1:]), self.dtype, lambda: self.read()[:rows])
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-    """An array's numbers as bytes, in row-major order; a view of them where they lie so."""
+    """Return an array's numbers as bytes in row-major order, without a copy if they already lie that way."""
     return array.reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A GPT-2 that lies in some file: what every reader gives and every writer takes."""
+    """A GPT-2 that lies in some file. Every reader returns one, and every writer takes one."""
 
     config: GPTConfig
     tensors: Mapping[str, Tensor]
-    """By GPT-2's names, in the layouts of `weights.names`: matrices (in, out), no padding rows."""
+    """By GPT-2's names, in the layouts of `weights.names`: matrices are (in, out), without padding rows."""
     tokenizer: Tokenizer | None = None
-    """The tokenizer that lies beside it, if one does."""
+    """The tokenizer that belongs to the weights, or None when there is none."""
     notes: tuple[str, ...] = ()
-    """What had to be assumed, added or left out, for people to see."""
+    """What a reader or writer had to assume, add or leave out, in sentences for the person who asked."""
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of all its tensors. Raises DataError where they have several, or one we do not compute with."""
+        """The dtype of all tensors.
+
+        Raises DataError when they have several, or one we do not compute with.
+        """
         kinds = {tensor.dtype for tensor in self.tensors.values()}
         if len(kinds) > 1 or not kinds <= set(DTYPES.values()):
             raise DataError(
-                "dtypes of the weights",
+                "cannot use the dtypes of these weights",
                 why=f"they are {', '.join(sorted(map(str, kinds)))}",
-                fix=f"cast them to one of {', '.join(DTYPES)}: jaxgpt convert --dtype",
+                fix=f"cast them to one of {', '.join(DTYPES)} with `jaxgpt convert --dtype`",
             )
         return kinds.pop()

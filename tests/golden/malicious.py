@@ -182,7 +182,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         "other than a storage",
     ),
     "key with a slash": (whole(tensor(of=storage(key="../0"))), "other than a storage"),
-    "storage that is not there": (whole(tensor(of=storage(key="7"))), "storage [07]: |list of storages"),
+    "storage that is not there": (whole(tensor(of=storage(key="7"))), "storage [07] is |list of storages"),
     "storage of truth": (whole(tensor(of=storage(count=b"\x88"))), "other than a storage"),
     "storage of -1": (whole(tensor(of=storage(count=b"J\xff\xff\xff\xff"))), "other than a storage"),
     "storage larger than it is": (whole(tensor(of=storage(count=BIG))), "bytes, not|damaged"),

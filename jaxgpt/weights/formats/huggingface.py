@@ -22,15 +22,15 @@ from jaxgpt.weights.tensors import StoredModel, Tensor, bytes_of
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 PREFIX = "transformer."
-BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks that older files store
+BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks, which older files contain
 HEAD, EMBEDDING = "lm_head.weight", "wte.weight"
 
 
 def open_huggingface(path: Path) -> StoredModel:
-    """The model of a folder with config.json, or of one weights file with config.json beside it.
+    """Open the model of a folder with config.json, or of one file of weights with config.json beside it.
 
-    Weights are safetensors or torch files, single or sharded with an index. Raises MissingError or DataError, with
-    every problem of the config and every problem of the tensors listed at once.
+    The weights are safetensors or torch files, single or in shards with an index. Raises MissingError when a
+    file is not there, DataError that lists every problem of the config or every problem of the tensors.
     """
     folder = path if path.is_dir() else path.parent
     config = read_config_json(folder / CONFIG_FILE)
@@ -50,17 +50,23 @@ def _is_torch(path: Path) -> bool:
 
 
 def _state_dict(tree: Any, file: Path, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without prefix to tensors, without the mask buffers."""
+    """Return the tensors by their names without prefix; the mask buffers are left out."""
     if not isinstance(tree, dict) or not all(isinstance(leaf, Tensor) for leaf in tree.values()):
         raise DataError(
-            "not a state dict", path=file, why="it is no table of tensors", fix="name a file of weights"
+            "not a file of weights",
+            path=file,
+            why="its content is not a table of tensors by name",
+            fix="name a file that holds the state dict of a model",
         )
     found: dict[str, Tensor] = {}
     for stored, tensor in tree.items():
         name = str(stored).removeprefix(PREFIX)
         if name in found or name in before:
             raise DataError(
-                f"tensor {name[:80]} twice", path=file, why="one would be ignored", fix="fetch it again"
+                f"tensor {name[:80]} twice",
+                path=file,
+                why="one of the two would be ignored",
+                fix="fetch the weights again",
             )
         if not BUFFERS.fullmatch(name):
             found[name] = tensor
@@ -68,7 +74,10 @@ def _state_dict(tree: Any, file: Path, before: Mapping[str, Tensor]) -> dict[str
 
 
 def same(embedding: Tensor, head: Tensor, path: Path) -> Tensor:
-    """The token embedding of a model whose tied head is stored too. Reading it raises DataError where they differ."""
+    """Return the token embedding of a model with a tied head that is stored as well.
+
+    Reading it raises DataError when the two differ.
+    """
 
     def read() -> np.ndarray:
         array = embedding.read()
@@ -77,7 +86,7 @@ def same(embedding: Tensor, head: Tensor, path: Path) -> Tensor:
                 "two output heads",
                 path=path,
                 why=f"the head is tied, and {HEAD} is not {EMBEDDING}",
-                fix="in config.json, tie_word_embeddings = false keeps both",
+                fix="set tie_word_embeddings to false in config.json to keep both",
             )
         return array
 
@@ -86,7 +95,7 @@ def same(embedding: Tensor, head: Tensor, path: Path) -> Tensor:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files the weights of a folder are in. Raises MissingError when one is not there."""
+    """Return the files that hold the weights of a folder. Raises MissingError when one is not there."""
     for single in (SAFETENSORS, TORCH):
         index = folder / f"{single}.index.json"
         if (folder / single).is_file():
@@ -105,7 +114,7 @@ def _weight_files(folder: Path) -> list[Path]:
         "no weights",
         path=folder,
         why=f"neither {SAFETENSORS} nor {TORCH} nor an index of them is there",
-        fix="name a folder with weights",
+        fix="name a folder that holds one of them",
     )
 
 
@@ -122,11 +131,14 @@ def _indexed(index: Path) -> list[Path]:
 
 
 def write_huggingface(model: StoredModel, folder: Path) -> None:
-    """Write a folder that transformers opens. The caller knows that its config can say the model."""
+    """Write a folder that transformers opens. The caller has checked that config.json can state the model.
+
+    Raises StorageError when writing fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     named = {name if name == HEAD else PREFIX + name: tensor for name, tensor in model.tensors.items()}
     write_safetensors(folder / SAFETENSORS, named, {"format": "pt"})  # transformers refuses files without it
-    # A text both begins and ends with GPT-2's one special token.
+    # GPT-2 has one special token, which stands both at the beginning and at the end of a text.
     end = model.tokenizer.end_of_text if model.tokenizer else None
     ends = {"bos_token_id": end, "eos_token_id": end}
     _write_json(folder / CONFIG_FILE, config_json(model.config) | ends | {"torch_dtype": str(model.dtype)})
@@ -137,7 +149,7 @@ def write_huggingface(model: StoredModel, folder: Path) -> None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, context: int, folder: Path) -> None:
-    """Write tokenizer.json, and the files that older readers want instead."""
+    """Write tokenizer.json, and the files that older readers expect instead. Raises StorageError."""
     tokenizer.save_json(folder / JSON_FILE)
     model = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))["model"]
     _write_json(folder / "vocab.json", model["vocab"])
@@ -161,6 +173,6 @@ def _card(model: StoredModel) -> str:
         f"# A GPT-2-class language model\n\n"
         f"{c.layers} layers, {c.heads} heads, width {c.width}, MLP width {c.mlp_size}, context {c.context}, "
         f"vocabulary {c.vocab}; stored as {model.dtype}. Written by `jaxgpt convert`.\n\n"
-        "What it was trained on, its licence, and what it is good for are not known to the converter: state them here "
+        "The converter does not know what the model was trained on, its licence or its uses: state them here "
         f"before publishing.\n\n{notes and '## Conversion notes' + chr(10) * 2 + notes}"
     )

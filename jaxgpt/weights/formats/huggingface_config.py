@@ -1,7 +1,7 @@
-"""Hugging Face's config.json for GPT-2: to our GPTConfig and back.
+"""Hugging Face's config.json for GPT-2 becomes our GPTConfig, and the other way round.
 
-Every key is understood, known to change nothing, or refused by name. The meaning of the keys is that of transformers'
-GPT2Config and GPT2LMHeadModel.
+Every key is either understood, or known to change nothing, or refused by name. The keys mean what they mean
+in transformers' GPT2Config and GPT2LMHeadModel.
 """
 
 import json
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import GPTConfig
+from jaxgpt.config.checks import field_types, fits
 from jaxgpt.errors import DataError, MissingError
-from jaxgpt.weights.names import foreign_config
+from jaxgpt.weights.names import foreign_config, listed
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ FIELDS = {
     "scale_attn_by_inverse_layer_idx": "scale_by_inverse_layer",
     "tie_word_embeddings": "tied_head",
 }
-# The first name of each of ours is the one we write.
+# Their names of activations and ours. Where several of theirs mean one of ours, we write the first.
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -39,7 +40,7 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-# Other keys that change the computation, with the values that leave it as ours.
+# Other keys that change the computation, with the values for which it is the same as ours.
 REQUIRED: dict[str, tuple[object, ...]] = {
     "model_type": ("gpt2",),
     "add_cross_attention": (False,),
@@ -47,8 +48,8 @@ REQUIRED: dict[str, tuple[object, ...]] = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
-# Keys about training, generation, classification heads or the file itself: the next-token logits are the same.
-# (reorder_and_upcast_attn is the same product in another order.)
+# Keys about training, generation, classification heads or the file itself. They do not change the logits of
+# the next token. (reorder_and_upcast_attn computes the same product in another order.)
 WITHOUT_EFFECT = frozenset(
     [
         "architectures",
@@ -128,15 +129,21 @@ WITHOUT_EFFECT = frozenset(
 
 
 def read_config_json(path: Path) -> GPTConfig:
-    """The architecture in a config.json. Raises MissingError, or DataError naming every key that does not fit."""
+    """Return the architecture that a config.json states.
+
+    Raises MissingError when there is no such file, DataError that names every key that does not fit.
+    """
     if not path.is_file():
         raise MissingError(
-            "no architecture", path=path, why="there is no such file", fix="name a model folder"
+            "no architecture",
+            path=path,
+            why="there is no such file",
+            fix="put the model's config.json beside its weights",
         )
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
-            raise ValueError("it is no table")
+            raise ValueError("it is no JSON object")
     except (ValueError, RecursionError) as error:
         raise DataError("not a config.json", path=path, why=str(error)[:200], fix="fetch it again") from None
     wrong = [
@@ -152,34 +159,26 @@ def read_config_json(path: Path) -> GPTConfig:
     known = FIELDS.keys() | REQUIRED.keys() | WITHOUT_EFFECT | {"n_ctx"}
     wrong += [f"unknown key {key[:80]}" for key in stored if key not in known]
     fields = {ours: stored[theirs] for theirs, ours in FIELDS.items() if theirs in stored}
+    types = field_types(GPTConfig)
     wrong += [
         f"{key} = {str(stored[key])[:80]}"
         for key, ours in FIELDS.items()
-        if not _fits(fields.get(ours), ours)
+        if key in stored and ours != "activation" and not fits(stored[key], types[ours])
     ]
     if wrong:
         raise DataError(
             "not a GPT-2 we compute",
             path=path,
-            why=", ".join(wrong[:50]),
-            fix="use a GPT-2 model; a key that changes nothing may be removed",
+            why=listed(wrong),
+            fix="use a GPT-2 model, or remove a key that you know to change nothing",
         )
     ignored = {key: stored[key] for key in stored if key in WITHOUT_EFFECT}
     logger.debug("%s: without effect on the logits: %s", path, ignored)
     return foreign_config(path, **fields | {"activation": ACTIVATIONS[activation]})
 
 
-def _fits(value: object, field: str) -> bool:
-    """The value is of the field's type; None passes where it means the default."""
-    if field in ("scale_attention", "scale_by_inverse_layer", "tied_head"):
-        return value is None or isinstance(value, bool)
-    if field == "layer_norm_epsilon":
-        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    return value is None or field == "activation" or (isinstance(value, int) and not isinstance(value, bool))
-
-
 def config_json(config: GPTConfig) -> dict[str, Any]:
-    """What config.json says of this architecture."""
+    """Return the content of config.json for this architecture."""
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
     return {

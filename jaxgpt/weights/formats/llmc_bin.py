@@ -1,7 +1,7 @@
-"""llm.c's model file: 256 integers, then every tensor, the layers of each kind together. Source: karpathy/llm.c,
-train_gpt2.py (write_model).
+"""llm.c's model file: 256 integers, then every tensor, with all layers of a kind together.
 
-GPT-2 exactly, matrices (out, in), the embedding's rows padded for speed. Version 3 is float32, 5 is bfloat16.
+Source: karpathy/llm.c, train_gpt2.py (write_model). The model is exactly GPT-2. Matrices are (out, in), and
+the embedding has padding rows for speed. Version 3 of the format is float32, version 5 is bfloat16.
 """
 
 import math
@@ -17,42 +17,46 @@ from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor, bytes_of
 MODEL = "model.bin"
 MAGIC = 20240326
 DTYPE_OF_VERSION = {3: DTYPES["float32"], 5: DTYPES["bfloat16"]}
-HEADER = 256  # int32
+HEADER = 256  # int32 numbers
 FIELDS = ("context", "vocab", "layers", "heads", "width", "padded vocabulary")
 VOCAB_MULTIPLE = 128  # llm.c pads 50257 rows to 50304
 
 
 def is_llmc(path: Path) -> bool:
-    """The file begins as llm.c's do."""
+    """Return whether the file begins as llm.c's model files do."""
     with path.open("rb") as file:
         return file.read(4) == MAGIC.to_bytes(4, "little")
 
 
 def open_llmc(path: Path) -> StoredModel:
-    """The model of a file, without its padding rows, which it does not use. Raises DataError."""
+    """Open the model of a file, without the padding rows of its embedding.
+
+    Raises DataError when the file is damaged, of another version, or not llm.c's.
+    """
     with path.open("rb") as file:
         raw = file.read(4 * HEADER)
     header = np.frombuffer(raw.ljust(4 * HEADER, b"\0"), "<i4")
-    if len(raw) < 4 * HEADER or header[0] != MAGIC or header[1] not in DTYPE_OF_VERSION:
+    if len(raw) < 4 * HEADER or header[0] != MAGIC:
+        raise _refused(path, "it does not begin with llm.c's header")
+    if header[1] not in DTYPE_OF_VERSION:
         raise DataError(
-            "not llm.c's model file", path=path, why="another magic or version", fix="use version 3 or 5"
+            "not a version of llm.c's model file that we read",
+            path=path,
+            why=f"its version is {header[1]}",
+            fix="export it with llm.c as version 3 (float32) or 5 (bfloat16)",
         )
     stored = DTYPE_OF_VERSION[int(header[1])]
     sizes = dict(zip(FIELDS, header[2:].tolist(), strict=False))
     padded = sizes.pop("padded vocabulary")
     if padded < sizes["vocab"] or np.any(header[8:]) or min(sizes.values()) < 1:
-        raise DataError(
-            "not llm.c's model file", path=path, why="its header is inconsistent", fix="fetch it again"
-        )
+        raise _refused(path, "its header is inconsistent")
     config = foreign_config(path, **sizes)
     rows, width = padded - config.vocab, config.width
-    # 12 matrices of width x width and 13 vectors a block; Python's integers do not overflow.
+    # A block has 12 matrices of width x width and 13 vectors of width. Python's integers do not overflow.
     numbers = (padded + config.context + 2) * width + config.layers * (12 * width + 13) * width
     expected, size = 4 * HEADER + numbers * stored.itemsize, path.stat().st_size
     if size != expected:
-        raise DataError(
-            "not llm.c's model file", path=path, why=f"{size} bytes, not {expected}", fix="fetch it again"
-        )
+        raise _refused(path, f"it has {size} bytes, not {expected}")
     found: dict[str, Tensor] = {}
     offset = 4 * HEADER
     for places in leaves(config).values():
@@ -62,8 +66,12 @@ def open_llmc(path: Path) -> StoredModel:
             offset += math.prod(shape) * stored.itemsize
             if place.name == "wte.weight":
                 offset += rows * width * stored.itemsize
-    turned = in_layout_of_torch(config, found)
-    return StoredModel(config, fitted(config, turned, path))
+    transposed = in_layout_of_torch(config, found)
+    return StoredModel(config, fitted(config, transposed, path))
+
+
+def _refused(path: Path, why: str) -> DataError:
+    return DataError("not llm.c's model file", path=path, why=why, fix="fetch or export it again")
 
 
 class _Read:
@@ -79,16 +87,19 @@ class _Read:
                 file.seek(self.offset)
                 read = file.readinto(bytes_of(array))
         except OSError as error:
-            raise StorageError("cannot read", path=self.path, why=str(error), fix="check the file") from error
+            raise StorageError(
+                "cannot read", path=self.path, why=str(error), fix="check that the file can be read"
+            ) from error
         if read != array.nbytes:
-            raise DataError(
-                "not llm.c's model file", path=self.path, why="it became shorter", fix="fetch it again"
-            )
+            raise _refused(self.path, "it became shorter while it was read")
         return array
 
 
 def write_llmc(model: StoredModel, path: Path) -> None:
-    """Write a file for llm.c; the embedding is padded with rows of zeros to a multiple of 128."""
+    """Write a file for llm.c. Its embedding gets rows of zeros up to a multiple of 128.
+
+    The model must be float32 or bfloat16. Raises StorageError when writing fails.
+    """
     config = model.config
     version = next(version for version, dtype in DTYPE_OF_VERSION.items() if dtype == model.dtype)
     padded = -(-config.vocab // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

@@ -1,8 +1,8 @@
 """nanoGPT's `ckpt.pt`: a torch file with a state dict and the arguments of the model.
 
-Source: karpathy/nanoGPT, model.py and train.py.
-Its model is GPT-2 with the exact GELU, matrices (out, in), and `bias=False` meaning no bias anywhere. Compiled models
-carry `_orig_mod.` before every name. What its arguments cannot say is GPT-2's: epsilon 1e-5, an MLP of 4 x width.
+Source: karpathy/nanoGPT, model.py and train.py. Its model is GPT-2 with the exact GELU. Matrices are (out,
+in), and `bias=False` means no bias anywhere. Names in a compiled model begin with `_orig_mod.`. What its
+arguments cannot state is as in GPT-2: the epsilon is 1e-5 and the MLP has 4 x width.
 """
 
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import DataError
 from jaxgpt.weights.formats.huggingface import BUFFERS, EMBEDDING, HEAD, PREFIX, same
+from jaxgpt.weights.formats.torch_storage import shown
 from jaxgpt.weights.formats.torch_zip import open_torch, write_torch
-from jaxgpt.weights.names import fitted, foreign_config, in_layout_of_torch
+from jaxgpt.weights.names import fitted, foreign_config, in_layout_of_torch, listed
 from jaxgpt.weights.tensors import StoredModel, Tensor
 
 CHECKPOINT = "ckpt.pt"
@@ -28,55 +29,65 @@ FIELDS = {
     "dropout": "dropout",
 }
 ACTIVATION = "gelu"
-OURS = "jaxgpt"  # an entry that nanoGPT passes over: what it cannot say
+OURS = "jaxgpt"  # our own entry, {"activation": NAME}, for what model_args cannot state; nanoGPT ignores it
 
 
 def open_nanogpt(path: Path) -> StoredModel:
-    """The model of a ckpt.pt; its optimizer state is left alone. Raises DataError."""
+    """Open the model of a ckpt.pt; its optimizer state is left alone.
+
+    Raises DataError when the file is damaged or is not nanoGPT's, and what `open_torch` raises.
+    """
     tree = open_torch(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
-        raise DataError("not nanoGPT's checkpoint", path=path, why="it has no `model`", fix="name a ckpt.pt")
+        raise _refused(path, "it has no table `model`")
     config = _config(tree, path)
     found: dict[str, Tensor] = {}
     for stored, tensor in tree["model"].items():
         name = str(stored).removeprefix(COMPILED).removeprefix(PREFIX)
-        if not isinstance(tensor, Tensor) or name in found:
-            raise DataError(
-                f"tensor {name[:80]}", path=path, why="it is twice there, or no tensor", fix="save it anew"
-            )
+        if not isinstance(tensor, Tensor):
+            raise _refused(path, f"its model has an entry {shown(name)} that is no tensor")
+        if name in found:
+            raise _refused(path, f"its model has the tensor {shown(name)} twice")
         if not BUFFERS.fullmatch(name):
             found[name] = tensor
     if HEAD in found and EMBEDDING in found:
         found[EMBEDDING] = same(found[EMBEDDING], found.pop(HEAD), path)
-    turned = in_layout_of_torch(config, found)
-    return StoredModel(config, fitted(config, turned, path))
+    transposed = in_layout_of_torch(config, found)
+    return StoredModel(config, fitted(config, transposed, path))
 
 
 def _config(tree: dict[Any, Any], path: Path) -> GPTConfig:
     arguments = tree.get("model_args")
     if not isinstance(arguments, dict):
-        raise DataError(
-            "not nanoGPT's checkpoint", path=path, why="it has no `model_args`", fix="name a ckpt.pt"
-        )
+        raise _refused(path, "it has no table `model_args`")
     ours = tree.get(OURS, {})
-    problems = [f"unknown {key}" for key in sorted(map(str, arguments.keys() - FIELDS.keys()))]
+    problems = [f"unknown {shown(key)}" for key in sorted(map(str, arguments.keys() - FIELDS.keys()))]
     problems += [f"no {key}" for key in FIELDS.keys() - arguments.keys() - {"dropout"}]
     for key, value in arguments.items():
         kinds = (bool,) if key == "bias" else (int, float) if key == "dropout" else (int,)
         if key in FIELDS and (not isinstance(value, kinds) or isinstance(value, bool) != (key == "bias")):
-            problems.append(f"{key} is no {kinds[0].__name__}")
+            problems.append(f"{key} is no {kinds[-1].__name__}")
     if not isinstance(ours, dict) or ours.keys() - {"activation"}:
-        problems.append(f"unknown entries of {OURS}")
+        problems.append(f"the entry {OURS} has other keys than activation")
+    elif not isinstance(ours.get("activation", ACTIVATION), str):
+        problems.append(f"the activation in the entry {OURS} is no text")
     if problems:
-        raise DataError(
-            "not nanoGPT's model_args", path=path, why=", ".join(problems), fix="name a ckpt.pt of GPT-2"
-        )
+        raise _refused(path, f"its model_args have problems: {listed(problems)}")
     fields = {FIELDS[key]: value for key, value in arguments.items()}
     return foreign_config(path, **fields | {"activation": ACTIVATION} | ours)
 
 
+def _refused(path: Path, why: str) -> DataError:
+    return DataError(
+        "not nanoGPT's checkpoint of a GPT-2", path=path, why=why, fix="name a ckpt.pt that nanoGPT saved"
+    )
+
+
 def write_nanogpt(model: StoredModel, path: Path) -> None:
-    """Write a ckpt.pt that nanoGPT resumes from or samples from; without optimizer state, as of step 0."""
+    """Write a ckpt.pt that nanoGPT can sample from and train further, at step 0 and without optimizer state.
+
+    Raises StorageError when writing fails.
+    """
     config = model.config
     named = {PREFIX + name: tensor for name, tensor in in_layout_of_torch(config, model.tensors).items()}
     named[HEAD] = named[PREFIX + EMBEDDING]

@@ -1,9 +1,10 @@
 """Safetensors files, read and written tensor by tensor.
 
-Reading goes through the library; its header is parsed here once more for what the library lets pass (a key twice).
-Writing is our own: the library's writer wants all tensors in memory at once. Format: 8 bytes little-endian length of
-the header, the header (JSON: name -> dtype, shape, offsets), the numbers.
-Source: https://github.com/huggingface/safetensors, "Format".
+The library reads the numbers. Here the header is parsed once more, because the library accepts a key that
+occurs twice. The writer is our own, because the library's needs all tensors in memory at once.
+
+The format: the length of the header in 8 bytes, little-endian; the header, in JSON, with a dtype, shape and
+offsets for each name; the numbers. Source: https://github.com/huggingface/safetensors, "Format".
 """
 
 import json
@@ -28,25 +29,31 @@ LARGEST_HEADER = 100_000_000  # bytes; the library's own limit
 
 
 def open_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file. Raises DataError for a damaged file and for tensors that are not floats."""
+    """Return every tensor of a file by its name; one that is not of floats has the dtype void.
+
+    Raises DataError when the file is damaged, StorageError when it cannot be read.
+    """
     tensors: dict[str, Tensor] = {}
     try:
         _refuse_repeated_keys(path)
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 part = file.get_slice(name)
-                # Another dtype: a mask buffer, or a model that is not ours. Whoever wants it is told its name.
+                # Another dtype is that of a mask buffer, or of a model that is not ours: it is refused by
+                # name when it is wanted.
                 dtype = CODES.get(part.get_dtype(), np.dtype(np.void))
                 tensors[name] = Tensor(tuple(part.get_shape()), dtype, _Read(path, name))
     except (SafetensorError, ValueError) as error:
         raise _damaged(path, error) from error
     except OSError as error:
-        raise StorageError("cannot read", path=path, why=str(error), fix="check the file") from error
+        raise StorageError(
+            "cannot read", path=path, why=str(error), fix="check that the file can be read"
+        ) from error
     return tensors
 
 
 class _Read:
-    """Reads one tensor. The file is opened for each: left open, it keeps every page that was read in memory."""
+    """Reads one tensor. It opens the file anew: a file left open would keep every page it read in memory."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
@@ -54,7 +61,8 @@ class _Read:
     def __call__(self) -> np.ndarray:
         try:
             with safe_open(self.path, framework="numpy") as file:
-                return file.get_tensor(self.name)
+                array: np.ndarray = file.get_tensor(self.name)
+                return array
         except SafetensorError as error:
             raise _damaged(self.path, error) from error
 
@@ -63,7 +71,7 @@ def _refuse_repeated_keys(path: Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LARGEST_HEADER:
-            raise ValueError(f"a header of {length} bytes")
+            raise ValueError(f"its header would have {length} bytes")
         header = file.read(length)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def _refuse_repeated_keys(path: Path) -> None:
         return table
 
     try:
-        json.loads(str(header, "utf-8"), object_pairs_hook=unique)  # of bytes, it would guess the encoding
+        json.loads(str(header, "utf-8"), object_pairs_hook=unique)  # given bytes, it would guess the encoding
     except RecursionError:
         raise ValueError("its header is nested too deeply") from None
 
@@ -83,11 +91,15 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file, one tensor in memory at a time, whole or not at all. Raises StorageError."""
+    """Write a file, whole or not at all, with one tensor in memory at a time.
+
+    Raises StorageError when writing fails.
+    """
     codes = {dtype: code for code, dtype in CODES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    # Larger elements first keeps all of them aligned; transformers writes its own files in this order too.
+    # Tensors with larger elements come first, so that all stay aligned; transformers orders its files like
+    # this too.
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     for name, tensor in ordered.items():
         start, end = end, end + int(np.prod(tensor.shape)) * tensor.dtype.itemsize

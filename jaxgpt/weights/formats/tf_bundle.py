@@ -1,8 +1,10 @@
 """TensorFlow's checkpoints of version 2 ("tensor bundles"), read without TensorFlow.
 
-`NAME.index` is a table in LevelDB's format: under the empty key a header, then under each variable's name its shape,
-the place of its numbers and their checksum, as protobuf messages. `NAME.data-00000-of-00001` and so on are nothing but
-numbers. A right checksum makes nothing else right: every size is checked before anything is done with it.
+`NAME.index` is a table in LevelDB's format. The empty key holds a header. The name of each variable holds its
+shape, the place of its numbers and their checksum. All these values are protobuf messages.
+`NAME.data-00000-of-00001` and so on hold nothing but numbers. A table with right checksums may still lie, so
+every size is checked before use.
+
 Source: tensorflow/tensorflow, core/util/tensor_bundle, core/lib/io and core/protobuf/tensor_bundle.proto;
 google/leveldb, doc/table_format.md; https://protobuf.dev/programming-guides/encoding.
 """
@@ -20,18 +22,17 @@ from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.weights.formats.torch_storage import CHUNK, LARGEST_SHAPE, MOST_AXES, shown
 from jaxgpt.weights.tensors import DTYPES, Tensor, bytes_of
 
-# types.proto's DataType: floats; then the bytes of a number, also of int32, uint8, int16, int8, int64 and bool
+# types.proto's DataType: the float types; then the bytes that a number takes, also of integer types and bool.
 CODES = {1: DTYPES["float32"], 2: np.dtype(np.float64), 14: DTYPES["bfloat16"], 19: DTYPES["float16"]}
 SIZES = {3: 4, 4: 1, 5: 2, 6: 1, 9: 8, 10: 1} | {code: dtype.itemsize for code, dtype in CODES.items()}
 LARGEST_INDEX = 1 << 20  # bytes; a variable takes about 40, and GPT-2 XL has 580
-LONGEST_KEY = (
-    1 << 10
-)  # bytes; what keys share with those before is not stored: a small file could hold endless ones
-MOST_SHARDS = 99_999  # five digits
+# A key stores only how it differs from the one before it, so a small file could otherwise hold huge keys.
+LONGEST_KEY = 1 << 10  # bytes
+MOST_SHARDS = 99_999  # file names have five digits for it
 VERSION = 1  # of the bundles' format
 FOOTER, MAGIC = 48, 0xDB4775248B80FB57
-TRAILER = 1 + 4  # bytes behind a block: its compression, and the checksum of the block and that byte
-# The messages: (number, wire type) -> name. The fields are those of the .proto files, and no others are let pass.
+TRAILER = 1 + 4  # bytes after a block: its compression, and the checksum of the block and that byte
+# The messages: (number, wire type) -> name. These are the fields of the .proto files; others are refused.
 VARINT, BYTES, FIXED32 = 0, 2, 5
 HEADER_FIELDS = {(1, VARINT): "num_shards", (2, VARINT): "endianness", (3, BYTES): "version"}
 VERSION_FIELDS = {(1, VARINT): "producer", (2, VARINT): "min_consumer"}
@@ -50,7 +51,7 @@ REPEATED = {"dim", "slices"}
 
 
 class Variable(NamedTuple):
-    """A variable as the index describes it."""
+    """A variable as the index describes it; offset and size are in bytes."""
 
     name: str
     dtype: np.dtype
@@ -62,10 +63,11 @@ class Variable(NamedTuple):
 
 
 def open_bundle(index: Path) -> dict[str, Tensor]:
-    """Every variable of a checkpoint by its name; one that is not of floats has dtype void, and refuses to be read.
+    """Return every variable of a checkpoint by its name.
 
-    Tensors are read when asked to, each time anew, and their checksums are verified then. Raises DataError for what is
-    damaged, compressed or partitioned; MissingError; StorageError.
+    A Tensor reads the file each time it is asked for its numbers, and verifies their checksum then. A
+    variable that is not of floats has the dtype void and cannot be read. Raises DataError when the checkpoint
+    is damaged, compressed or partitioned; MissingError without a file; StorageError when reading fails.
     """
     path = index
     try:
@@ -83,20 +85,27 @@ def open_bundle(index: Path) -> dict[str, Tensor]:
             "no weights", path=path, why="there is no such file", fix="fetch it as well"
         ) from None
     except OSError as error:
-        raise StorageError("cannot read", path=path, why=str(error), fix="check the file") from error
-    except ValueError as error:  # all that is said below
+        raise _unreadable(path, error) from error
+    except ValueError as error:  # the functions below raise it for everything they refuse
         raise _refused(path, str(error)) from error
     return tensors
 
 
 def _refused(path: Path, why: str) -> DataError:
     return DataError(
-        "not a TensorFlow checkpoint we read", path=path, why=why, fix="fetch it again, or save it anew"
+        "not a TensorFlow checkpoint we read",
+        path=path,
+        why=why,
+        fix="fetch it again, or save it again with TensorFlow's Saver",
     )
 
 
+def _unreadable(path: Path, error: OSError) -> StorageError:
+    return StorageError("cannot read", path=path, why=str(error), fix="check that the file can be read")
+
+
 def _read(path: Path, variable: Variable) -> np.ndarray:
-    """The numbers of a variable in this data file."""
+    """Return the numbers of a variable in this data file."""
     name, dtype, shape, _, offset, _, expected = variable
     if dtype not in CODES.values():
         raise _refused(path, f"{shown(name)} is not of floats")
@@ -109,14 +118,14 @@ def _read(path: Path, variable: Variable) -> np.ndarray:
                 rest[: len(chunk)] = chunk
                 rest, crc = rest[len(chunk) :], google_crc32c.extend(crc, chunk)
     except OSError as error:
-        raise StorageError("cannot read", path=path, why=str(error), fix="check the file") from error
+        raise _unreadable(path, error) from error
     if rest or _masked(crc) != expected:
         raise _refused(path, f"{shown(name)} is damaged")
     return array
 
 
 def _parsed(content: bytes) -> tuple[int, list[Variable]]:
-    """How many data files an index speaks of, and its variables."""
+    """Return how many data files an index states, and its variables."""
     pairs = _table(content)
     key, header = next(pairs, (None, b""))
     if key != b"":
@@ -124,41 +133,41 @@ def _parsed(content: bytes) -> tuple[int, list[Variable]]:
     shards = _shards(header)
     messages = {key: _message(value, ENTRY_FIELDS) for key, value in pairs}
     if partitioned := [ascii(key) for key, message in messages.items() if message["slices"]]:
-        raise ValueError(f"partitioned variables: {shown(', '.join(partitioned))}")
+        raise ValueError(f"it has partitioned variables: {shown(', '.join(partitioned))}")
     return shards, [_variable(key.decode(), message, shards) for key, message in messages.items()]
 
 
 def _shards(value: bytes) -> int:
-    """The number of data files, from the header of a bundle that we read."""
+    """Return the number of data files that the header states. Refuses a bundle that we cannot read."""
     header = _message(value, HEADER_FIELDS)
     if header["endianness"]:
         raise ValueError("its byte order is not little")
     if _message(header["version"], VERSION_FIELDS)["min_consumer"] > VERSION:
         raise ValueError(f"it is of a format later than version {VERSION}")
-    if not 1 <= header["num_shards"] <= MOST_SHARDS:
-        raise ValueError(f"it speaks of {header['num_shards']} data files")
-    return header["num_shards"]
+    shards = int(header["num_shards"])
+    if not 1 <= shards <= MOST_SHARDS:
+        raise ValueError(f"it states {shards} data files")
+    return shards
 
 
 def _variable(name: str, message: dict[str, Any], shards: int) -> Variable:
-    """A variable whose shape, dtype and size agree."""
+    """Return a variable; its shape, dtype and size must agree."""
     shape = _message(message["shape"], SHAPE_FIELDS)
     sizes = tuple(_message(dim, DIM_FIELDS)["size"] for dim in shape["dim"][: MOST_AXES + 1])
     if shape["unknown_rank"] or len(sizes) > MOST_AXES or math.prod(max(n, 1) for n in sizes) > LARGEST_SHAPE:
-        raise ValueError(f"{shown(name)} is of an impossible shape")
+        raise ValueError(f"{shown(name)} has an impossible shape")
     code, size, shard = message["dtype"], message["size"], message["shard_id"]
     if not code or (code in SIZES and size != math.prod(sizes) * SIZES[code]):
         raise ValueError(f"{shown(name)} has {size} bytes, not those of shape {list(sizes)} and dtype {code}")
     if shard >= shards:
         raise ValueError(f"{shown(name)} is in data file {shard} of {shards}")
-    dtype = CODES.get(
-        code, np.dtype(np.void)
-    )  # a counter, or Keras's graph: whoever wants it is told its name
+    # Another type is that of a counter, or of Keras's graph: it is refused by name when it is wanted.
+    dtype = CODES.get(code, np.dtype(np.void))
     return Variable(name, dtype, sizes, shard, message["offset"], size, message["crc32c"])
 
 
 def _check_places(variables: list[Variable], size: int) -> None:
-    """Refuse variables that overlap in their data file, or end outside it; its size in bytes."""
+    """Refuse variables that overlap in their data file or end outside it. `size` is the file's, in bytes."""
     end = 0
     for variable in sorted(variables, key=lambda variable: (variable.offset, variable.size)):
         if variable.offset < end:
@@ -169,18 +178,19 @@ def _check_places(variables: list[Variable], size: int) -> None:
 
 
 def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a table, in strictly ascending order of the keys."""
+    """Yield the keys and values of a table; the keys must be in strictly ascending order."""
     if len(content) < FOOTER or int.from_bytes(content[-8:], "little") != MAGIC:
-        raise ValueError("it does not end as a table does: cut short, or something else")
+        raise ValueError("it does not end as a table does: it is cut short, or it is something else")
     footer = _Cursor(content[-FOOTER:])
     metaindex, index = ((footer.varint(), footer.varint()) for _ in range(2))
     if any(_block(content, *metaindex)):
         raise ValueError("its table has more than data blocks")
     end, last = 0, None
-    for _, value in _block(content, *index):  # its keys are for searching, as are the restarts below
+    for _, value in _block(content, *index):  # its keys, like the restarts below, serve only searching
         handle = _Cursor(value)
         offset, size = handle.varint(), handle.varint()
-        if offset < end or handle.rest:  # one block referred to often: a small file would be read without end
+        # A small file that refers to one block many times could otherwise be read without end.
+        if offset < end or handle.rest:
             raise ValueError("the data blocks of its table are out of order")
         for key, entry in _block(content, offset, size):
             if last is not None and key <= last:
@@ -191,7 +201,7 @@ def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a block."""
+    """Yield the keys and values of a block."""
     end = offset + size
     if end + TRAILER > len(content) - FOOTER:
         raise ValueError("a block of its table lies outside it")
@@ -202,7 +212,7 @@ def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
         raise ValueError(
             f"its table is compressed: {'snappy' if compression == 1 else f'type {compression}'}"
         )
-    restarts = int.from_bytes(content[end - 4 : end], "little")  # their places, then how many there are
+    restarts = int.from_bytes(content[end - 4 : end], "little")  # their number, which follows their places
     if 4 * restarts + 4 > size:
         raise ValueError("a block of its table has more restarts than room")
     cursor, key = _Cursor(content[offset : end - 4 - 4 * restarts]), b""
@@ -215,12 +225,12 @@ def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
 
 
 def _masked(crc: int) -> int:
-    """A checksum as it is stored. Source: tensorflow/core/lib/hash/crc32c.h."""
+    """Return a checksum in the form in which it is stored. Source: tensorflow/core/lib/hash/crc32c.h."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _message(content: bytes, fields: Mapping[tuple[int, int], str]) -> dict[str, Any]:
-    """A message of these fields: integers, bytes, lists of bytes; what was left out is 0 or empty."""
+    """Return the fields of a message: integers, bytes, lists of bytes. A field left out is 0 or empty."""
     found: dict[str, Any] = {}
     cursor = _Cursor(content)
     while cursor.rest:
@@ -245,7 +255,7 @@ def _message(content: bytes, fields: Mapping[tuple[int, int], str]) -> dict[str,
 
 
 class _Cursor:
-    """Goes through bytes from front to back."""
+    """Reads bytes from front to back."""
 
     def __init__(self, content: bytes) -> None:
         self.rest = memoryview(content)
@@ -253,10 +263,10 @@ class _Cursor:
     def take(self, size: int) -> bytes:
         taken, self.rest = self.rest[:size].tobytes(), self.rest[size:]
         if len(taken) < size:
-            raise ValueError("an entry or a number ends behind what holds it")
+            raise ValueError("an entry or a number ends outside what holds it")
         return taken
 
-    def varint(self) -> int:  # groups of 7 bits, the lowest first
+    def varint(self) -> int:  # an integer in groups of 7 bits, the lowest first
         number = 0
         for shift in range(0, 70, 7):
             [byte] = self.take(1)

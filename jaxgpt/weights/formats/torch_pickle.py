@@ -1,9 +1,10 @@
 """The pickle of a torch file, read by a closed grammar and never unpickled.
 
-A pickle is a program that may call anything. This reader knows only the opcodes with which torch.save writes nested
-dicts, lists and tuples of numbers, strings and tensors; the few functions such a pickle names are markers here, so that
-nothing is imported or called. Everything else is refused by name. A container is used once: nothing can hold itself, or
-stand for exponentially many copies.
+A pickle is a program that may call anything. This reader knows only the opcodes with which torch.save writes
+nested dicts, lists and tuples of numbers, strings and tensors. The few functions that such a pickle names are
+only markers here, so nothing is imported or called. Everything else is refused by name. A container may be
+used only once, so that nothing can contain itself or stand for exponentially many copies.
+
 Source: Python's pickletools (the opcodes); pytorch/pytorch, torch/serialization.py and torch/_utils.py.
 """
 
@@ -19,12 +20,12 @@ import numpy as np
 from jaxgpt.weights.formats.torch_storage import STORAGE_CLASSES, Storage, Storages, refused, shown
 from jaxgpt.weights.tensors import Tensor
 
-LARGEST_PICKLE = 1 << 24  # bytes; GPT-2 XL's with its optimizer state has less than 1 MB
+LARGEST_PICKLE = 1 << 24  # bytes; that of GPT-2 XL with its optimizer state is far smaller
 MOST_OPERATIONS = 1_000_000
 DEEPEST = 100
-PROTOCOLS = (2, 3)  # torch.save's own is 2; torch.load too refuses 4 and later unless it may execute anything
-LONGEST_INTEGER = 10  # bytes; the magic number of torch's older format has as many
-LARGEST_KEY = 1 << 31  # of a dict by integers, such as an optimizer's
+PROTOCOLS = (2, 3)  # torch.save writes 2; torch.load too refuses 4 and later unless it may execute anything
+LONGEST_INTEGER = 10  # bytes; the magic number of torch's older format has that many
+LARGEST_KEY = 1 << 31  # in a dict whose keys are integers, such as an optimizer's
 LONGEST_SHARED = 16  # items of a tuple of numbers that may be used again, such as AdamW's betas
 STORAGE_KEY = re.compile(r"[0-9]{1,20}", re.ASCII)
 
@@ -33,7 +34,7 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 class _Call(enum.Enum):
-    """What a pickle may call, as a value on its stack."""
+    """What a pickle may call. Such a value lies on the stack in place of the function."""
 
     ORDERED_DICT = "collections.OrderedDict"
     TENSOR = "torch._utils._rebuild_tensor_v2"
@@ -45,17 +46,17 @@ _GLOBALS |= {f"torch.{name}": dtype for name, dtype in STORAGE_CLASSES.items()}
 
 
 def read_pickle(content: bytes, start: int, storages: Storages) -> tuple[Any, int]:
-    """The tree of the pickle that begins at `start`, and the place after it.
+    """Return the tree of the pickle that begins at `start`, and the place where the pickle ends.
 
-    Its tensors are views of `storages`, which learns the storages it names. Raises DataError for what is not in the
-    grammar.
+    The tensors of the tree are views of `storages`, to which the storages that the pickle names are added.
+    Raises DataError for anything outside the grammar.
     """
     machine = _Machine(content, start, storages)
     return machine.run(), machine.at
 
 
 class _Machine:
-    """A stack, the stack's marks, and the memo: the objects that the pickle has said it may use again, in order."""
+    """A stack, its marks, and the memo: the objects that the pickle may use again, in order."""
 
     def __init__(self, content: bytes, start: int, storages: Storages) -> None:
         self.content, self.at, self.storages = content, start, storages
@@ -65,7 +66,7 @@ class _Machine:
 
     def run(self) -> Any:
         if self._opcode() != "PROTO" or self._unsigned(1) not in PROTOCOLS:
-            self._refuse("no pickle of protocol 2 or 3, as torch.save writes")
+            self._refuse("it has no pickle of protocol 2 or 3, as torch.save writes")
         for _ in range(MOST_OPERATIONS):
             if (opcode := self._opcode()) == "STOP":
                 break
@@ -220,7 +221,10 @@ class _Machine:
         return _GLOBALS[name]
 
     def _storage(self, identity: Any) -> Storage:
-        """Of ("storage", class, key, device, number of elements); before torch 1.6 also None, for no view."""
+        """Return the storage that a tuple ("storage", class, key, device, number of elements) names.
+
+        Before torch 1.6 the tuple ends in None, which says that the storage is not a view of another.
+        """
         match identity:
             case ("storage", np.dtype() as dtype, str(key), str(), int(count), *rest) if rest in ([], [None]):
                 if (
@@ -230,7 +234,7 @@ class _Machine:
                     and STORAGE_KEY.fullmatch(key)
                 ):
                     return self.storages.name(key, dtype, count)
-        self._refuse("its pickle refers to something other than a storage")
+        return self._refuse("its pickle refers to something other than a storage")
 
     def _called(self, call: Any, arguments: Any) -> Any:
         match call, arguments if type(arguments) is tuple else None:
@@ -243,15 +247,18 @@ class _Machine:
             case _Call.PARAMETER, (Tensor() as tensor, bool(), hooks) if _is_no_hook(hooks):
                 return tensor
         name = call.value if isinstance(call, _Call) else f"an object of type {type(call).__name__}"
-        self._refuse(f"its pickle calls {name} with what torch.save never writes")
+        return self._refuse(f"its pickle calls {name} with what torch.save never writes")
 
     def _build(self, state: Any) -> None:
-        """Attributes of an OrderedDict: torch keeps the versions of a model's modules there, which we do not need."""
+        """Ignore the attributes of an OrderedDict, where torch keeps the versions of a model's modules."""
         if type(self._top()) is not OrderedDict or type(state) is not dict or state.keys() != {"_metadata"}:
             self._refuse("its pickle sets the attributes of an object")
 
     def _check_tree(self, tree: Any) -> None:
-        """Each container is in it once, so that this takes no longer than reading did."""
+        """Refuse a tree that holds anything but data.
+
+        Each container occurs once, so this is as fast as reading.
+        """
         level = [tree]
         for _ in range(DEEPEST):
             below: list[Any] = []
@@ -261,7 +268,7 @@ class _Machine:
                 elif type(node) in (list, tuple):
                     below += node
                 elif not isinstance(node, str | float | int | Tensor | None):
-                    self._refuse("its pickle leaves something that is no data")
+                    self._refuse("its pickle leaves something that is no data on its stack")
             if not below:
                 return
             level = below

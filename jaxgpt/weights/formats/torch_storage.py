@@ -1,7 +1,7 @@
-"""Where the numbers of a torch file lie: storages, and tensors as views of them.
+"""Where the numbers of a torch file lie: in storages, of which tensors are views.
 
-A storage is a flat run of numbers of one dtype in the file; a tensor is an offset, a shape and strides into one, and
-several tensors may share it. Source: pytorch/pytorch, torch/_utils.py (`_rebuild_tensor_v2`).
+A storage is a flat run of numbers of one dtype in the file. A tensor is an offset, a shape and strides into a
+storage, which several tensors may share. Source: pytorch/pytorch, torch/_utils.py (`_rebuild_tensor_v2`).
 """
 
 import math
@@ -9,15 +9,16 @@ import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxgpt.errors import DataError, StorageError
 from jaxgpt.weights.tensors import DTYPES, Tensor
 
-# torch's name of the class of a storage, and the dtype of its numbers
+# torch's name for a class of storages -> the dtype of their numbers
 STORAGE_CLASSES = {
     "FloatStorage": DTYPES["float32"],
     "HalfStorage": DTYPES["float16"],
@@ -31,21 +32,23 @@ STORAGE_CLASSES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 MOST_AXES = 8
-LARGEST_SHAPE = (
-    1 << 48
-)  # product of the sizes other than 0, so that an empty tensor's shape stays one numpy can have
-CHUNK = 1 << 20  # bytes read at a time: still in the processor's cache when the checksum passes over them
+# The product of the sizes other than 0 may not be larger. NumPy refuses larger shapes even for empty arrays.
+LARGEST_SHAPE = 1 << 48
+CHUNK = 1 << 20  # bytes read at a time; they are still in the processor's cache when the checksum is computed
 
 
 def refused(path: Path, why: str) -> DataError:
-    """The error for everything that a file of parameters saved by torch does not hold."""
+    """Return the error for anything that does not belong in a file of parameters saved by torch."""
     return DataError(
-        "not a torch file we read", path=path, why=why, fix="fetch it again, or save a plain state dict"
+        "not a torch file we read",
+        path=path,
+        why=why,
+        fix="fetch it again, or save the state dict alone with torch.save",
     )
 
 
 def shown(text: str) -> str:
-    """At most 80 printable characters of what a file says."""
+    """Return at most 80 printable characters of a text from a file."""
     return text[:80] if text[:80].isprintable() else ascii(text[:80])[:80]
 
 
@@ -59,7 +62,7 @@ class Storage:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return self.count * self.dtype.itemsize
 
 
@@ -69,51 +72,61 @@ class Span(NamedTuple):
     start: int
     size: int
     crc32: int | None = None
-    """Checksum of all of them, where the container keeps one."""
+    """The checksum of all these bytes, or None when the file has none."""
 
 
 class Storages:
-    """The storages of one file: named by the pickle first, then placed by the container, then read."""
+    """The storages of one file.
+
+    The pickle names them first, then the file around it says where they lie, and then tensors are read.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Begin without any storage; `path` is the file."""
         self.path = path
         self.named: dict[str, Storage] = {}
         self._spans: Mapping[str, Span] = {}
         self._sound: set[str] = set()
 
     def name(self, key: str, dtype: np.dtype, count: int) -> Storage:
-        """The storage of this key. Raises DataError when it was named before as another."""
+        """Return the storage of this key.
+
+        Raises DataError when it was named before with another dtype or size.
+        """
         storage = Storage(key, dtype, count)
         if self.named.setdefault(key, storage) != storage:
-            raise refused(self.path, f"storage {key} is used in two ways")
+            raise refused(self.path, f"its storage {key} is used in two ways")
         return storage
 
     def place(self, spans: Mapping[str, Span]) -> None:
-        """Say where they lie. Raises DataError unless these are the storages named, in the sizes named."""
+        """Set where the storages lie. Raises DataError unless they are those named, in the sizes named."""
         if odd := sorted(spans.keys() ^ self.named.keys()):
-            why = "no tensor uses it" if odd[0] in spans else "it is not there"
-            raise refused(self.path, f"storage {odd[0]}: {why}")
+            why = "is used by no tensor" if odd[0] in spans else "is not there"
+            raise refused(self.path, f"its storage {odd[0]} {why}")
         for key, storage in self.named.items():
             if storage.size != spans[key].size:
-                raise refused(self.path, f"storage {key} has {spans[key].size} bytes, not {storage.size}")
+                raise refused(self.path, f"its storage {key} has {spans[key].size} bytes, not {storage.size}")
         self._spans = spans
 
     def tensor(
         self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
     ) -> Tensor:
-        """A tensor of these numbers; offset and strides in elements. Raises DataError when it leaves its storage."""
+        """Return a tensor of a storage; offset and strides are in elements.
+
+        Raises DataError when the tensor reaches beyond its storage or uses a number of it twice.
+        """
         if len(shape) > MOST_AXES or len(shape) != len(strides) or min(offset, *shape, *strides, 0) < 0:
-            raise refused(self.path, "a tensor of impossible shape, strides or offset")
+            raise refused(self.path, "it has a tensor of impossible shape, strides or offset")
         if math.prod(max(size, 1) for size in shape) > LARGEST_SHAPE:
-            raise refused(self.path, "a tensor larger than any memory")
+            raise refused(self.path, "it has a tensor larger than any memory")
         count = math.prod(shape)
         last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else -1
-        # An expanded tensor (stride 0) can have more elements than its storage: of a small file, without end.
+        # An expanded tensor (stride 0) can be larger than its storage, so a small file could fill memory.
         if offset + last >= storage.count + (not count) or count > storage.count:
-            raise refused(self.path, f"a tensor outside its storage {storage.key}")
-        if count and _overlaps(shape, strides):  # what torch calls expanded: no parameter is
+            raise refused(self.path, f"it has a tensor outside its storage {storage.key}")
+        if count and _overlaps(shape, strides):  # torch calls such a tensor expanded; no parameter is one
             raise refused(
-                self.path, f"a tensor that holds numbers of its storage {storage.key} in several places"
+                self.path, f"it has a tensor with numbers of its storage {storage.key} in several places"
             )
         view = _View(self, storage, offset, shape, strides, last + 1)
         return Tensor(
@@ -121,7 +134,10 @@ class Storages:
         )
 
     def read(self, storage: Storage, first: int, count: int) -> np.ndarray:
-        """A run of elements of a storage. Raises DataError when its checksum is not the container's."""
+        """Return `count` elements of a storage from `first` on.
+
+        Raises DataError when its checksum is wrong.
+        """
         span, numbers = self._spans[storage.key], np.empty(count, storage.dtype)
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -131,16 +147,18 @@ class Storages:
                     count == storage.count or self._is_sound(file, storage.key)
                 )
         except OSError as error:
-            raise StorageError("cannot read", path=self.path, why=str(error), fix="check the file") from error
+            raise StorageError(
+                "cannot read", path=self.path, why=str(error), fix="check that the file can be read"
+            ) from error
         if not sound:
-            raise refused(self.path, f"storage {storage.key} is damaged")
-        # numpy takes any byte but 0 and 1 for both true and false.
+            raise refused(self.path, f"its storage {storage.key} is damaged")
+        # In NumPy a bool of another byte than 0 and 1 counts as true in one place and as false in another.
         if storage.dtype == np.bool_ and numbers.view(np.uint8).max(initial=0) > 1:
-            raise refused(self.path, f"storage {storage.key} holds other bytes than truth values")
+            raise refused(self.path, f"its storage {storage.key} holds other bytes than truth values")
         return numbers
 
-    def _is_sound(self, file: BinaryIO, key: str) -> bool:
-        """Pass over a whole storage of which only a part is wanted; once, as there may be many parts."""
+    def _is_sound(self, file: FileIO, key: str) -> bool:
+        """Return whether the checksum of a whole storage is right. It is computed once for all its parts."""
         span = self._spans[key]
         if span.crc32 is None or key in self._sound:
             return True
@@ -155,7 +173,10 @@ class Storages:
 
 
 def _overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether a number may stand in two places: an axis moves no further than those of smaller strides reach."""
+    """Return whether two places of a tensor may share a number.
+
+    They may when an axis steps no further than the axes of smaller strides reach.
+    """
     reach = 0
     for stride, size in sorted(
         (stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1
@@ -166,8 +187,11 @@ def _overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return False
 
 
-def read_into(file: BinaryIO, start: int, numbers: np.ndarray, crc32: int | None) -> bool:
-    """Fill an array of bytes from a place in the file; whether it is long enough and, where given, has this CRC-32."""
+def read_into(file: BufferedReader | FileIO, start: int, numbers: np.ndarray, crc32: int | None) -> bool:
+    """Fill an array of bytes from a place in the file.
+
+    Return whether the file is long enough and, if `crc32` is given, the bytes have this checksum.
+    """
     file.seek(start)
     rest, crc = numbers.data, 0
 
@@ -175,11 +199,9 @@ def read_into(file: BinaryIO, start: int, numbers: np.ndarray, crc32: int | None
         nonlocal crc
         crc = zlib.crc32(chunk, crc)
 
-    with ThreadPoolExecutor(
-        1
-    ) as second:  # the checksum takes as long as reading does, and is computed behind it
+    with ThreadPoolExecutor(1) as second:  # computes the checksum while the next chunk is read
         while rest:
-            size = file.readinto(rest[:CHUNK])  # type: ignore[attr-defined]
+            size = file.readinto(rest[:CHUNK])
             if not size:
                 return False
             if crc32 is not None:
@@ -190,7 +212,7 @@ def read_into(file: BinaryIO, start: int, numbers: np.ndarray, crc32: int | None
 
 @dataclass(frozen=True)
 class _View:
-    """Reads one tensor: the part of its storage that it spans."""
+    """Reads one tensor, that is, the part of its storage that it spans."""
 
     storages: Storages
     storage: Storage
@@ -198,7 +220,7 @@ class _View:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     span: int
-    """Elements from the first to the last, both included."""
+    """The number of elements from the first to the last, both included."""
 
     def __call__(self) -> np.ndarray:
         if not math.prod(self.shape):
@@ -206,7 +228,7 @@ class _View:
         numbers = self.storages.read(self.storage, self.offset, self.span)
         if self._is_contiguous():
             return numbers.reshape(self.shape)
-        # The stride of an axis of size 1 is never used, and may be any number.
+        # The stride of an axis of size 1 is never used, so it may be any number.
         steps = [
             n * numbers.itemsize if size > 1 else 0 for n, size in zip(self.strides, self.shape, strict=True)
         ]

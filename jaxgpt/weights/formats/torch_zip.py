@@ -1,8 +1,9 @@
-"""Files of torch.save, read and written without torch; nothing is ever unpickled (`weights.torch_pickle`).
+"""Files of torch.save, read and written without torch. Nothing is ever unpickled (see `torch_pickle`).
 
-Since torch 1.6 such a file is a zip, its members stored as they are: `NAME/data.pkl`, the tree, which refers to the
-storages; `NAME/data/0` and so on, the storages; and a few small ones. What Python's zipfile lets pass is refused here:
-members that overlap, are there twice, or are described in two ways.
+Since torch 1.6 such a file is a zip with uncompressed members: `NAME/data.pkl` holds the tree, which refers
+to the storages; `NAME/data/0` and so on hold the storages; a few others are small. Python's zipfile accepts
+members that overlap, that occur twice, or whose two descriptions differ. All of these are refused here.
+
 Source: pytorch/pytorch, caffe2/serialize/inline_container.cc; PKWARE's APPNOTE.TXT (the zip format).
 """
 
@@ -10,37 +11,38 @@ import math
 import struct
 import zipfile
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from jaxgpt.errors import MissingError, StorageError
+from jaxgpt.errors import JaxgptError, MissingError, StorageError
 from jaxgpt.files import replacing
 from jaxgpt.weights.formats.torch_legacy import open_legacy
 from jaxgpt.weights.formats.torch_pickle import LARGEST_PICKLE, LONGEST_INTEGER, STORAGE_KEY, read_pickle
 from jaxgpt.weights.formats.torch_storage import STORAGE_CLASSES, Span, Storages, read_into, refused, shown
 from jaxgpt.weights.tensors import Tensor
 
-LOCAL_HEADER = struct.Struct(
-    "<4s5H3I2H"
-)  # signature, version, flags, method, time, date, CRC, 2 sizes, 2 lengths
+# Signature, version, flags, method, time, date, CRC, two sizes, two lengths.
+LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 LARGEST_DIRECTORY = 1 << 22  # bytes; a member takes about 100
 END, END_64, LOCATOR_64 = 22, 56, 20  # sizes in bytes of the records at the end of a zip
-SIZES_BEHIND, UTF_8 = 0x8, 0x800  # flags: CRC and sizes follow the data; names are UTF-8
+SIZES_BEHIND, UTF_8 = 0x8, 0x800  # flags: the CRC and sizes follow the data; the names are UTF-8
 NOT_IN_32_BITS = 0xFFFFFFFF
 TREE, BYTE_ORDER, STORAGE = "data.pkl", "byteorder", "data/"
 OTHERS = {"version", ".format_version", ".storage_alignment", ".data/serialization_id"}
-ALIGNMENT = 64  # bytes; of the storages that torch.save writes
+ALIGNMENT = 64  # bytes; torch.save writes its storages at multiples of this
 FOLDER = "archive"
 CLASSES = {dtype: name for name, dtype in STORAGE_CLASSES.items()}
 
 
 def open_torch(path: Path) -> Any:
-    """The tree of dicts, lists, tuples, numbers and strings in a torch file, with a Tensor for each tensor.
+    """Return the tree in a torch file: dicts, lists, tuples, numbers and strings, and Tensors.
 
-    Tensors are read when asked to, each time anew, and a storage's checksum is verified then. Raises DataError for what
-    is damaged, is no such tree, or asks for anything to be executed; MissingError; StorageError.
+    A Tensor reads the file each time it is asked for its numbers, and verifies the checksum of its storage
+    then. Raises DataError when the file is damaged, holds anything else, or asks for anything to be executed;
+    MissingError when there is no such file; StorageError when reading fails.
     """
     try:
         with path.open("rb") as file:
@@ -55,11 +57,13 @@ def open_torch(path: Path) -> Any:
             "no weights", path=path, why="there is no such file", fix="name a torch file"
         ) from None
     except OSError as error:
-        raise StorageError("cannot read", path=path, why=str(error), fix="check the file") from error
+        raise StorageError(
+            "cannot read", path=path, why=str(error), fix="check that the file can be read"
+        ) from error
     raise refused(path, "it is neither a zip nor torch's older format")
 
 
-def _open_zip(path: Path, file: BinaryIO) -> Any:
+def _open_zip(path: Path, file: BufferedReader) -> Any:
     members = _members(path, file)
     [folder] = {name.split("/")[0] for name in members}
     spans = {name.removeprefix(f"{folder}/"): span for name, span in members.items()}
@@ -71,7 +75,7 @@ def _open_zip(path: Path, file: BinaryIO) -> Any:
     content = _small(path, file, spans[TREE], TREE, LARGEST_PICKLE)
     tree, end = read_pickle(content, 0, storages)
     if end < len(content):
-        raise refused(path, "it has something behind its pickle")
+        raise refused(path, "something follows its pickle")
     keys = spans.keys() - OTHERS - {TREE, BYTE_ORDER}
     if odd := [
         key for key in keys if not (key.startswith(STORAGE) and STORAGE_KEY.fullmatch(key, len(STORAGE)))
@@ -81,8 +85,8 @@ def _open_zip(path: Path, file: BinaryIO) -> Any:
     return tree
 
 
-def _small(path: Path, file: BinaryIO, span: Span, name: str, most: int) -> bytes:
-    """The content of a member that is read at once."""
+def _small(path: Path, file: BufferedReader, span: Span, name: str, most: int) -> bytes:
+    """Return the whole content of a small member."""
     if span.size > most:
         raise refused(path, f"its {name} has {span.size} bytes, more than {most}")
     content = np.empty(span.size, np.uint8)
@@ -91,8 +95,11 @@ def _small(path: Path, file: BinaryIO, span: Span, name: str, most: int) -> byte
     return content.tobytes()
 
 
-def _members(path: Path, file: BinaryIO) -> dict[str, Span]:
-    """Where the data of every member lies: one folder's, one behind another, each described in one way."""
+def _members(path: Path, file: BufferedReader) -> dict[str, Span]:
+    """Return where the data of every member lies.
+
+    Raises DataError unless they are in one folder, follow one another, and are each described in one way.
+    """
     _check_size_of_directory(path, file)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -100,14 +107,14 @@ def _members(path: Path, file: BinaryIO) -> dict[str, Span]:
             end = archive.start_dir
     except OSError:
         raise
-    except Exception as error:  # zipfile raises a dozen kinds for a damaged directory
+    except Exception as error:  # zipfile raises a dozen kinds of error for a damaged directory
         raise refused(path, shown(f"zip directory: {error}")) from error
     if not infos or len({info.filename.split("/")[0] for info in infos}) > 1 or "/" not in infos[0].filename:
         raise refused(path, "its members are not in one folder")
     members: dict[str, Span] = {}
     at = 0
     for info in infos:
-        # The first header begins the file: a zip behind something else would be read in another way by others.
+        # The first header begins the file: others may read a zip that follows something else differently.
         if info.header_offset < at or (not members and at != info.header_offset):
             raise refused(path, f"member {shown(info.filename)} overlaps another, or does not begin the file")
         if info.filename in members:
@@ -120,8 +127,11 @@ def _members(path: Path, file: BinaryIO) -> dict[str, Span]:
     return members
 
 
-def _start_of_data(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where a member's data begins. Raises DataError where its own header differs from the directory."""
+def _start_of_data(path: Path, file: BufferedReader, info: zipfile.ZipInfo) -> int:
+    """Return where the data of a member begins.
+
+    Raises DataError when the header before the data differs from the entry in the directory.
+    """
     file.seek(info.header_offset)
     header = file.read(LOCAL_HEADER.size)
     if len(header) < LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
@@ -136,20 +146,18 @@ def _start_of_data(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
     stated = [[info.CRC, *sizes]] + ([[0, 0, 0]] if flags & SIZES_BEHIND else [])
     if info.compress_size != info.file_size or [crc, packed, size] not in stated:
         raise refused(path, f"member {shown(info.filename)} has another size or checksum in its header")
-    return info.header_offset + LOCAL_HEADER.size + name_size + extra_size
+    return info.header_offset + LOCAL_HEADER.size + int(name_size) + int(extra_size)
 
 
-def _check_size_of_directory(path: Path, file: BinaryIO) -> None:
-    """zipfile takes the whole directory into memory, many times as large as in the file."""
+def _check_size_of_directory(path: Path, file: BufferedReader) -> None:
+    """Refuse a zip with a large directory, because zipfile needs many times its size in memory."""
     length = file.seek(0, 2)
     file.seek(max(length - END - LOCATOR_64 - END_64, 0))
     tail = file.read()
     if tail[-END : -END + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
         raise refused(path, "it has no zip directory at its end: it is cut short")
     size = int.from_bytes(tail[-10:-6], "little")
-    if (
-        tail[END_64 : END_64 + 4] == b"PK\x06\x07"
-    ):  # the directory of a zip with members that 32 bits cannot place
+    if tail[END_64 : END_64 + 4] == b"PK\x06\x07":  # the zip has members at places beyond 32 bits
         place, size = int.from_bytes(tail[64:72], "little"), int.from_bytes(tail[40:48], "little")
         if tail[:4] != b"PK\x06\x06" or place != length - len(tail):
             raise refused(path, "its zip directory is in an unusual place")
@@ -158,10 +166,12 @@ def _check_size_of_directory(path: Path, file: BinaryIO) -> None:
 
 
 def write_torch(path: Path, tree: dict[str, Any]) -> None:
-    """Write a file that torch.load opens, also with weights_only and mmap; one tensor in memory at a time.
+    """Write a file that torch.load opens, also with weights_only and mmap.
 
-    `tree` is of dicts, lists, tuples, numbers, strings, None and Tensors; a Tensor that occurs twice, or another of
-    equal source, is stored once. The file is written whole or not at all. Raises StorageError.
+    Only one tensor is in memory at a time. `tree` holds dicts, lists, tuples, numbers, strings, None and
+    Tensors. A Tensor that occurs twice, or two with equal sources, are stored once. The file is written whole
+    or not at all. Raises StorageError when writing fails, JaxgptError when a tensor reads as something other
+    than its shape and dtype say.
     """
     content, tensors = _pickled(tree)
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -172,12 +182,17 @@ def write_torch(path: Path, tree: dict[str, Any]) -> None:
 
 
 def _write_storage(archive: zipfile.ZipFile, name: str, at: int, tensor: Tensor) -> None:
-    """Append a storage, its data at a multiple of 64 bytes, for which torch fills an extra field named FB."""
+    """Append a storage. As in torch's own files, a field FB fills the space up to a multiple of 64 bytes."""
     array = tensor.read()
-    assert array.shape == tensor.shape and array.dtype == tensor.dtype, "a tensor is what it says it is"
+    if array.shape != tensor.shape or array.dtype != tensor.dtype:
+        raise JaxgptError(
+            f"tensor {tensor.dtype}{list(tensor.shape)}",
+            why=f"it reads as {array.dtype}{list(array.shape)}",
+            fix="report this as a bug of jaxgpt",
+        )
     info = zipfile.ZipInfo(name)
     info.file_size = array.nbytes
-    large = array.nbytes > 1 << 30  # well below where zipfile would choose by itself to note 64-bit sizes
+    large = array.nbytes > 1 << 30  # well below the size at which zipfile itself would choose 64-bit sizes
     before = at + LOCAL_HEADER.size + len(name) + 4 + (20 if large else 0)
     padding = -before % ALIGNMENT
     info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
@@ -186,7 +201,10 @@ def _write_storage(archive: zipfile.ZipFile, name: str, at: int, tensor: Tensor)
 
 
 def _pickled(tree: Any) -> tuple[bytes, list[Tensor]]:
-    """The pickle of a tree, for torch, and its tensors; tensor i is storage i. One that occurs twice is one storage."""
+    """Return the pickle of a tree, for torch, and its tensors; tensor i is storage i.
+
+    A tensor that occurs twice is one storage.
+    """
     keys: dict[object, int] = {}
     tensors: list[Tensor] = []
 

@@ -1,0 +1,102 @@
+"""The front door for weights: a folder, a file or a public name, of any format, becomes a StoredModel.
+
+The contents of a file decide its format, not its name alone.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from jaxgpt.config import CONFIG_FILE
+from jaxgpt.errors import ConfigError, DataError, MissingError, StorageError
+from jaxgpt.text.tokenizer import JSON_FILE, TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.weights.formats.huggingface import open_huggingface
+from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc
+from jaxgpt.weights.formats.nanogpt import CHECKPOINT, open_nanogpt
+from jaxgpt.weights.formats.openai import HPARAMS, open_openai
+from jaxgpt.weights.hub import PUBLIC, fetch
+from jaxgpt.weights.run import is_run, open_run
+from jaxgpt.weights.tensors import StoredModel
+
+GPT2_VOCAB = 50257
+
+
+def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -> StoredModel:
+    """Open a run directory, a folder or file of weights in any format, or a public name such as `gpt2`.
+
+    A file or folder of that name goes before the public model, which is fetched. `layer_norm_epsilon` is only
+    for OpenAI's files, which do not state it. No tensor is read yet. Raises MissingError when there is no
+    such model, DataError when it is damaged or is not a GPT-2 in one of the formats, ConfigError for an
+    epsilon that the files state themselves, StorageError when reading fails.
+    """
+    path = Path(source)
+    if not path.exists() and str(source) in PUBLIC:
+        path = fetch(str(source))
+    elif not path.exists():
+        raise MissingError(
+            f"no model {str(source)!r}",
+            why=f"it is neither a file or folder here nor one of {', '.join(PUBLIC)}",
+            fix="train one with `jaxgpt pretrain nano --out-dir runs/nano`",
+        )
+    if layer_norm_epsilon is not None and not (path / HPARAMS).is_file():
+        raise ConfigError(
+            f"layer_norm_epsilon = {layer_norm_epsilon:g}",
+            why="the model's own files state it",
+            fix=f"leave it out: only a folder with OpenAI's {HPARAMS} needs it",
+        )
+    try:
+        model = _open(path, layer_norm_epsilon)
+    except OSError as error:
+        raise StorageError(
+            "cannot read the model", path=path, why=str(error), fix="check that you may read its files"
+        ) from error
+    folder = path if path.is_dir() else path.parent
+    return dataclasses.replace(model, tokenizer=tokenizer_of(folder, model.config.vocab))
+
+
+def _open(path: Path, layer_norm_epsilon: float | None) -> StoredModel:
+    if path.is_file():
+        return _open_file(path)
+    if is_run(path):
+        return open_run(path)
+    if (path / HPARAMS).is_file():
+        return open_openai(path, layer_norm_epsilon=layer_norm_epsilon)
+    if (path / CONFIG_FILE).is_file():
+        return open_huggingface(path)
+    for name in (CHECKPOINT, MODEL):
+        if (path / name).is_file():
+            return _open_file(path / name)
+    raise MissingError(
+        "no model",
+        path=path,
+        why=f"it is no run directory and has neither {CONFIG_FILE} nor {HPARAMS} nor {CHECKPOINT} "
+        f"nor {MODEL}",
+        fix="name the folder or file that holds the weights",
+    )
+
+
+def _open_file(path: Path) -> StoredModel:
+    if is_llmc(path):
+        return open_llmc(path)
+    if path.suffix == ".safetensors" or (path.parent / CONFIG_FILE).is_file():
+        return open_huggingface(path)
+    return open_nanogpt(path)
+
+
+def tokenizer_of(folder: Path, vocab: int) -> Tokenizer | None:
+    """Return the tokenizer that belongs to weights in this folder, for a model of `vocab` ids.
+
+    It is the folder's own. A folder without one gets GPT-2's if the model has ids enough for it; a run
+    directory does not, and returns None. Raises DataError when the tokenizer has more ids than the model.
+    """
+    own = any((folder / name).is_file() for name in (TOKENIZER_FILE, JSON_FILE))
+    if not own and (vocab < GPT2_VOCAB or is_run(folder)):
+        return None
+    tokenizer = load_tokenizer(folder if own else "gpt2")
+    if tokenizer.vocab > vocab:
+        raise DataError(
+            "another model's tokenizer",
+            path=folder,
+            why=f"the tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}",
+            fix="put the model's own tokenizer.json there",
+        )
+    return tokenizer

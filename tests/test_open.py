@@ -1,0 +1,104 @@
+"""The front door: what a folder, a file or a name is, and which tokenizer belongs to it."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgpt
+from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.errors import ConfigError, DataError, MissingError, StorageError
+from jaxgpt.model.gpt import Params
+from jaxgpt.parallel import mesh_of
+from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.weights import open as door
+from jaxgpt.weights.open import open_model
+from jaxgpt.weights.params import stored_params
+from jaxgpt.weights.run import write_run
+from jaxgpt.weights.tensors import StoredModel
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_gpt2s_tokenizer_is_taken_only_where_there_is_room_for_it(tmp_path: Path) -> None:
+    assert open_model(GOLDEN / "plain").tokenizer is None
+    with pytest.raises(DataError, match=r"no tokenizer: the model came without one, and its 61 ids"):
+        jaxgpt.load(GOLDEN / "plain").tokenizer  # noqa: B018
+    found = [door.tokenizer_of(tmp_path, vocab) for vocab in (50256, 50257, 50304)]
+    assert [tokenizer and tokenizer.name for tokenizer in found] == [None, "gpt2", "gpt2"]
+    (tmp_path / "checkpoints").mkdir()  # a run directory has its own tokenizer or none
+    assert door.tokenizer_of(tmp_path, 50257) is None
+
+
+def test_an_epsilon_is_taken_only_where_the_files_state_none(
+    tmp_path: Path, config: GPTConfig, params: Params
+) -> None:
+    write_run(stored_params(config, params), tmp_path / "run")
+    for model in (GOLDEN / "plain", tmp_path / "run"):
+        for enter in (open_model, jaxgpt.load):
+            with pytest.raises(ConfigError, match="the model's own files state it"):
+                enter(model, layer_norm_epsilon=1e-3)
+
+
+def test_an_assumed_epsilon_is_named() -> None:
+    with pytest.warns(UserWarning, match=r"hparams\.json has no layer_norm_epsilon: 1e-05 assumed"):
+        jaxgpt.load(GOLDEN / "openai_tf" / "plain")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\x80\x04.", b"PK\x03\x04", (20240326).to_bytes(4, "little")]
+)
+@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.safetensors"])
+def test_a_file_of_something_else_is_no_model(tmp_path: Path, name: str, content: bytes) -> None:
+    shutil.copy(GOLDEN / "plain" / "config.json", tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        open_model(tmp_path / name)
+
+
+def test_a_name_that_is_nothing_is_a_missing_input(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="neither a file or folder here nor one of "):
+        open_model(tmp_path / "nothing")
+    with pytest.raises(MissingError, match=r"it is no run directory and has neither config\.json"):
+        open_model(tmp_path)
+
+
+def test_what_lies_here_goes_before_a_public_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "fetch", lambda name: GOLDEN / "odd" if name == "gpt2" else None)
+    monkeypatch.chdir(tmp_path)
+    assert open_model("gpt2").config == open_model(GOLDEN / "odd").config
+    shutil.copytree(GOLDEN / "plain", "gpt2")
+    assert open_model("gpt2").config == open_model(GOLDEN / "plain").config
+
+
+def test_a_disk_that_fails_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ckpt.pt").write_bytes(b"")
+
+    def fail(path: Path) -> bool:
+        raise OSError(f"{path.name}: Input/output error")
+
+    monkeypatch.setattr(door, "is_llmc", fail)
+    with pytest.raises(StorageError, match=r"cannot read the model .*: ckpt\.pt: Input/output error"):
+        open_model(tmp_path)
+
+
+def test_a_run_is_one_more_format(tmp_path: Path, config: GPTConfig, params: Params) -> None:
+    """Its parameters lie on the mesh as those of a file do; its tokenizer is its own."""
+    stored = stored_params(config, params)
+    write_run(StoredModel(config, stored.tensors), tmp_path / "none")
+    assert open_model(tmp_path / "none").tokenizer is None
+    config = GPTConfig(vocab=257, context=8, layers=1, heads=1, width=4)
+    init = jaxgpt.define(config).init
+    model = jaxgpt.language_model.LanguageModel(
+        config, jax.jit(init)(jax.random.key(0)), load_tokenizer("bytes")
+    )
+    mesh = mesh_of(MeshConfig(fsdp=2, tensor=4))
+    for to in ("jaxgpt", "nanogpt"):
+        model.save(tmp_path / to, to)
+    run, file = (jaxgpt.load(tmp_path / to, mesh=mesh) for to in ("jaxgpt", "nanogpt"))
+    assert run.tokenizer.sha256 == file.tokenizer.sha256 == load_tokenizer("bytes").sha256
+    for one, other in zip(jax.tree.leaves(run.params), jax.tree.leaves(file.params), strict=True):
+        assert one.sharding == other.sharding
+        np.testing.assert_array_equal(one, other)
