@@ -244,7 +244,7 @@ SAMPLING_FLAGS = [
     "--tensor",
 ]
 FLAGS = {  # what scripts rely on
-    "info": [],
+    "info": ["--check", "--json"],
     "prepare": ["--out", "--tokenizer", "--val-fraction", "TEXT"],
     "tokenizer": ["--vocab", "--out", "TEXT"],
     "pretrain": [

@@ -1,10 +1,17 @@
 """Counting arithmetic and utilisation."""
 
+import dataclasses
+import re
 import time
+from types import SimpleNamespace
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxgpt.config import GPTConfig
+from jaxgpt.model.gpt import define
 from jaxgpt.training import flops
 
 GPT2 = GPTConfig()
@@ -63,9 +70,6 @@ def test_only_attention_depends_on_the_context():
 
 
 def test_the_formula_agrees_with_what_xla_counts():
-    import jax
-    import jax.numpy as jnp
-
     # One layer's products written out, forward and backward; XLA counts the FLOPs of the compiled program.
     config = GPTConfig(vocab=512, context=64, layers=1, heads=1, width=128, bias=False, position="rotary")
     shapes = {"qkv": (128, 384), "out": (128, 128), "up": (128, 512), "down": (512, 128), "head": (128, 512)}
@@ -78,7 +82,7 @@ def test_the_formula_agrees_with_what_xla_counts():
     params = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
     x_TD = jax.ShapeDtypeStruct((64, 128), "float32")
     cost = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x_TD).compile().cost_analysis()
-    # Our count holds 3 LayerNorm scales, XLA's the sum and the adding of gradients; the products dominate both.
+    # Our count holds 3 LayerNorm scales, XLA's the sum and the adding of gradients: products dominate both.
     assert cost["flops"] == pytest.approx(64 * flops.train_flops_per_token(config), rel=0.02)
 
 
@@ -100,15 +104,59 @@ def test_utilisation_is_unknown_when_the_peak_is():
     assert flops.utilisation(1000.0, GPT2, None, 1) is None
 
 
-def test_measured_matmul_flops_are_the_products_over_the_clock(monkeypatch):
+SMALL = GPTConfig(vocab=64, context=16, layers=1, heads=1, width=16)
+WANTED = {"float32": "highest", "bfloat16": "default"}  # the precision that a type of computation asks for
+
+
+def test_measured_matmul_flops_are_the_products_over_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(
         [0.0, 0.5, 1.0, 1.5, 2.0, 12.0, 13.0, 13.5]
     )  # 0.5, 0.5 and once 10 seconds: the median is 0.5
-    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-    assert flops.measured_matmul_flops("float32", size=8, seconds=1.0) == 2 * 8**3 / 0.5
+    monkeypatch.setattr(flops, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert flops.measured_matmul_flops(SMALL, jax.devices()[0], size=8, seconds=1.0) == 2 * 8**3 / 0.5
 
 
-def test_measuring_a_matmul_takes_about_the_seconds_asked_for():
+def test_measuring_a_matmul_takes_about_the_seconds_asked_for() -> None:
     start = time.perf_counter()
-    assert flops.measured_matmul_flops("float32", size=256, seconds=0.2) > 0
+    assert flops.measured_matmul_flops(SMALL, jax.devices()[0], size=256, seconds=0.2) > 0
     assert 0.2 < time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_product_that_is_measured_has_the_precision_of_the_products_of_the_model(
+    dtype: Literal["float32", "bfloat16"],
+) -> None:
+    config = dataclasses.replace(SMALL, compute_dtype=dtype)
+    model = define(config)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens_BT = jax.ShapeDtypeStruct((2, 16), "int32")
+    whole = jax.jit(model.apply).lower(params, tokens_BT).compile().as_text()
+    product, left, _ = flops._matrix_product(config, jax.devices()[0], 8)
+    assert precisions(product.as_text() or "") == precisions(whole or "") == {WANTED[dtype]}
+    assert left.dtype == dtype
+
+
+def precisions(program: str) -> set[str]:
+    """The precisions of the matrix products in a compiled program."""
+    products = [line for line in program.splitlines() if " dot(" in line]
+    assert products
+    return {(re.findall(r"operand_precision=\{(\w+),", line) or ["default"])[0] for line in products}
+
+
+def test_the_product_is_measured_on_the_device_asked_for() -> None:
+    device = jax.devices()[5]
+    product, left, right = flops._matrix_product(SMALL, device, 8)
+    assert left.devices() == right.devices() == product(left, right).devices() == {device}
+
+
+def test_only_on_cpu_the_product_is_small_unless_its_size_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def product(config: GPTConfig, device: Any, size: int) -> Any:
+        sizes.append(size)
+        return (lambda left, right: SimpleNamespace(block_until_ready=lambda: None)), 0, 0
+
+    monkeypatch.setattr(flops, "_matrix_product", product)
+    for platform in ("cpu", "gpu"):
+        flops.measured_matmul_flops(SMALL, SimpleNamespace(platform=platform), seconds=0.0)
+    assert sizes == [1024, 8192]

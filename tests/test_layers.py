@@ -13,6 +13,7 @@ ROOT = Path(jaxgpt.__file__).parent
 STOREYS = [
     "errors",
     "files",
+    "doctor",
     "config",
     "hosts",
     "display",

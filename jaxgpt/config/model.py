@@ -77,6 +77,11 @@ class GPTConfig:
         """The number of rows that the stored embedding has."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
+    @property
+    def matmul_precision(self) -> Literal["highest", "default"]:
+        """JAX's precision of matrix products. Hardware that would round the inputs of float32 products must not."""
+        return "highest" if self.compute_dtype == "float32" else "default"
+
     def with_only(self, ids: int) -> "GPTConfig":
         """Return the same stored model with only the first `ids` tokens: no other one is ever predicted."""
         return dataclasses.replace(self, vocab=min(ids, self.vocab), vocab_multiple=self.padded_vocab)

@@ -1,8 +1,11 @@
-"""report.md: what a run trained, how its loss fell, what it wrote and how fast it was. One run always gives one report.
+"""report.md: what a run trained, how its loss fell, what it wrote and how fast it was.
 
-Beside `loss` and `val_loss`, a report uses what rows of metrics.jsonl hold of: `sample` (text), `tokens_per_second`,
-`devices` (how many), `device_kind` (jax's name for them), `matmul_flops` (measured, FLOP/s of one device),
-`unigram_loss` and `bigram_loss` (nats per token on the validation split). Of each of the last five the latest counts.
+The same run always gives the same report.
+
+Beside `loss` and `val_loss`, a report uses what rows of metrics.jsonl hold of: `sample` (text),
+`tokens_per_second`, `unigram_loss` and `bigram_loss` (nats per token on the validation split; the latest
+counts), and what `device_facts` says of the devices. A row of those opens a stage: the speeds that follow it,
+up to the next such row, are theirs.
 """
 
 import re
@@ -11,7 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import TrainConfig, read_config
+from jaxgpt.config import GPTConfig, TrainConfig, read_config
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, load_tokenizer
+from jaxgpt.training.devices import Devices, Rows, stages
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token, utilisation
 from jaxgpt.training.metrics import METRICS_FILE, read_rows
 
@@ -20,19 +25,17 @@ CURVE_FILE = "loss.png"
 BASELINES = {"unigram_loss": "unigram model", "bigram_loss": "bigram model"}
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 
-Rows = list[dict[str, Any]]
-
 
 def write_report(run_dir: Path) -> Path:
-    """Write report.md, and loss.png where matplotlib is installed, from config.json and metrics.jsonl of a run.
+    """Write report.md and, where matplotlib is installed, loss.png from a run's settings and log.
 
-    Returns the path of report.md. Raises MissingError when `run_dir` has no config.json, DataError when that or the
-    metrics are damaged. A run without rows gets a report that says so.
+    Returns the path of report.md. Raises MissingError when `run_dir` has no config.json, DataError when that
+    or the metrics are damaged. A run without rows gets a report that says so.
     """
     config, rows = read_config(run_dir), read_rows(run_dir / METRICS_FILE)
     parts = [
         f"# {run_dir.resolve().name}",
-        _trained(config, rows),
+        _trained(config, rows, run_dir / TOKENIZER_FILE),
         "## Loss",
         _curve(rows, run_dir / CURVE_FILE),
         _val_table(rows),
@@ -61,10 +64,9 @@ def _table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
 
-def _trained(config: TrainConfig, rows: Rows) -> str:
+def _trained(config: TrainConfig, rows: Rows, tokenizer: Path) -> str:
     model, steps = config.model, rows[-1]["step"] if rows else 0
-    devices, kind = _latest(rows, "devices"), _latest(rows, "device_kind")
-    hardware = f"{devices or '?'} x {kind or 'unknown'}" if devices or kind else "not recorded"
+    name = load_tokenizer(tokenizer).name if tokenizer.is_file() else "of an unknown tokenizer"
     lines = [
         ("parameters", f"{count_parameters(model):,}"),
         (
@@ -72,14 +74,22 @@ def _trained(config: TrainConfig, rows: Rows) -> str:
             f"{model.layers} layers, {model.heads} heads, width {model.width}, {model.position} positions",
         ),
         ("context", f"{model.context} tokens"),
-        ("vocabulary", f"{model.vocab:,} tokens ({config.data.tokenizer})"),
+        ("vocabulary", f"{model.vocab:,} tokens ({name})"),
         ("data", config.data.path),
         ("steps", f"{steps:,} of {config.steps:,}"),
         ("tokens", f"{steps * config.tokens_per_step:,} ({config.tokens_per_step:,} a step)"),
         ("arithmetic", model.compute_dtype),
-        ("devices", hardware),
+        ("devices", _hardware(stages(rows))),
     ]
     return _table(("", "what was trained"), lines)
+
+
+def _hardware(stages: list[tuple[Devices, Rows]]) -> str:
+    """The devices in the order in which the run was on them, each but the last with the step it came to."""
+    if not stages:
+        return "not recorded"
+    before = [f"{devices} up to step {rows[-1]['step']:,}" for devices, rows in stages[:-1]]
+    return ", then ".join([*before, str(stages[-1][0])])
 
 
 def _curve(rows: Rows, path: Path) -> str:
@@ -141,29 +151,34 @@ def _fenced(text: str) -> str:
 
 
 def _speed(config: TrainConfig, rows: Rows) -> str:
-    speeds = [speed for _, speed in _series(rows, "tokens_per_second")]
-    if not speeds:
+    by_devices: dict[Devices, Rows] = {}
+    for devices, of_stage in stages(rows):
+        by_devices.setdefault(devices, []).extend(of_stage)
+    told = []
+    for devices, theirs in by_devices.items():
+        if speeds := [speed for _, speed in _series(theirs, "tokens_per_second")]:
+            speed, count = statistics.median(speeds), len(speeds)
+            told.append(f"On {devices}: {speed:,.0f} tokens a second (median of {count} measurements).")
+            told.append(_mfu(config.model, devices, speed, _latest(theirs, "matmul_flops")))
+    if not told:
         return "No speed was recorded."
-    speed = statistics.median(speeds)
-    per_token = train_flops_per_token(config.model)
-    return "\n\n".join(
-        [
-            f"{speed:,.0f} tokens a second (median of {len(speeds)} measurements).",
-            _mfu(config, rows, speed),
-            f"A token takes {per_token:.4g} FLOPs: 6 x parameters + 12 x layers x width x context (PaLM, appendix B), "
-            "with the output head and without the look-ups; causal masking is not discounted.",
-        ]
+    told.append(
+        f"A token takes {train_flops_per_token(config.model):.4g} FLOPs: 6 x parameters + 12 x layers x width "
+        "x context (PaLM, appendix B), with the output head and without the look-ups; causal masking is not "
+        "discounted."
     )
+    return "\n\n".join(told)
 
 
-def _mfu(config: TrainConfig, rows: Rows, speed: float) -> str:
-    kind, devices, dtype = _latest(rows, "device_kind"), _latest(rows, "devices"), config.model.compute_dtype
-    if kind is None or devices is None:
-        return "Model FLOPs utilisation (MFU): unknown, because the run recorded no devices."
-    peak, measured = peak_flops(kind, dtype), _latest(rows, "matmul_flops")
-    if (share := utilisation(speed, config.model, peak, devices)) is not None:
-        return f"Model FLOPs utilisation (MFU): {share:.1%} of {peak:.4g} FLOP/s a device (data sheet, {dtype}, dense)."
-    unknown = f"Model FLOPs utilisation (MFU): unknown, because no data sheet figure is known for {kind} in {dtype}."
-    if (share := utilisation(speed, config.model, measured, devices)) is None:
+def _mfu(model: GPTConfig, devices: Devices, speed: float, measured: float | None) -> str:
+    name, dtype = "Model FLOPs utilisation (MFU)", model.compute_dtype
+    if devices.kind is None or devices.number is None:
+        return f"{name}: unknown, because the run recorded no devices."
+    peak = peak_flops(devices.kind, dtype)
+    if (share := utilisation(speed, model, peak, devices.number)) is not None:
+        return f"{name}: {share:.1%} of {peak:.4g} FLOP/s a device (data sheet, {dtype}, dense)."
+    unknown = f"{name}: unknown, because no data sheet figure is known for {devices.kind} in {dtype}."
+    if (share := utilisation(speed, model, measured, devices.number)) is None:
         return unknown
-    return f"{unknown} It is {share:.1%} of the {measured:.4g} FLOP/s a device that a matrix product reached here."
+    reached = f"{measured:.4g} FLOP/s a device that a matrix product reached here"
+    return f"{unknown} It is {share:.1%} of the {reached}."

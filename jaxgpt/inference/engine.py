@@ -14,6 +14,7 @@ Past the context window a request slides (the older half is dropped and the rest
 stops, as it says. A prompt longer than the window is cut to its last tokens the same way.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -117,10 +118,13 @@ class Engine:
 
     @property
     def bytes_per_step(self) -> int:
-        """What a step of decoding reads: every matrix once, and the whole cache."""
-        position = self._params.get("wpe")  # of which only a row is read
-        leaves = jax.tree.leaves((self._params, self._cache))
-        return sum(leaf.nbytes for leaf in leaves) - sum(leaf.nbytes for leaf in jax.tree.leaves(position))
+        """What one device reads for a step of decoding: its part of every matrix once, and of the whole cache."""
+        looked_up = {"wpe", "wte"} if "lm_head" in self._params else {"wpe"}  # of these only rows are read
+        read = {name: leaves for name, leaves in self._params.items() if name not in looked_up}
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves((read, self._cache))
+        )
 
     def step(self) -> list[NewToken]:
         """Let waiting requests into free slots, or make up to `steps` tokens a row; what happened, in order."""

@@ -130,8 +130,7 @@ def define(
     outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), kernels, placement)), nnx.Param)
     inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), kernels, placement)), nnx.Param)
 
-    # float32 means float32, also where the hardware would round its products' inputs to fewer bits by default.
-    exactly = jax.default_matmul_precision("highest" if config.compute_dtype == "float32" else "default")
+    exactly = jax.default_matmul_precision(config.matmul_precision)
 
     def init(key: Array) -> Params:
         ends, blocks = jax.random.split(key)

@@ -1,18 +1,23 @@
 """How much arithmetic training takes, and what share of the hardware's arithmetic it gets.
 
-The convention is that of PaLM (Chowdhery et al. 2022, appendix B): a token costs 6 FLOPs for every parameter it is
-multiplied with (2 forward, 4 backward) and 12 x layers x width x context for attention's two products with the whole
-context. It counts the model's arithmetic, not the machine's: causal masking is not discounted, recomputation not added.
+The convention is that of PaLM (Chowdhery et al. 2022, appendix B): a token costs 6 FLOPs for every parameter
+it is multiplied with (2 forward, 4 backward) and 12 x layers x width x context for attention's two products
+with the whole context. It counts the model's arithmetic, not the machine's: causal masking is not discounted,
+recomputation not added.
 """
 
 import statistics
 import time
+from typing import TYPE_CHECKING
 
 from jaxgpt.config import GPTConfig
 
+if TYPE_CHECKING:
+    import jax
+
 PEAK_FLOPS = {
-    # Google Cloud's page of each TPU version, "peak compute per chip (bf16)". One jax device is one chip, but half a
-    # chip on TPU7x. Both spellings of a name occur (jax/_src/pallas/mosaic/tpu_info.py).
+    # Google Cloud's page of each TPU version, "peak compute per chip (bf16)". One jax device is one chip, but
+    # half a chip on TPU7x. Both spellings of a name occur (jax/_src/pallas/mosaic/tpu_info.py).
     "TPU v4": 275e12,  # Cloud TPU v4
     "TPU v5 lite": 197e12,  # Cloud TPU v5e
     "TPU v5e": 197e12,  # the same
@@ -21,7 +26,8 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,  # Cloud TPU v6e
     "TPU v6e": 918e12,  # the same
     "TPU7x": 2307e12 / 2,  # Cloud TPU7x, two devices a chip
-    # Where a figure is halved, NVIDIA's data sheet gives it with 2:4 sparsity. The T4 has no bfloat16, so no figure.
+    # Where a figure is halved, NVIDIA's data sheet gives it with 2:4 sparsity. The T4 has no bfloat16, so no
+    # figure.
     "NVIDIA A100-SXM4-40GB": 312e12,  # A100 Tensor Core GPU data sheet
     "NVIDIA A100-SXM4-80GB": 312e12,  # the same
     "NVIDIA A100-PCIE-40GB": 312e12,  # the same
@@ -48,10 +54,10 @@ def count_parameters(config: GPTConfig) -> int:
 def train_flops_per_token(config: GPTConfig, context: int | None = None) -> float:
     """FLOPs to train on one token of a sequence of `context` tokens (None: the model's own context).
 
-    6 x parameters + 12 x layers x width x context (PaLM, appendix B). Counted are all parameters but the two look-ups:
-    the blocks and the last LayerNorm with their biases, and the output head's vocab x width matrix, tied or not,
-    without padding rows. Not discounted: the masked half of the attention scores. Not added: softmax, GELU, what
-    is computed again in the backward pass.
+    6 x parameters + 12 x layers x width x context (PaLM, appendix B). Counted are all parameters but the two
+    look-ups: the blocks and the last LayerNorm with their biases, and the output head's vocab x width matrix,
+    tied or not, without padding rows. Not discounted: the masked half of the attention scores. Not added:
+    softmax, GELU, what is computed again in the backward pass.
     """
     parameters = _parameters_of_blocks(config) + config.vocab * config.width
     return 6.0 * parameters + 12.0 * config.layers * config.width * (context or config.context)
@@ -74,18 +80,19 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     return PEAK_FLOPS.get(device_kind) if dtype == "bfloat16" else None
 
 
-def measured_matmul_flops(dtype: str = "bfloat16", *, size: int | None = None, seconds: float = 1.0) -> float:
-    """FLOP/s that one device reaches on a square matrix product of `size`, by the median time over about `seconds`.
+def measured_matmul_flops(
+    config: GPTConfig, device: "jax.Device", *, size: int | None = None, seconds: float = 1.0
+) -> float:
+    """FLOP/s that one device reaches on square matrix products, by their median time over about `seconds`.
 
-    A ceiling to compare with where no data sheet has one. `size` None is 1024 on CPU and 8192 elsewhere, large enough
-    that starting the product costs nothing beside it. At least three products are timed.
+    This is a ceiling to compare with where no data sheet has one, so the product has the type and the
+    precision that this model's own products have. The matrices have `size` rows; None is 1024 on CPU and 8192
+    elsewhere, large enough that starting the product costs nothing beside it. At least three products are
+    timed.
     """
-    import jax
-
     if size is None:
-        size = 1024 if jax.default_backend() == "cpu" else 8192
-    left, right = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(0)))
-    product = jax.jit(lambda a, b: a @ b)
+        size = 1024 if device.platform == "cpu" else 8192
+    product, left, right = _matrix_product(config, device, size)
     product(left, right).block_until_ready()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
@@ -95,12 +102,25 @@ def measured_matmul_flops(dtype: str = "bfloat16", *, size: int | None = None, s
     return 2.0 * size**3 / statistics.median(times)
 
 
+def _matrix_product(
+    config: GPTConfig, device: "jax.Device", size: int
+) -> tuple["jax.stages.Compiled", "jax.Array", "jax.Array"]:
+    """A square product as this model computes its own, compiled for the device, and two matrices on it."""
+    import jax
+
+    with jax.default_device(device), jax.default_matmul_precision(config.matmul_precision):
+        keys = jax.random.split(jax.random.key(0))
+        left, right = (jax.random.normal(key, (size, size), config.compute_dtype) for key in keys)
+        return jax.jit(lambda a, b: a @ b).lower(left, right).compile(), left, right
+
+
 def utilisation(
     tokens_per_second: float, config: GPTConfig, peak: float | None, devices: int, context: int | None = None
 ) -> float | None:
-    """Model FLOPs utilisation (MFU): FLOP/s that training takes over those of all devices; None when `peak` is.
+    """Model FLOPs utilisation (MFU): FLOP/s of training over those of all devices; None when `peak` is.
 
-    `tokens_per_second` over all devices, `peak` FLOP/s of one device, `context` as in `train_flops_per_token`.
+    `tokens_per_second` over all devices, `peak` FLOP/s of one device, `context` as in
+    `train_flops_per_token`.
     """
     if peak is None:
         return None

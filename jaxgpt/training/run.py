@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jaxgpt.config import TrainConfig
 from jaxgpt.display import waiting
 from jaxgpt.errors import ConfigError
 from jaxgpt.parallel import check_batch, place_rows
-from jaxgpt.training.flops import measured_matmul_flops, peak_flops
+from jaxgpt.training.devices import device_facts
 from jaxgpt.training.initial import initial_state
 from jaxgpt.training.loop import Loop, stopped_error, train
-from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink
+from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, read_rows
 from jaxgpt.training.optim import adamw, learning_rate
 from jaxgpt.training.resume import Found, accepted, find_run
 from jaxgpt.training.run_directory import DATA, locked, restore_state, save_state, write_settings
@@ -118,8 +117,10 @@ def _train(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=recipe.keep_checkpoints))
         own = [stack.enter_context(contextlib.closing(sink)) for sink in _sinks(recipe, folder, start)]
-        if own and found is None:
-            own[0].write(0, _device_facts(recipe, mesh) | data.facts())
+        if own:
+            facts = device_facts(mesh, recipe.model, read_rows(folder / METRICS_FILE))
+            if facts := facts | (data.facts() if found is None else {}):
+                own[0].write(start, facts)
         loop = Loop(
             step=compiled,
             batch_at=batch_at,
@@ -145,12 +146,3 @@ def _sinks(recipe: TrainConfig, folder: Path, start: int) -> list[Sink]:
     if recipe.tensorboard:
         sinks.append(TensorBoardSink(folder / "tensorboard", resumed_at=start))
     return sinks
-
-
-def _device_facts(recipe: TrainConfig, mesh: Mesh) -> dict[str, Any]:
-    """What the run's speed is compared with."""
-    device, dtype = mesh.devices.flat[0], recipe.model.compute_dtype
-    facts: dict[str, Any] = {"devices": mesh.size, "device_kind": device.device_kind}
-    if peak_flops(device.device_kind, dtype) is None:
-        facts["matmul_flops"] = measured_matmul_flops(dtype, seconds=0.2)
-    return facts

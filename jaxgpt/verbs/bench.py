@@ -2,17 +2,60 @@
 
 import dataclasses
 import json
-import statistics
-import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
-from jaxgpt.config import GPTConfig, OptimConfig, load_recipe
-from jaxgpt.verbs.bench_flags import BenchArgs
+import tyro
 
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
+from jaxgpt.config import GPTConfig, MeshConfig, load_recipe
 
-WARM_UP = 2  # steps
+
+@dataclass(frozen=True, kw_only=True)
+class BenchArgs:
+    """Time training steps, or generation, with random weights and tokens.
+
+    train: the median step, tokens per second, utilisation and the time to the first step. generate: greedy
+    decoding through the engine, with tokens per second, the time to the first token, the time that compiling
+    takes, and the share of the memory bandwidth that decoding uses.
+    """
+
+    what: Annotated[Literal["train", "generate"], tyro.conf.Positional]
+    """train: whole optimizer steps; generate: whole texts."""
+    preset: str | None = None
+    """Take the model of this preset. Without one it is GPT-2 124M. The sizes given here change it."""
+    layers: int | None = None
+    """Number of blocks."""
+    heads: int | None = None
+    """Attention heads."""
+    width: int | None = None
+    """Size of the residual stream."""
+    context: int | None = None
+    """Tokens in a sequence."""
+    vocab: int | None = None
+    """Number of token ids."""
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of activations and matrix products."""
+    batch: int = 8
+    """Sequences in a step, or texts generated side by side."""
+    steps: int = 10
+    """Steps or batches of texts timed, after warm-up."""
+    prompt: int = 64
+    """generate: tokens of each prompt."""
+    new: int = 64
+    """generate: tokens made for each."""
+    int8: bool = False
+    """generate: weights in int8."""
+    blocks: Literal["scan", "unrolled", "auto"] = "auto"
+    """train: how the blocks run."""
+    remat: bool = False
+    """train: recompute activations in the backward pass."""
+    loss_chunk: int = 0
+    """train: positions whose logits exist at one time; 0 is all."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The mesh of devices."""
+    json: Path | None = None
+    """Write the figures to this file too."""
 
 
 def run(args: BenchArgs) -> None:
@@ -20,91 +63,47 @@ def run(args: BenchArgs) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from jaxgpt.parallel import mesh_of
     from jaxgpt.verbs.bench_generate import generate_figures
+    from jaxgpt.verbs.bench_train import train_figures
 
-    config = _model(args)
-    figures = train_figures(args, config) if args.what == "train" else generate_figures(args, config)
+    config, mesh = _model(args), mesh_of(args.mesh)
+    if args.what == "train":
+        figures = train_figures(
+            config,
+            mesh,
+            batch=args.batch,
+            steps=args.steps,
+            blocks=args.blocks,
+            remat=args.remat,
+            loss_chunk=args.loss_chunk,
+        )
+    else:
+        figures = generate_figures(
+            config,
+            mesh,
+            batch=args.batch,
+            prompt=args.prompt,
+            new=args.new,
+            repeats=args.steps,
+            int8=args.int8,
+        )
     table = Table(show_header=False, box=None)
     for name, value in figures.items():
         if name != "model":
-            shown = (
-                "unknown" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
-            )
-            table.add_row(name, shown)
+            table.add_row(name, _shown(value))
     Console().print(table)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def train_figures(args: BenchArgs, config: GPTConfig) -> dict[str, Any]:
-    """Figures of training steps."""
-    import jax
-
-    from jaxgpt.display import note
-    from jaxgpt.parallel import check_batch, mesh_of
-    from jaxgpt.training.flops import count_parameters, measured_matmul_flops, peak_flops, utilisation
-
-    mesh = mesh_of(args.mesh)
-    check_batch(args.batch, mesh)
-    note(f"measuring matrix products, then {args.steps} steps of {args.batch} x {config.context} tokens ...")
-    kind = jax.devices()[0].device_kind
-    reached = measured_matmul_flops(config.compute_dtype)
-    first, times = _time_steps(args, config, mesh)
-    rate = args.batch * config.context / statistics.median(times)
-    return {
-        "parameters": count_parameters(config),
-        "model": dataclasses.asdict(config),
-        "batch": args.batch,
-        "device": kind,
-        "devices": mesh.size,
-        "tokens_per_second": rate,
-        "step_seconds": statistics.median(times),
-        "step_seconds_min": min(times),
-        "step_seconds_max": max(times),
-        "first_step_seconds": first,
-        "matmul_flops": reached,
-        "utilisation_of_matmul": utilisation(rate, config, reached, mesh.size),
-        "utilisation_of_peak": utilisation(rate, config, peak_flops(kind, config.compute_dtype), mesh.size),
-    }
-
-
 def _model(args: BenchArgs) -> GPTConfig:
-    sizes = {
-        name: getattr(args, name)
-        for name in ("layers", "heads", "width", "context", "vocab", "compute_dtype")
-    }
-    base = load_recipe(args.preset).model if args.preset else GPTConfig()
-    return dataclasses.replace(base, **{name: size for name, size in sizes.items() if size is not None})
+    names = ("layers", "heads", "width", "context", "vocab", "compute_dtype")
+    given = {name: size for name in names if (size := getattr(args, name)) is not None}
+    return dataclasses.replace(load_recipe(args.preset).model if args.preset else GPTConfig(), **given)
 
 
-def _time_steps(args: BenchArgs, config: GPTConfig, mesh: "Mesh") -> tuple[float, list[float]]:
-    """Seconds from nothing to the end of the first step, and of each timed step."""
-    import functools
-
-    import jax
-    import numpy as np
-
-    from jaxgpt.parallel import place_rows
-    from jaxgpt.text.batch import shifted
-    from jaxgpt.training.loss import next_token_loss
-    from jaxgpt.training.optim import adamw, learning_rate
-    from jaxgpt.training.state import compile_step, create_state, train_step, training_model
-
-    model, optim = training_model(config, mesh, remat=args.remat, blocks=args.blocks), OptimConfig()
-    schedule = learning_rate(optim, 1000)
-    optimizer = adamw(optim, schedule)
-    tokens = np.random.default_rng(0).integers(0, config.vocab, (args.batch, config.context + 1), np.int32)
-    batch = place_rows(lambda start, stop: shifted(tokens[start:stop]), args.batch, mesh)
-    start = time.perf_counter()
-    state = create_state(model, optimizer, 0, mesh)
-    step = functools.partial(
-        train_step, loss=next_token_loss(model, chunk=args.loss_chunk), optimizer=optimizer, schedule=schedule
-    )
-    compiled = compile_step(step, state, mesh)
-    state, _ = jax.block_until_ready(compiled(state, batch))
-    first, times = time.perf_counter() - start, []
-    for _ in range(WARM_UP + args.steps):
-        begin = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(state, batch))
-        times.append(time.perf_counter() - begin)
-    return first, times[WARM_UP:]
+def _shown(value: object) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -1,66 +1,143 @@
-"""`jaxgpt info`: what this machine and installation are, for a person and for a bug report."""
+"""`jaxgpt info`: what this machine and installation are, and with --check whether they are sound."""
 
-import importlib.metadata
-import importlib.util
+import json
+import os
 import platform
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+
+    from jaxgpt.doctor.check import Check
 
 PACKAGES = ("jaxgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tiktoken", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoArgs:
-    """Versions, backend, devices, data type and memory; warns when an accelerator is there but not used."""
+    """Versions, backend, devices, data type and memory; warns when an accelerator is there but not used.
+
+    With --check it examines the installation and the machine too, and says for each thing that is wrong which
+    line mends it. It then exits with 2 if anything is wrong, and with 0 if nothing is.
+    """
+
+    check: bool = False
+    """Look for wrong results, versions that do not fit, accelerators that are not used, little memory or
+    disk, and fused attention."""
+    json: Path | None = None
+    """Write what was found to this file too."""
 
 
 def run(args: InfoArgs) -> None:
-    """Print the facts to stdout."""
+    """Print facts to stdout and what is wrong to stderr. Raises ConfigError when --check finds any."""
     import jax
+    from rich.console import Console
+
+    from jaxgpt.doctor.machine import check_accelerators
+    from jaxgpt.errors import ConfigError
+
+    devices = _devices()
+    facts = _facts(devices)
+    _print(facts)
+    accelerators = check_accelerators(jax.default_backend(), os.environ.get("JAX_PLATFORMS"))
+    checks = [accelerators, *_further_checks(devices)] if args.check else []
+    _print([(check.name, check.result) for check in checks])
+    found = [finding for check in checks or [accelerators] for finding in check.findings]
+    for finding in found:
+        told = f"{'wrong' if args.check else 'warning'}: {finding.what}\n  to mend it: {finding.fix}"
+        Console(stderr=True).print(told, style="yellow", soft_wrap=True, markup=False, highlight=False)
+    if args.json:
+        _write(args.json, facts, checks)
+    if args.check and found:
+        are = "thing is" if len(found) == 1 else "things are"
+        raise ConfigError(
+            f"{len(found)} {are} wrong with this installation or machine",
+            why="each is named above, with the line that mends it",
+            fix="run these lines, then jaxgpt info --check again",
+        )
+
+
+def _devices() -> list["jax.Device"]:
+    """This process's devices. Raises ConfigError when JAX does not start."""
+    import jax
+
+    from jaxgpt.errors import ConfigError
+
+    try:
+        return jax.local_devices()
+    except (AssertionError, RuntimeError) as error:  # what JAX raises for a platform it has no plugin for
+        raise ConfigError(
+            f"JAX does not start (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})",
+            why=str(error).splitlines()[0] if str(error) else "it has no such platform here",
+            fix="install its plugin (pip install 'jaxgpt[cuda13]', cuda12 or tpu), or unset JAX_PLATFORMS",
+        ) from error
+
+
+def _further_checks(devices: list["jax.Device"]) -> list["Check"]:
+    from jaxgpt.doctor.compiler import check_attention, check_results
+    from jaxgpt.doctor.machine import check_disk, check_memory
+    from jaxgpt.doctor.packages import check_packages
+
+    return [
+        check_packages(),
+        check_results(devices[0]),
+        check_attention(devices[0]),
+        check_memory(devices),
+        check_disk(Path.cwd()),
+    ]
+
+
+def _facts(devices: list["jax.Device"]) -> list[tuple[str, str]]:
+    """What a bug report needs, a name and a text each."""
+    import jax
+
+    from jaxgpt.doctor.packages import version_of
+    from jaxgpt.training.flops import peak_flops
+
+    facts = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    facts += [(name, version_of(name) or "not installed") for name in PACKAGES]
+    facts.append(("backend", jax.default_backend()))
+    facts.append(("processes", f"{jax.process_count()}, this is number {jax.process_index()}"))
+    for device in devices:
+        peak = peak_flops(device.device_kind)
+        flops = f"{peak / 1e12:.0f} TFLOP/s in bfloat16" if peak else "peak unknown"
+        facts.append((f"device {device.id}", f"{device.device_kind}, {flops}, {_memory(device)}"))
+    usual = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    facts.append(
+        ("compute dtype", f"float32 unless set; {usual} is the usual choice here (--model.compute-dtype)")
+    )
+    return facts
+
+
+def _memory(device: "jax.Device") -> str:
+    from jaxgpt.doctor.machine import memory_of
+
+    if (room := memory_of(device)) is None:
+        return "memory unknown"
+    used, limit = room
+    return f"{used / 2**30:.1f} of {limit / 2**30:.1f} GiB in use"
+
+
+def _print(rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from jaxgpt.training.flops import peak_flops
-
     table = Table(show_header=False, box=None)
-    table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in PACKAGES:
-        table.add_row(name, importlib.metadata.version(name))
-    table.add_row("backend", jax.default_backend())
-    table.add_row("processes", f"{jax.process_count()}, this is number {jax.process_index()}")
-    for device in jax.local_devices():
-        peak = peak_flops(device.device_kind)
-        flops = f"{peak / 1e12:.0f} TFLOP/s in bfloat16" if peak else "peak unknown"
-        table.add_row(f"device {device.id}", f"{device.device_kind}, {flops}, {_memory(device)}")
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    table.add_row(
-        "compute dtype", f"float32 unless set; {dtype} is the usual choice here (--model.compute-dtype)"
-    )
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
-    for warning in silent_fallback(jax.default_backend()):
-        Console(stderr=True).print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 
-def _memory(device: object) -> str:
-    try:
-        stats = device.memory_stats()  # type: ignore[attr-defined]
-    except Exception:  # backends without memory statistics raise kinds of their own
-        stats = None
-    if not stats or "bytes_limit" not in stats:
-        return "memory unknown"
-    return f"{stats.get('bytes_in_use', 0) / 2**30:.1f} of {stats['bytes_limit'] / 2**30:.1f} GiB in use"
-
-
-def silent_fallback(backend: str) -> list[str]:
-    """Why JAX on CPU may not be what was wanted: an accelerator's device files are here, its plugin is not used."""
-    from pathlib import Path
-
-    if backend != "cpu":
-        return []
-    warnings = []
-    if any(Path("/dev").glob("nvidia[0-9]*")):
-        warnings.append("an NVIDIA GPU is here, but JAX runs on CPU: pip install 'jaxgpt[cuda]'")
-    if any(Path("/dev").glob("accel[0-9]*")) or importlib.util.find_spec("libtpu"):
-        warnings.append(
-            "a TPU or libtpu is here, but JAX runs on CPU: pip install 'jaxgpt[tpu]' and see JAX_PLATFORMS"
-        )
-    return warnings
+def _write(path: Path, facts: list[tuple[str, str]], checks: list["Check"]) -> None:
+    found: dict[str, Any] = {"facts": dict(facts)}
+    found["checks"] = [
+        {
+            "name": check.name,
+            "result": check.result,
+            "findings": [finding._asdict() for finding in check.findings],
+        }
+        for check in checks
+    ]
+    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

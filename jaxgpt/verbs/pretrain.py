@@ -45,7 +45,7 @@ def plan(config: TrainConfig, mesh: Mesh) -> str:
     device, model = mesh.devices.flat[0], config.model
     peak = peak_flops(device.device_kind, model.compute_dtype)
     if peak is None:
-        peak = measured_matmul_flops(model.compute_dtype, seconds=0.2)
+        peak = measured_matmul_flops(model, mesh.local_devices[0], seconds=0.2)
     tokens = config.steps * config.tokens_per_step
     seconds = tokens * train_flops_per_token(model) / (peak * mesh.size * EXPECTED_UTILISATION)
     axes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())

@@ -1,0 +1,130 @@
+"""Figures of a model: how well it predicts a validation split, and answers the examples of a task.
+
+Each figure carries the protocol it was measured by: without one, it cannot be compared with others.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgpt.config import GPTConfig
+from jaxgpt.errors import ConfigError
+from jaxgpt.evaluation.fewshot import score_examples
+from jaxgpt.evaluation.validation import validation_loss
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.served import kernels_for, served
+from jaxgpt.model.gpt import Params, define
+from jaxgpt.text.batches import ValidationBatches
+from jaxgpt.text.shards import TokenStream, open_split
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.training.loss import next_token_loss
+from jaxgpt.weights.run import one_device
+
+BATCH_TOKENS = 8192  # tokens of validation text that go through the model at a time
+LOSS_CHUNK = 128  # positions of each sequence whose logits exist at one time
+SLOTS = 8  # questions answered together
+
+
+class Figure(NamedTuple):
+    """A number, what it is, and by what protocol it was measured."""
+
+    name: str
+    value: float
+    measure: str
+    protocol: str
+
+
+def text_figures(
+    config: GPTConfig, params: Params, tokenizer: Tokenizer | None, folder: Path, *, int8: bool = False
+) -> list[Figure]:
+    """Loss, perplexity and bits per byte of a folder's validation split; on request with int8 weights too.
+
+    `tokenizer` is the model's own, None where it came without one. Ids of the model that its tokenizer has no
+    text for are left out, so that no probability goes to them. Raises ConfigError where the folder's tokens
+    are another tokenizer's than the model's.
+    """
+    tokens, of_data = open_split(folder, "val"), load_tokenizer(folder / TOKENIZER_FILE)
+    _check_same(config, tokenizer, of_data, folder)
+    beyond, config = config.vocab - of_data.vocab, config.with_only(of_data.vocab)
+    predictions = max(len(tokens) - 1, 0)
+    protocol = f"validation split, {predictions:,} predictions in windows of {config.context} side by side"
+    if beyond:
+        protocol += f", without the {beyond:,} ids that stand for no text"
+    loss = mean_loss(config, params, tokens)
+    figures = [
+        Figure("val_loss", loss, "nats a token", protocol),
+        Figure("perplexity", math.exp(loss), "exp of val_loss", protocol),
+    ]
+    if count := bytes_of(tokens, of_data):
+        bits = loss * predictions / math.log(2) / count
+        figures.append(Figure("bits_per_byte", bits, f"over {count:,} bytes of text", protocol))
+    if int8:
+        rounded = mean_loss(config, params, tokens, int8=True)
+        ratio = math.exp(rounded - loss)
+        figures += [
+            Figure("int8_val_loss", rounded, "nats a token, int8 weights, a scale for each output", protocol),
+            Figure("int8_perplexity", math.exp(rounded), "exp of int8_val_loss", protocol),
+            Figure("int8_perplexity_ratio", ratio, "int8_perplexity / perplexity", protocol),
+        ]
+    return figures
+
+
+def _check_same(config: GPTConfig, own: Tokenizer | None, of_data: Tokenizer, folder: Path) -> None:
+    """Raises ConfigError for ids of another tokenizer; of a model without one, their number must agree."""
+    same = of_data.vocab == config.vocab if own is None else of_data.sha256 == own.sha256
+    if not same:
+        has = f"{own.name} of {own.vocab}" if own else f"one of {config.vocab}"
+        raise ConfigError(
+            f"--data {folder}",
+            why=f"its tokens are {of_data.name}'s, of {of_data.vocab} ids; the model's tokenizer is {has}",
+            fix="prepare the text with the model's tokenizer (jaxgpt prepare --tokenizer)",
+        )
+
+
+def mean_loss(config: GPTConfig, params: Params, tokens: TokenStream, *, int8: bool = False) -> float:
+    """Mean cross-entropy in nats of all tokens but the first, with parameters as the engine has them."""
+    mesh = one_device()
+    kernels = kernels_for(mesh, int8=int8)
+    sequences = max(1, BATCH_TOKENS // config.context)
+    batches = ValidationBatches(tokens, context=config.context, sequences=sequences, vocab=config.vocab)
+    loss = next_token_loss(define(config, kernels=kernels), chunk=LOSS_CHUNK)
+    return validation_loss(loss, batches, mesh)(served(params, config, kernels, mesh))
+
+
+def bytes_of(tokens: TokenStream, tokenizer: Tokenizer) -> int:
+    """How many bytes of text all tokens but the first stand for; the end of a text has none."""
+    size_V = np.array([len(tokenizer.decode_bytes([token])) for token in range(tokenizer.end_of_text)] + [0])
+    total, step = 0, 1 << 20
+    for start in range(1, len(tokens), step):
+        total += int(size_V[tokens.read(start, min(start + step, len(tokens)))].sum())
+    return total
+
+
+def task_figures(
+    config: GPTConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    examples: list[tuple[str, str]],
+    *,
+    shots: int,
+    instruction: str = "",
+    seed: int = 0,
+    int8: bool = False,
+) -> list[Figure]:
+    """The few-shot scores of a task's examples: pairs of what is asked and what is right."""
+    only = config.with_only(tokenizer.vocab)
+    engine = Engine(only, params, slots=SLOTS, end=tokenizer.end_of_text, int8=int8)
+    scores = score_examples(engine, tokenizer, examples, shots=shots, instruction=instruction, seed=seed)
+    drawn = f"{shots} shots drawn with seed {seed}" if shots else "zero-shot"
+    protocol = f"{drawn}, {len(examples)} examples" + (", int8 weights" if int8 else "")
+    exact, logprob = "greedy answer, up to a stop string", "nats a token of the true outputs"
+    figures = [
+        Figure("few_shot_exact_match", scores.exact_match, exact, protocol),
+        Figure("few_shot_output_logprob", scores.output_logprob, logprob, protocol),
+    ]
+    if scores.label_accuracy is not None:
+        measure = f"most probable of {len(scores.labels)} labels"
+        figures.append(Figure("few_shot_label_accuracy", scores.label_accuracy, measure, protocol))
+    return figures
