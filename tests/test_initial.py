@@ -12,7 +12,6 @@ from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
-from jaxgpt.parallel import mesh_of
 from jaxgpt.pretraining import pretraining
 from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.training.initial import initial_state
@@ -40,7 +39,7 @@ def written(
 def begin(
     source: Path | None, told: list[str] | None = None, model: GPTConfig = SMALL, **optim: Any
 ) -> TrainState:
-    """The state that a run on bytes begins with, on two devices."""
+    """The state that a run on bytes begins with, its parameters split over two devices."""
     settings = OptimConfig(**optim)
     recipe = TrainConfig(
         model=model, optim=settings, init_from=source and str(source), data=DATA, mesh=MeshConfig(fsdp=2)
@@ -54,8 +53,7 @@ def begin(
 
         task = dataclasses.replace(task, model=task.model._replace(init=init))
     optimizer = adamw(settings, learning_rate(settings, 10))
-    mesh = mesh_of(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
-    return initial_state(recipe, task, optimizer, mesh, tell)
+    return initial_state(recipe, task, optimizer, tell)
 
 
 DATA = dataclasses.replace(TrainConfig().data, tokenizer="bytes")

@@ -14,9 +14,9 @@ import pytest
 from jaxgpt.cli import main
 from jaxgpt.config import DataConfig, GPTConfig, TrainConfig, save_config
 from jaxgpt.errors import DataError, MissingError
-from jaxgpt.evaluation import report
 from jaxgpt.evaluation.report import write_report
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, load_tokenizer
+from jaxgpt.training import devices
 from jaxgpt.training import loop as training_loop
 from jaxgpt.training.devices import device_facts
 from jaxgpt.training.loop import Event, Loop, train
@@ -237,7 +237,7 @@ def test_without_recorded_devices_mfu_is_unknown(run_dir: Path) -> None:
 def test_on_an_unlisted_device_mfu_is_unknown_and_the_measured_share_is_given(
     run_dir: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "measured_matmul_flops", lambda *args, **more: 1e12)
+    monkeypatch.setattr(devices, "measured_matmul_flops", lambda *args, **more: 1e12)
     run.to(10, seconds=512 / 1e6, on=("cpu", 1))
     text = write_report(run_dir).read_text()
     assert "MFU): unknown, because no data sheet figure is known for cpu in bfloat16." in text

@@ -185,7 +185,7 @@ def test_nothing_is_found_where_nothing_was_saved(tmp_path: Path) -> None:
 
 def test_checkpoints_that_were_taken_away_are_missed(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 1.0}\n')
-    with pytest.raises(MissingError, match=r"checkpoints\): .* goes to step 3; put the folder back"):
+    with pytest.raises(MissingError, match=r"checkpoints\): .* goes to step 3; put it back"):
         find_run(tmp_path)
 
 

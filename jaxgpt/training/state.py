@@ -80,15 +80,13 @@ def create_state(
 
     It is that of a fresh model, or begins with the given `params`, which it takes over: they are of no use afterwards.
     """
-    target = shardings(jax.eval_shape(lambda: new_state(model, optimizer, seed, chosen)), mesh)
     if params is None:
         create = functools.partial(new_state, model, optimizer, seed, chosen)
-        return jax.jit(create, out_shardings=target)()
+        return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh))()
     _, key = jax.random.split(jax.random.key(seed))
-    create_from = jax.jit(
-        lambda params: start_state(params, optimizer, key, chosen), out_shardings=target, donate_argnums=0
-    )
-    return create_from(params)
+    begin = functools.partial(start_state, optimizer=optimizer, key=key, chosen=chosen)
+    target = shardings(jax.eval_shape(begin, params), mesh)
+    return jax.jit(begin, out_shardings=target, donate_argnums=0)(params)
 
 
 def abstract_state(
