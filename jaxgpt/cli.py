@@ -7,14 +7,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
 from jaxgpt.config import TrainConfig, flag_of, flat, load_recipe, preset_names
-from jaxgpt.errors import ConfigError, JaxgptError
-
-INTERNAL_ERROR = 70
+from jaxgpt.errors import ConfigError, explain
 
 
 class Verb(NamedTuple):
@@ -58,21 +56,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.formatwarning = lambda message, *_: f"jaxgpt: warning: {message}\n"
     try:
         sys.exit(_run(args))
-    except JaxgptError as error:
-        _fail(error.exit_code, str(error), debug=debug)
-    except KeyboardInterrupt:
-        _fail(75, "stopped by Ctrl-C", debug=debug)
-    except (
-        BrokenPipeError
-    ):  # the reader of the output is gone (`| head`, for example): nobody is left to tell
+    except BrokenPipeError:  # the reader of the output is gone (`| head`, say): nobody is left to tell
         sys.stderr.close()
         sys.exit(74)
-    except OSError as error:
-        advice = "check that the disk has free space and that you may read and write there"
-        _fail(74, f"input/output failed: {error}; {advice}", debug=debug)
-    except Exception as error:  # noqa: BLE001  The last resort: every other fault, too, gets one line and a code.
-        advice = "run the command again with --debug and report what it prints"
-        _fail(INTERNAL_ERROR, f"internal error: {error!r}; {advice}", debug=debug)
+    except (Exception, KeyboardInterrupt) as error:  # the last resort: every fault gets one line and a code
+        if debug:
+            traceback.print_exc()
+        print(f"jaxgpt: error: {explain(error)}", file=sys.stderr)
+        sys.exit(explain(error).exit_code)
 
 
 def _run(args: list[str]) -> int:
@@ -144,10 +135,3 @@ def _overview() -> str:
         "usage: jaxgpt VERB ... [--debug]\n\nFrom text to a trained GPT and back to text, in JAX.\n\n"
         f"{verbs}\n\n`jaxgpt VERB --help` explains a verb. To begin: jaxgpt pretrain nano"
     )
-
-
-def _fail(code: int, message: str, *, debug: bool) -> NoReturn:
-    if debug:
-        traceback.print_exc()
-    print(f"jaxgpt: error: {message}", file=sys.stderr)
-    sys.exit(code)

@@ -4,7 +4,9 @@ An error says what is wrong, where, why, and what to do about it. The command li
 line, `jaxgpt: error: WHAT (PATH): WHY; WHAT TO DO`, and exits with the code of the error's class.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 
 class JaxgptError(Exception):
@@ -19,6 +21,17 @@ class JaxgptError(Exception):
     def __init__(self, what: str, *, why: str, fix: str, path: str | Path | None = None) -> None:
         place = f" ({path})" if path is not None else ""
         super().__init__(f"{what}{place}: {why}; {fix}")
+
+    @classmethod
+    def worded(cls, message: str) -> Self:
+        """An error of this class whose message is already written."""
+        return cls.__new__(
+            cls, message
+        )  # an exception's message is what it is made with, not what __init__ gets
+
+    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
+        """Pickled as class and message, so that one process can tell another of it."""
+        return type(self).worded, (str(self),)
 
 
 class ConfigError(JaxgptError):
@@ -61,3 +74,16 @@ class DivergedError(JaxgptError):
     """The loss or a gradient is no longer finite (exit code 76)."""
 
     exit_code = 76
+
+
+def explain(error: BaseException) -> JaxgptError:
+    """What a person is told of any error: ours as it is, others with a message and the exit code that fits."""
+    if isinstance(error, JaxgptError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedError.worded("stopped by Ctrl-C")
+    if isinstance(error, OSError):
+        advice = "check that the disk has free space and that you may read and write there"
+        return StorageError("input/output failed", why=str(error), fix=advice)
+    advice = "run the command again with --debug and report what it prints"
+    return JaxgptError("internal error", why=repr(error), fix=advice)

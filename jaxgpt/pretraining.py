@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
 
+from jaxgpt import hosts
 from jaxgpt.config import TrainConfig
 from jaxgpt.display import waiting
 from jaxgpt.evaluation.ngram import ngram_losses
@@ -95,7 +95,8 @@ def _is_prepared(folder: Path) -> bool:
 
 def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: ProgressBar) -> Path:
     """The folder `own`, with the tokens of the recipe's text."""
-    if jax.process_index() == 0:
+
+    def write() -> None:
         with waiting(f"tokenizing {recipe.data.path}", tell), progress() as bar:
 
             def show(what: str, done: int, total: int | None) -> None:
@@ -110,7 +111,8 @@ def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: 
                 val_fraction=recipe.data.val_fraction,
                 progress=show,
             )
-    sync_global_devices("prepared")
+
+    hosts.decide(write)
     return own
 
 

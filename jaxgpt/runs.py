@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxgpt import hosts
 from jaxgpt.config import TrainConfig, load_recipe, with_settings
 from jaxgpt.display import NotebookDisplay, TrainingDisplay, in_notebook, progress_bar
 from jaxgpt.language_model import LanguageModel, load
@@ -68,10 +67,10 @@ def train(
         recipe = with_settings(recipe, changed)
     else:
         recipe = load_recipe(str(recipe), changed)
-    if recipe.distributed and not jax.distributed.is_initialized():
-        jax.distributed.initialize()
+    if recipe.distributed:
+        hosts.initialize()
     in_main_thread = threading.current_thread() is threading.main_thread()
-    with contextlib.ExitStack() as stack:
+    with hosts.one_error_ends_all(), contextlib.ExitStack() as stack:
         work = functools.partial(_train, recipe, frozenset(changed), progress=progress)
         if not in_main_thread:  # where no Ctrl-C ever arrives
             work(Stop())
@@ -83,7 +82,7 @@ def train(
 
 
 def _train(recipe: TrainConfig, named: frozenset[str], stop: Stop, *, progress: bool) -> None:
-    if not progress:
+    if not progress or not hosts.is_first():
         config, task = pretraining(recipe, tell=_say_nothing)
         run(config, task, stop=stop, tell=_say_nothing, named=named)
         return

@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxgpt.config import TrainConfig
+from jaxgpt import hosts
+from jaxgpt.config import TrainConfig, flat
 from jaxgpt.display import waiting
 from jaxgpt.errors import ConfigError
 from jaxgpt.parallel import check_batch, place_rows
@@ -30,6 +29,7 @@ from jaxgpt.training.task import Task, TrainingData
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
 
 Tell = Callable[[str], None]
+PATHS = ("out_dir", "init_from", "data.path")  # may differ between hosts; what lies there is compared itself
 
 
 def run(
@@ -52,8 +52,9 @@ def run(
     """
     folder = Path(recipe.out_dir)
     check_batch(recipe.batch, task.mesh)
+    hosts.check_same("their settings", {n: value for n, value in flat(recipe).items() if n not in PATHS})
     with locked(folder):
-        found = find_run(folder)
+        found = hosts.decide(lambda: find_run(folder))
         if found:
             recipe = accepted(found, recipe, named, folder)
         data = _open_data(task, folder, stop, found)
@@ -61,7 +62,7 @@ def run(
             tell(f"{folder} has done its {found.step} steps; ask for more with --steps")
         else:
             _train(recipe, task, data, found, stop=stop, tell=tell, sinks=sinks)
-        if jax.process_index() == 0:
+        if hosts.is_first():
             task.report(folder)
 
 
@@ -73,8 +74,9 @@ def _open_data(task: Task, folder: Path, stop: Stop, found: Found | None) -> Tra
         data = task.open_data(own, stop)
     except StopRequested:
         raise stopped_error(stop, "before the first step") from None
+    hosts.check_same("the data", {"fingerprint": data.fingerprint})
     if found and found.fingerprint != data.fingerprint:
-        if not was_there and jax.process_index() == 0:  # a refusal leaves the directory as it was
+        if not was_there and hosts.is_first():  # a refusal leaves the directory as it was
             shutil.rmtree(own, ignore_errors=True)
         raise ConfigError(
             "another run is here",
@@ -127,7 +129,7 @@ def _train(
             steps=recipe.steps,
             tokens_per_step=task.tokens_per_step,
             log_every=recipe.log_every,
-            sinks=[*own, *sinks] if jax.process_index() == 0 else [],
+            sinks=[*own, *sinks] if hosts.is_first() else [],
             stop=stop,
             save_every=recipe.checkpoint_every,
             events=data.events,
@@ -140,7 +142,7 @@ def _train(
 
 def _sinks(recipe: TrainConfig, folder: Path, start: int) -> list[Sink]:
     """The run's own records of what is measured, its log first; one process writes them."""
-    if jax.process_index() > 0:
+    if not hosts.is_first():
         return []
     sinks: list[Sink] = [MetricsLog(folder / METRICS_FILE)]
     if recipe.tensorboard:

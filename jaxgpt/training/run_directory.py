@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import jax
-from jax.experimental.multihost_utils import sync_global_devices
 
+from jaxgpt import hosts
 from jaxgpt.config import TrainConfig, save_config
 from jaxgpt.errors import BusyError, StorageError
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -32,12 +31,19 @@ SETTINGS_FILE = "settings.jsonl"
 def locked(folder: Path) -> Iterator[None]:
     """The run directory, made if need be, for this run alone; of several processes the first holds the lock.
 
-    Raises BusyError while another run holds it, StorageError when it cannot be made.
+    Raises BusyError while another run holds it, StorageError when it cannot be made, ConfigError when it is not the
+    same directory for every process.
     """
-    if jax.process_index() > 0:
-        yield
-        return
     lock = filelock.FileLock(folder / ".lock", timeout=0)
+    hosts.decide(lambda: _acquire(lock, folder))
+    try:
+        hosts.check_shared(folder)
+        yield
+    finally:
+        lock.release()  # where it was not acquired, nothing
+
+
+def _acquire(lock: filelock.FileLock, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -52,10 +58,6 @@ def locked(folder: Path) -> Iterator[None]:
         raise StorageError(
             "no run directory", path=folder, why=str(error), fix="name another --out-dir"
         ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_settings(
@@ -66,7 +68,8 @@ def write_settings(
     The log is cut back to the step that it goes on from. The log of an attempt that saved nothing is kept under
     another name. Raises StorageError.
     """
-    if jax.process_index() == 0:
+
+    def write() -> None:
         try:
             if found is None:
                 _set_aside(folder, tell)
@@ -82,9 +85,10 @@ def write_settings(
                 "cannot write the run's settings",
                 path=folder,
                 why=str(error),
-                fix="check space and permission",
+                fix="check that the disk has free space and that you may write there",
             ) from error
-    sync_global_devices("files")
+
+    hosts.decide(write)
 
 
 def _set_aside(folder: Path, tell: Callable[[str], None]) -> None:

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
+from jaxgpt import hosts
 from jaxgpt.config import TrainConfig
 from jaxgpt.display import TrainingDisplay, duration, note, progress_bar
 from jaxgpt.evaluation.report import REPORT_FILE
@@ -27,17 +27,24 @@ def run(config: TrainConfig, named: Collection[str] = ()) -> None:
     `named` are the settings that flags named: some may change only so when a run goes on.
     """
     if config.distributed:
-        jax.distributed.initialize()
-    mesh = mesh_of(config.mesh)
-    check_batch(config.batch, mesh)
-    recipe, task = pretraining(config, tell=note, progress=progress_bar)
-    note(plan(recipe, mesh))
-    with contextlib.closing(TrainingDisplay(recipe.steps)) as display, stop_on_signal() as stop:
-        train(recipe, task, stop=stop, tell=display.tell, sinks=[display], named=named)
-    if jax.process_index() == 0:
-        folder = Path(recipe.out_dir)
-        note(f"{folder / REPORT_FILE}: loss curve, samples, speed")
-        note(f"next: jaxgpt generate {folder} {recipe.sample_prompt!r}")
+        hosts.initialize()
+    with hosts.one_error_ends_all():
+        mesh = mesh_of(config.mesh)
+        check_batch(config.batch, mesh)
+        recipe, task = pretraining(config, tell=_note, progress=progress_bar)
+        if hosts.is_first():
+            note(plan(recipe, mesh))
+        with contextlib.closing(TrainingDisplay(recipe.steps)) as display, stop_on_signal() as stop:
+            train(recipe, task, stop=stop, tell=_note, sinks=[display], named=named)
+    folder = Path(recipe.out_dir)
+    _note(f"{folder / REPORT_FILE}: loss curve, samples, speed")
+    _note(f"next: jaxgpt generate {folder} {recipe.sample_prompt!r}")
+
+
+def _note(text: str) -> None:
+    """Show a line for the person at the terminal; of several processes the first one does."""
+    if hosts.is_first():
+        note(text)
 
 
 def plan(config: TrainConfig, mesh: Mesh) -> str:

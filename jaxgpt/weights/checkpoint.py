@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import Array
 
+from jaxgpt import hosts
 from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.parallel import path_of
 
@@ -26,8 +27,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         """Open or make the directory `folder`, in which only the newest `keep` checkpoints stay."""
         self.folder = folder.absolute()
-        if jax.process_index() == 0:
-            _set_aside_unfinished(self.folder)
+        hosts.decide(lambda: _set_aside_unfinished(self.folder))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
@@ -45,8 +45,9 @@ class Checkpoints:
         """Return the checkpoints themselves."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Wait for the last save. Raises StorageError when it could not be written."""
+        hosts.announce(error)  # the last save needs every process
         try:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
@@ -115,9 +116,8 @@ def _set_aside_unfinished(folder: Path) -> None:
 
 def read_meta(folder: Path, step: int) -> dict[str, Any]:
     """Return the JSON table saved with a checkpoint. Raises DataError when it cannot be read."""
-    try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta: Any = reader.restore(folder.absolute() / str(step) / "meta")
+    try:  # by the handler alone: a Checkpointer waits for all processes, also where one alone reads
+        meta: Any = ocp.JsonCheckpointHandler().restore(folder.absolute() / str(step) / "meta")
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _damaged(folder / str(step), f"meta: {error}") from error
     tables = meta.get("digests") if isinstance(meta, dict) else None
