@@ -243,7 +243,7 @@ def test_an_error_while_deciding_is_the_same_error_everywhere(agreed: list[dict[
     assert [one["ours"] for one in agreed] == [
         ["DataError", "shard is damaged (a.bin): too short; make it anew", 65]
     ] * 3
-    hidden = "internal error: ValueError('no number'); run with --debug and report what it prints"
+    hidden = "internal error: ValueError('no number'); run the command again with --debug and report what it prints"
     assert [one["other"] for one in agreed] == [
         ["ValueError", "no number", None],
         ["JaxgptError", hidden, 70],
@@ -262,7 +262,11 @@ def test_an_error_of_one_is_raised_on_each(agreed: list[dict[str, Any]]) -> None
     said = "process 1: shard is damaged (a.bin): too short; make it anew"
     assert [one["one fails"] for one in agreed] == [["DataError", said, 65]] * 3
     assert [one["two fail"] for one in agreed] == [
-        ["StorageError", "process 1: input/output failed: 1; check space and permissions", 74]
+        [
+            "StorageError",
+            "process 1: input/output failed: 1; check that the disk has free space and that you may read and write there",
+            74,
+        ]
     ] * 3
 
 

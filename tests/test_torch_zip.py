@@ -165,7 +165,7 @@ def test_a_file_that_shrinks_after_it_was_opened_is_noticed(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path, name: str) -> None:
     content = (SAVED / name).read_bytes()
-    lengths = {*range(0, 200), *range(0, len(content), 37), *range(len(content) - 120, len(content))}
+    lengths = {*range(200), *range(0, len(content), 37), *range(len(content) - 120, len(content))}
     for length in sorted(lengths):
         (tmp_path / "a.pt").write_bytes(content[:length])
         with pytest.raises(DataError):

@@ -25,11 +25,11 @@ class EvaluateArgs:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     data: Path | None = None
-    """A folder that `jaxgpt prepare` made, or a run directory that has one: loss, perplexity and bits per
-    byte of the whole validation split."""
+    """A folder that `jaxgpt prepare` made, or a run directory that has one.
+    The loss, perplexity and bits per byte of its whole validation split are measured."""
     examples: Path | None = None
-    """A JSONL file, a line {"input": "2 + 2", "output": "4"} each: few-shot exact match, log-probability and,
-    where the outputs are labels, accuracy."""
+    """JSONL file of examples, each line an object such as {"input": "2 + 2", "output": "4"}.
+    Few-shot exact match and log-probability are measured, and accuracy where the outputs are labels."""
     shots: int = 3
     """How many other examples are put before each; 0 is zero-shot."""
     instruction: str = ""
