@@ -158,5 +158,7 @@ def _validation_lines(step: int, metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _sample_text(step: int, metrics: Mapping[str, Any]) -> list[str]:
-    indented = metrics.get("sample", "").replace("\n", "\n    ")
-    return [f"step {step}: sample\n    {indented}"] if "sample" in metrics else []
+    if "sample" not in metrics:
+        return []
+    sample = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", metrics["sample"])  # it must not steer the terminal
+    return [f"step {step}: sample\n    " + sample.replace("\n", "\n    ")]

@@ -39,7 +39,7 @@ def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.
     display = TrainingDisplay(steps=20)
     display.write(10, {"loss": 1.23456, "tokens_per_second": 12345.6, "grad_norm": 1.0})
     display.write(20, {"val_loss": 2.5, "average_val_loss": 2.25})
-    display.write(20, {"sample": "[bold]one[/bold]\ntwo"})
+    display.write(20, {"sample": "[bold]one[/bold]\ntwo\x1b[2J"})
     display.close()
     out, err = capsys.readouterr()
     lines = [line.rstrip() for line in err.splitlines()]
@@ -50,7 +50,7 @@ def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.
         "step 20: average_val_loss 2.2500",
         "step 20: sample",
         "    [bold]one[/bold]",
-        "    two",
+        "    two�[2J",
     ]
 
 
