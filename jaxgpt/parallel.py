@@ -1,9 +1,9 @@
 """The mesh, and the two tables that say how parameters and activations lie on it.
 
-The mesh has three axes: `data` (copies of the model), `fsdp` (shards of the parameters, gathered when they are used)
-and `tensor` (shards of the matrix products). The table of parameters also places Adam's moments and what is restored
-from a checkpoint. The table of activations keeps each sequence on its own devices; without it the compiler would
-rather move the activations of all sequences than gather the parameters.
+The mesh has three axes: `data` (copies of the model), `fsdp` (shards of the parameters, gathered when they
+are used) and `tensor` (shards of the matrix products). The table of parameters also places Adam's moments and
+what is restored from a checkpoint. The table of activations keeps each sequence on its own devices; without
+it the compiler would rather move the activations of all sequences than gather the parameters.
 """
 
 import math
@@ -32,7 +32,8 @@ ACTIVATIONS: dict[str, PartitionSpec] = {
     "positions": P(),  # [S, D], position embeddings while they are used
 }
 
-# Path of a leaf (behind any prefix, such as an optimizer's) -> its PartitionSpec. Exactly one rule fits each leaf.
+# Path of a leaf (behind any prefix, such as an optimizer's) -> its PartitionSpec. Exactly one rule fits each
+# leaf.
 PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(wte|lm_head)/embedding", P("tensor", "fsdp")),
     (r"wpe/embedding", P(None, "fsdp")),
@@ -64,27 +65,31 @@ def mesh_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise ConfigError(
             f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor}",
             why=f"it does not multiply to the {len(devices)} devices here",
-            fix="choose sizes that do, or -1 on one axis",
+            fix="choose sizes whose product is that number, or -1 on one axis, which then takes what is left",
         )
     return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model's computation runs: what `define` knows of devices. Without a mesh it constrains nothing."""
+    """Where a model's computation runs: all that `define` knows of devices.
+
+    Without a mesh it constrains nothing.
+    """
 
     mesh: Mesh | None = None
 
     @property
     def platform(self) -> str | None:
-        """`cpu`, `gpu` or `tpu`, as the mesh's devices say; None without a mesh."""
-        return None if self.mesh is None else self.mesh.devices.flat[0].platform
+        """What the mesh's devices are: `cpu`, `gpu` or `tpu`. None without a mesh."""
+        return None if self.mesh is None else str(self.mesh.devices.flat[0].platform)
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
         """`x`, made to lie as the activation of this name does."""
         if self.mesh is None or self.mesh.size == 1:
             return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self._spec(name, x)))
+        placed: jax.Array = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self._spec(name, x)))
+        return placed
 
     def on_each_device(
         self, function: Callable[..., Any], names: Sequence[str], result: str, given: Sequence[jax.Array]
@@ -100,7 +105,7 @@ class Placement:
         return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
 
     def _spec(self, name: str, x: jax.Array) -> PartitionSpec:
-        """The table's entry, without the axes that do not divide this array (25 heads over 8 devices, say)."""
+        """The table's entry, without the axes that do not divide this array, such as 25 heads over 8 devices."""
         assert self.mesh is not None
         entries = []
         for size, axes in zip(x.shape, ACTIVATIONS[name], strict=False):

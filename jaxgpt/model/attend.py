@@ -5,8 +5,9 @@
     cudnn     NVIDIA's fused kernel, in 16-bit types
     splash    the fused Pallas kernel for TPUs that JAX ships
 
-`implementation_for` picks one. The platform is an argument that comes from the mesh, never the default backend of the
-process: a program for a TPU can be compiled on a CPU, and is then the program that the TPU will run.
+`implementation_for` picks one. The platform is an argument that comes from the mesh, never the default
+backend of the process: a program for a TPU can be compiled on a CPU, and is then the program that the TPU
+will run.
 """
 
 from collections.abc import Callable
@@ -33,8 +34,8 @@ def implementation_for(
 ) -> str:
     """The name of the implementation that answers a call of `attend`.
 
-    `length` is the number of positions. `only_xla` says that the call needs what no fused kernel does: dropout of
-    the weights, or ALiBi's slopes.
+    `length` is the number of positions. `only_xla` says that the call needs what no fused kernel does:
+    dropout of the weights, or ALiBi's slopes.
     """
     if placement.platform == "tpu" and not only_xla and length % SPLASH_BLOCKS[-1] == 0:
         return "splash"
@@ -96,7 +97,9 @@ def blocks(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """Attention by blocks of queries. A causal block is not multiplied with the keys behind it: half the work."""
+    """Attention by blocks of queries. A causal block is not multiplied with the keys behind it: half the
+    work.
+    """
     T = q_BTHK.shape[1]
     size = QUERY_BLOCK if T % QUERY_BLOCK == 0 else T
     parts = []
@@ -137,7 +140,8 @@ def cudnn(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, mask: Mask) -> Array:
 def splash(
     q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, mask: Mask, *, placement: Placement, interpret: bool = False
 ) -> Array:
-    """Attention by JAX's splash kernel; the queries are scaled already. `interpret` runs it on a CPU, for tests.
+    """Attention by JAX's splash kernel; the queries are scaled already. `interpret` runs it on a CPU, for
+    tests.
 
     The compiler cannot split a kernel over devices, so each device runs it on its own rows and heads.
     """
@@ -208,8 +212,8 @@ def attend_cached(
 ) -> Array:
     """Attention [B, T, H, K] of the newest T positions over a preallocated cache of S, as decoding runs it.
 
-    Query t of row b stands at position start_B[b] + t and sees the keys up to there. The products have the cache on
-    the left and leave its axes first, because XLA on CPU copies it for a single row otherwise.
+    Query t of row b stands at position start_B[b] + t and sees the keys up to there. The products have the
+    cache on the left and leave its axes first, because XLA on CPU copies it for a single row otherwise.
     """
     at_BT = start_B[:, None] + jnp.arange(q_BTHK.shape[1])[None, :]
     distance_BTS = at_BT[:, :, None] - jnp.arange(k_BHSK.shape[2])[None, None, :]
@@ -223,7 +227,9 @@ def attend_cached(
 
 
 def drop(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout: zero with probability `rate`, the rest scaled by 1/(1-rate). `key=None` changes nothing."""
+    """Inverted dropout: zero with probability `rate`, the rest scaled by 1/(1-rate). `key=None` changes
+    nothing.
+    """
     if key is None or rate == 0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)

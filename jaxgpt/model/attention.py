@@ -62,7 +62,9 @@ def self_attention(
 def causal_self_attention(
     x_BTD: Array, w_query_DK: Array, w_key_DK: Array, w_value_DK: Array
 ) -> tuple[Array, Array]:
-    """Self-attention in which position t sees positions 0..t. Returns contexts [B, T, K] and weights [B, T, T]."""
+    """Self-attention in which position t sees positions 0..t. Returns contexts [B, T, K] and weights [B, T,
+    T].
+    """
     return self_attention(x_BTD, w_query_DK, w_key_DK, w_value_DK, mask_TS=causal_mask(x_BTD.shape[1]))
 
 
@@ -84,7 +86,8 @@ def multi_head_attention(
 ) -> tuple[Array, Array]:
     """Causal attention of all heads at once: project to E = heads * K, split, attend, join.
 
-    Head h owns columns h*K to (h+1)*K of each projection. Returns contexts [B, T, E] and weights [B, H, T, T].
+    Head h owns columns h*K to (h+1)*K of each projection. Returns contexts [B, T, E] and weights [B, H, T,
+    T].
     """
     q_BHTK, k_BHTK, v_BHTK = (
         jnp.moveaxis(split_heads(x_BTD @ w, heads), -2, -3) for w in (w_query_DE, w_key_DE, w_value_DE)

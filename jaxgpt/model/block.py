@@ -40,7 +40,10 @@ def layer_norm(config: GPTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def residual_std(config: GPTConfig) -> float:
-    """Standard deviation of what writes to the residual stream: 2N projections add up. Source: GPT-2, section 2.3."""
+    """The initial standard deviation of the 2N projections that add to the residual stream.
+
+    Source: GPT-2, section 2.3.
+    """
     return INIT_STD / math.sqrt(2 * config.layers)
 
 
@@ -105,6 +108,7 @@ class MLP(nnx.Module):
         )
 
     def __call__(self, x_BTD: Array) -> Array:
+        """What the MLP adds to the residual stream, [B, T, D]."""
         return self.c_proj(self.activation(self.c_fc(x_BTD)))
 
 
@@ -131,8 +135,8 @@ class Block(nnx.Module):
     ) -> tuple[Array, tuple[Array, Array]]:
         """The new residual stream, and this layer's keys and values [B, H, S, K].
 
-        `layer` counts from 0 and may be traced. With `cached`, the keys and values are those cached before and
-        those of `x_BTD` behind them; without, those of `x_BTD` alone. `key` turns dropout on.
+        `layer` counts from 0 and may be traced. With `cached`, the keys and values are those cached before
+        and those of `x_BTD` behind them; without, those of `x_BTD` alone. `key` turns dropout on.
         """
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         x_BTD = self.placement("stream", x_BTD)

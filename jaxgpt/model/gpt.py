@@ -1,10 +1,11 @@
-"""GPT-2 as a few pure functions: `define(config)` gives init, hidden, unembed and apply over a plain nested dict.
+"""GPT-2 as a few pure functions: `define(config)` gives init, hidden, unembed and apply over a plain nested
+dict.
 
     params = {"wte": {"embedding"}, "wpe": {"embedding"}, "h": {...}, "ln_f": {"scale", "bias"}}
 
-`h` holds the blocks stacked, one leaf a kind with a leading layer axis N. They run under `lax.scan`, or one after
-another where `unrolled` is asked for: the same numbers, another trade of compile time against speed. A model laid out
-for serving has `h` as a tuple of N single blocks. What is stored is always the stacked form.
+`h` holds the blocks stacked, one leaf a kind with a leading layer axis N. They run under `lax.scan`, or one
+after another where `unrolled` is asked for: the same numbers, another trade of compile time against speed. A
+model laid out for serving has `h` as a tuple of N single blocks. What is stored is always the stacked form.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ Params = dict[str, Any]
 
 
 class GPT(nnx.Module):
-    """What stands around the blocks: token and position embeddings below, final LayerNorm and output head above."""
+    """What stands around the blocks: the embeddings before them, the last LayerNorm and the output head behind."""
 
     def __init__(
         self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED, placement: Placement = NOWHERE
@@ -42,6 +43,7 @@ class GPT(nnx.Module):
             self.lm_head = _table(config, rngs, kernels)
 
     def embed(self, tokens_BT: Array, positions_BT: Array, key: Array | None) -> Array:
+        """The residual stream [B, T, D] in front of the first block."""
         x_BTD = rows_of(self.wte, tokens_BT)
         if self.config.position == "learned":
             x_BTD = x_BTD + self.wpe.embedding[positions_BT]
@@ -51,6 +53,7 @@ class GPT(nnx.Module):
         return drop(x_BTD, self.config.dropout, key)
 
     def unembed(self, x_BTD: Array) -> Array:
+        """float32 logits over the stored vocabulary; ids past the real one have -inf."""
         flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see layers.Linear
         logits_LV = scores_of(
             self.wte if self.config.tied_head else self.lm_head, flat_LD, turned=self.turned
@@ -77,9 +80,10 @@ class Hidden(Protocol):
     ) -> tuple[Array, KVCache | None]:
         """The last hidden states [B, T, D], and a cache where one is given or asked for.
 
-        `positions_BT` are 0..T-1, or what follows the cache, unless they are given. `segments_BT` keeps packed
-        texts apart. `key` turns dropout on. `keep` returns a cache that holds these tokens and has no more room.
-        With `cache`, which needs unstacked blocks, the tokens are written behind what each row holds.
+        `positions_BT` are 0..T-1, or what follows the cache, unless they are given. `segments_BT` keeps
+        packed texts apart. `key` turns dropout on. `keep` returns a cache that holds these tokens and has no
+        more room. With `cache`, which needs unstacked blocks, the tokens are written behind what each row
+        holds.
 
         Token ids must be below the vocabulary, and positions below the context and the cache's span. JAX does
         not check that; callers do.
@@ -108,7 +112,9 @@ class Model(NamedTuple):
     """init(key) -> params"""
     hidden: Hidden
     unembed: Callable[[Params, Array], Array]
-    """unembed(params, x) -> float32 logits over the stored (padded) vocabulary; ids past the real one have -inf."""
+    """unembed(params, x) -> float32 logits over the stored (padded) vocabulary; ids past the real one have
+    -inf.
+    """
     apply: Apply
 
 
@@ -122,10 +128,11 @@ def define(
 ) -> Model:
     """The pure functions of this architecture.
 
-    `remat` computes each block's activations again in the backward pass instead of keeping them. `unrolled` runs
-    stacked blocks one after another instead of scanning them: the same numbers, a longer compilation, often a faster
-    step. `kernels` says how the parameters are laid out; where it is not `AS_TRAINED`, `init` must not be used.
-    `placement` says which devices compute; it decides how activations lie and which attention kernel runs.
+    `remat` computes each block's activations again in the backward pass instead of keeping them. `unrolled`
+    runs stacked blocks one after another instead of scanning them: the same numbers, a longer compilation,
+    often a faster step. `kernels` says how the parameters are laid out; where it is not `AS_TRAINED`, `init`
+    must not be used. `placement` says which devices compute; it decides how activations lie and which
+    attention kernel runs.
     """
     outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), kernels, placement)), nnx.Param)
     inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), kernels, placement)), nnx.Param)
@@ -215,7 +222,9 @@ def _run_blocks(
     x_BTD: Array,
     cache: KVCache | None,
 ) -> tuple[Array, tuple[tuple[Array, ...], tuple[Array, ...]] | None]:
-    """The residual stream behind the last block; and the keys and the values of all layers where `step` gives them."""
+    """The residual stream behind the last block; and the keys and the values of all layers where `step` gives
+    them.
+    """
     if not isinstance(blocks, tuple):
         assert cache is None, "decoding from a cache needs unstacked blocks"
         layers = jax.tree.leaves(blocks)[0].shape[0]

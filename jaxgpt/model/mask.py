@@ -8,7 +8,7 @@ from jax import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """Which keys a query may look at. All conditions that are set must hold; `Mask(causal=False)` sets none."""
+    """Which keys a query may look at: those for which all conditions hold. `Mask(causal=False)` sets none."""
 
     causal: bool = True
     """A query sees no key that stands behind it."""
@@ -18,7 +18,9 @@ class Mask:
     """A query sees keys of its own segment only, so that texts packed into one row do not see each other."""
 
     def allowed(self, first: int, last: int, keys: int) -> Array:
-        """True where queries `first` to `last - 1` may look at keys `0` to `keys - 1`: [B, T, S], or [1, T, S]."""
+        """True where queries `first` to `last - 1` may look at keys `0` to `keys - 1`: [B, T, S], or [1, T,
+        S].
+        """
         distance_TS = first + jnp.arange(last - first)[:, None] - jnp.arange(keys)[None, :]
         allowed_TS = jnp.ones(distance_TS.shape, bool)
         if self.causal:

@@ -1,4 +1,4 @@
-"""Ways to tell a transformer where a token stands, beside GPT-2's learned table: sinusoidal, rotary, ALiBi."""
+"""Positions without a learned table: sinusoidal, rotary and ALiBi."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +17,8 @@ def sinusoidal_positions(positions_BT: Array, width: int) -> Array:
 def rotate_by_position(x_BTHK: Array, positions_BT: Array) -> Array:
     """Queries or keys turned by their position, so that their product depends on the distance alone.
 
-    Pair i is columns (i, i + K/2), turned by position * 10000^(-2i/K). Computed in float32, returned in x's dtype.
-    Source: Su et al. 2021, RoFormer, equation 34, with the halves' pairing most implementations use.
+    Pair i is columns (i, i + K/2), turned by position * 10000^(-2i/K). Computed in float32, returned in x's
+    dtype. Source: Su et al. 2021, RoFormer, equation 34, with the halves' pairing most implementations use.
     """
     angles_BT1K = positions_BT[:, :, None, None] * _frequencies(x_BTHK.shape[-1])[None, None, None]
     sin, cos = jnp.sin(angles_BT1K), jnp.cos(angles_BT1K)
@@ -30,8 +30,8 @@ def rotate_by_position(x_BTHK: Array, positions_BT: Array) -> Array:
 def alibi_slopes(heads: int) -> np.ndarray:
     """How fast each head's scores fall with distance, [H] float32.
 
-    A geometric sequence from 2^(-8/H) for a power of two; else that of the power below, followed by every other
-    slope of the power above. Source: Press et al. 2022, section 3, and the rule of its published code.
+    A geometric sequence from 2^(-8/H) for a power of two; else that of the power below, followed by every
+    other slope of the power above. Source: Press et al. 2022, section 3, and the rule of its published code.
     """
     power = 2 ** int(np.log2(heads))
     slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
