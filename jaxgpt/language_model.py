@@ -1,5 +1,6 @@
 """A trained model for people: `load(MODEL)` gives config, parameters and tokenizer in one object."""
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
-from jaxgpt.inference.text_stream import TextStream
+from jaxgpt.inference.served import Served
+from jaxgpt.inference.texts import texts_of
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.batch import check_ids
 from jaxgpt.text.tokenizer import Tokenizer
@@ -31,7 +33,10 @@ MOST_SLOTS = 8  # texts that `generate` continues at a time
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model and its tokenizer. `params` is a plain nested dict; computations are in float32 unless config says so."""
+    """A model and its tokenizer.
+
+    `params` is a plain nested dict. Computations are in float32, unless `config` says otherwise.
+    """
 
     config: GPTConfig
     params: Params
@@ -51,7 +56,10 @@ class LanguageModel:
 
     @property
     def text_config(self) -> GPTConfig:
-        """`config` for writing text: ids that the tokenizer has no text for do not exist (50,257 of 50,304, say)."""
+        """`config` for writing text, in which only the ids exist that the tokenizer has a text for.
+
+        A stored model may have more ids: 50,304, say, where GPT-2's tokenizer has 50,257.
+        """
         return (
             self.config if self.given_tokenizer is None else self.config.with_only(self.given_tokenizer.vocab)
         )
@@ -70,13 +78,18 @@ class LanguageModel:
             )
         return _logits(self.params, jnp.asarray(check_ids(tokens_BT, self.config.vocab)), config=self.config)
 
+    @functools.cached_property
+    def served(self) -> Served:
+        """The model laid out to write and score text.
+
+        It is a second copy of the parameters, made once, when it is first needed.
+        """
+        return Served.of(self.text_config, self.params)
+
     def engine(self, slots: int = 1) -> Engine:
-        """An engine over these parameters; the last one is kept and given again."""
-        kept = self.__dict__.get("_engine")  # the parameters it has are a second copy: one is enough
-        if kept is None or kept.slots != slots or kept.busy:
-            end = self.given_tokenizer.end_of_text if self.given_tokenizer else None
-            self.__dict__["_engine"] = kept = Engine(self.text_config, self.params, slots=slots, end=end)
-        return kept
+        """A new engine that continues so many texts at a time, over the parameters of `served`."""
+        end = self.given_tokenizer.end_of_text if self.given_tokenizer else None
+        return Engine(self.served, slots=slots, end=end)
 
     def request(
         self, prompt: str, *, max_new_tokens: int = 100, sampling: Sampling | None = None, seed: int = 0
@@ -96,8 +109,8 @@ class LanguageModel:
         """
         request = self.request(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
         for _, new in self.engine().run([request]):
-            if new.token is not None:
-                yield new.token
+            if new.written is not None:
+                yield new.written
 
     def generate(
         self,
@@ -113,21 +126,15 @@ class LanguageModel:
     ) -> list[str]:
         """The continuation of each prompt (without the prompt), each drawn with the same seed, independently.
 
-        It ends before the first of the `stop` strings, after `max_new_tokens`, or where the model ends its text.
+        It ends before the first of the `stop` strings, after `max_new_tokens`, or where the model ends its
+        text.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         requests = [
             self.request(p, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed) for p in prompts
         ]
-        streams, texts = [TextStream(self.tokenizer, stop) for _ in prompts], ["" for _ in prompts]
         slots = min(MOST_SLOTS, 1 << max(0, len(prompts) - 1).bit_length())
-        engine = self.engine(slots)
-        for place, new in engine.run(requests):
-            if new.token is not None and not streams[place].stopped:
-                texts[place] += streams[place].push(new.token)
-                if streams[place].stopped:
-                    engine.cancel(new.request)
-        return [text + stream.finish() for text, stream in zip(texts, streams, strict=True)]
+        return texts_of(self.engine(slots), requests, self.tokenizer, stop)
 
     def save(self, path: str | Path, format: str = "huggingface") -> None:
         """Write the model: `huggingface`, `jaxgpt`, `llmc` or `nanogpt` (`weights.convert`).
@@ -141,11 +148,13 @@ class LanguageModel:
 def load(
     model: str | Path, *, mesh: Mesh | None = None, layer_norm_epsilon: float | None = None
 ) -> LanguageModel:
-    """Load MODEL: a run directory, a folder or file of weights in any format, or a public name such as `gpt2`.
+    """Load MODEL: a run directory, a folder or file of weights in any format, or a public name such as
+    `gpt2`.
 
-    Parameters keep their stored dtype and go straight to their place on `mesh` (default: this process's first device).
-    Of a run, the newest checkpoint is taken, averaged where it keeps an average. `layer_norm_epsilon` is for OpenAI's
-    files, which do not state it. Raises MissingError when there is no such model, DataError when it is damaged.
+    Parameters keep their stored dtype and go straight to their place on `mesh` (default: this process's first
+    device). Of a run, the newest checkpoint is taken, averaged where it keeps an average.
+    `layer_norm_epsilon` is for OpenAI's files, which do not state it. Raises MissingError when there is no
+    such model, DataError when it is damaged.
     """
     stored = open_model(model, layer_norm_epsilon=layer_norm_epsilon)
     for note in stored.notes:

@@ -18,6 +18,8 @@ from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.served import Served
+from jaxgpt.inference.texts import pieces_of
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.batches import TrainingBatches, ValidationBatches
 from jaxgpt.text.download import Progress
@@ -143,13 +145,12 @@ def _events(
     request = Request(prompt=prompt, max_new_tokens=recipe.sample_tokens, sampling=SAMPLE)
 
     def write_sample(state: TrainState) -> dict[str, Any]:
-        config = dataclasses.replace(model, dropout=0.0)
-        ids = []
-        for _, new in Engine(config, state.params, slots=1, end=tokenizer.end_of_text).run([request]):
+        served = Served.of(dataclasses.replace(model, dropout=0.0), state.params)
+        engine, text = Engine(served, slots=1, end=tokenizer.end_of_text), recipe.sample_prompt
+        for piece in pieces_of(engine, [request], tokenizer):
             stop.check()
-            if new.token is not None:
-                ids.append(new.token)
-        return {"sample": recipe.sample_prompt + tokenizer.decode(ids)}
+            text += piece.text
+        return {"sample": text}
 
     events = [Event("val_loss", recipe.eval_every, measure)]
     if recipe.sample_tokens and jax.process_count() == 1:  # decoding is a loop on one host

@@ -15,6 +15,7 @@ from jaxgpt.inference.beam import Beam, Candidates, beam_search
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.served import Served
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.parallel import mesh_of, shardings
 
@@ -30,22 +31,34 @@ def params(params: Params) -> Params:  # type: ignore[no-redef]
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Params:
+def served(config: GPTConfig, params: Params) -> Served:
+    return Served.of(config, params)
+
+
+@pytest.fixture(scope="module")
+def tiny_params() -> Params:
     """Parameters with which the greedy text is far from the most probable one."""
     return jax.tree.map(lambda leaf: 4 * leaf, jax.jit(define(TINY).init)(jax.random.key(11)))
 
 
 @pytest.fixture(scope="module")
-def logprobs_of_texts(tiny: Params) -> np.ndarray:
+def tiny(tiny_params: Params) -> Served:
+    return Served.of(TINY, tiny_params)
+
+
+@pytest.fixture(scope="module")
+def logprobs_of_texts(tiny_params: Params) -> np.ndarray:
     """[625, 4]: log-probability of each token of each of TEXTS, by full forward passes."""
     tokens_BT = np.array([[*PROMPT, *text] for text in TEXTS], np.int32)
-    logprobs_BTV = jax.nn.log_softmax(jax.jit(define(TINY).apply)(tiny, tokens_BT))[:, len(PROMPT) - 1 : -1]
+    logprobs_BTV = jax.nn.log_softmax(jax.jit(define(TINY).apply)(tiny_params, tokens_BT))[
+        :, len(PROMPT) - 1 : -1
+    ]
     picked = jnp.take_along_axis(logprobs_BTV, tokens_BT[:, len(PROMPT) :, None], axis=-1)
     return np.asarray(picked[..., 0], np.float64)
 
 
-def search(tiny: Params, beams: int, **more: Any) -> list[Beam]:
-    return beam_search(TINY, tiny, PROMPT, beams=beams, max_new_tokens=NEW, **more)
+def search(tiny: Served, beams: int, **more: Any) -> list[Beam]:
+    return beam_search(tiny, PROMPT, beams=beams, max_new_tokens=NEW, **more)
 
 
 def best_ended(logprobs_BT: np.ndarray, end: int, length_penalty: float) -> dict[tuple[int, ...], float]:
@@ -58,19 +71,17 @@ def best_ended(logprobs_BT: np.ndarray, end: int, length_penalty: float) -> dict
 
 
 @pytest.mark.parametrize("length", [1, 5, 17])
-def test_one_beam_is_greedy_decoding(config: GPTConfig, params: Params, length: int) -> None:
+def test_one_beam_is_greedy_decoding(config: GPTConfig, served: Served, length: int) -> None:
     prompt = np.random.default_rng(length).integers(0, config.vocab, length).tolist()
     request = Request(prompt=tuple(prompt), max_new_tokens=12, sampling=Sampling(temperature=0))
-    greedy = [new.token for _, new in Engine(config, params, slots=1).run([request])]
-    (beam,) = beam_search(config, params, prompt, beams=1, max_new_tokens=12)
+    greedy = [new.token for _, new in Engine(served, slots=1).run([request])]
+    (beam,) = beam_search(served, prompt, beams=1, max_new_tokens=12)
     assert list(beam.tokens) == greedy and len(set(greedy)) > 2 and not beam.finished
-    (ended,) = beam_search(
-        config, params, prompt, beams=1, max_new_tokens=12, end=greedy[4], length_penalty=0
-    )
+    (ended,) = beam_search(served, prompt, beams=1, max_new_tokens=12, end=greedy[4], length_penalty=0)
     assert list(ended.tokens) == greedy[: greedy.index(greedy[4])] and ended.finished
 
 
-def test_enough_beams_find_the_most_probable_text_of_all(tiny: Params, logprobs_of_texts: np.ndarray) -> None:
+def test_enough_beams_find_the_most_probable_text_of_all(tiny: Served, logprobs_of_texts: np.ndarray) -> None:
     total_B = logprobs_of_texts.sum(1)
     order = np.argsort(-total_B)[:10]
     found = search(tiny, TINY.vocab ** (NEW - 1), results=10)
@@ -80,7 +91,7 @@ def test_enough_beams_find_the_most_probable_text_of_all(tiny: Params, logprobs_
     assert search(tiny, 1)[0].tokens != found[0].tokens  # or greedy decoding would do
 
 
-def test_more_beams_find_nothing_worse(tiny: Params) -> None:
+def test_more_beams_find_nothing_worse(tiny: Served) -> None:
     scores = [search(tiny, beams)[0].score for beams in (1, 2, 5, 25, 125)]
     assert scores == sorted(scores) and scores[0] < scores[-1]
 
@@ -88,7 +99,7 @@ def test_more_beams_find_nothing_worse(tiny: Params) -> None:
 @pytest.mark.parametrize("end", range(TINY.vocab))
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0, -1.0])
 def test_enough_beams_find_the_best_texts_with_an_end_token(
-    tiny: Params, logprobs_of_texts: np.ndarray, end: int, length_penalty: float
+    tiny: Served, logprobs_of_texts: np.ndarray, end: int, length_penalty: float
 ) -> None:
     expected = list(best_ended(logprobs_of_texts, end, length_penalty).items())[:8]
     for results in (1, 2, 8):  # the fewer, the sooner the search is decided
@@ -101,9 +112,9 @@ def test_enough_beams_find_the_best_texts_with_an_end_token(
 
 
 def test_a_logprob_is_the_sum_over_the_text_by_a_full_forward_pass(config: GPTConfig, params: Params) -> None:
-    """A prompt longer than one bucket, and beams that change parents: the cache's rows must move with them."""
+    """A prompt longer than one bucket, and beams that change parents: the cache's rows must move along."""
     prompt = np.random.default_rng(3).integers(0, config.vocab, 18).tolist()
-    found = beam_search(config, params, prompt, beams=6, max_new_tokens=14, results=6)
+    found = beam_search(Served.of(config, params), prompt, beams=6, max_new_tokens=14, results=6)
     assert len({beam.tokens for beam in found}) == 6
     assert [beam.score for beam in found] == sorted([beam.score for beam in found], reverse=True)
     tokens_BT = np.array([[*prompt, *beam.tokens] for beam in found], np.int32)
@@ -113,7 +124,7 @@ def test_a_logprob_is_the_sum_over_the_text_by_a_full_forward_pass(config: GPTCo
 
 
 def test_length_penalty_by_hand() -> None:
-    """-2 nats over 2 tokens against -2.7 over 3: as sums the first is better, as means (-1 and -0.9) the second."""
+    """-2 nats over 2 tokens against -2.7 over 3: the first is better as sums, the second as means."""
     texts: list[tuple[int, ...]] = [(7, 8), (7,)]
     found = Candidates(np.array([-2.0, -2.7]), np.array([1, 0]), np.array([9, 9]))
     for penalty, first in ((0.0, (7,)), (1.0, (7, 8)), (0.5, (7,))):  # at 0.5: -1.414 and -1.559
@@ -146,35 +157,33 @@ def test_it_is_decided_once_no_length_lets_a_running_beam_win(
     assert not beam_module._decided(finished, running, 2, 2, 4, penalty)  # one of two results is missing
 
 
-def test_the_search_ends_where_nothing_better_can_come(tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_ends_where_nothing_better_can_come(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, extend = [0], beam_module._extend
     monkeypatch.setattr(
         beam_module, "_extend", lambda *a, **k: (steps.__setitem__(0, steps[0] + 1), extend(*a, **k))[1]
     )
     most_probable = search(tiny, 25)[0].tokens
     steps[0] = 0
-    (beam,) = beam_search(
-        TINY, tiny, PROMPT, beams=5, max_new_tokens=14, end=most_probable[0], length_penalty=0
-    )
+    (beam,) = beam_search(tiny, PROMPT, beams=5, max_new_tokens=14, end=most_probable[0], length_penalty=0)
     assert beam.tokens == () and beam.finished and steps[0] < 13
 
 
 def test_a_vocabulary_of_one_ends() -> None:
     config = GPTConfig(vocab=1, context=8, layers=1, heads=1, width=4, vocab_multiple=1)
-    params = jax.jit(define(config).init)(jax.random.key(0))
-    (beam,) = beam_search(config, params, [0], beams=1, max_new_tokens=5, end=0)
+    served = Served.of(config, jax.jit(define(config).init)(jax.random.key(0)))
+    (beam,) = beam_search(served, [0], beams=1, max_new_tokens=5, end=0)
     assert beam == Beam((), 0.0, 0.0, True)
-    found = beam_search(config, params, [0], beams=3, max_new_tokens=5, results=3)
+    found = beam_search(served, [0], beams=3, max_new_tokens=5, results=3)
     assert [beam.tokens for beam in found] == [(0,) * 5]
 
 
 def test_any_mix_of_lengths_compiles_few_programs() -> None:
     config = GPTConfig(vocab=13, context=300, layers=1, heads=2, width=8, vocab_multiple=8)
-    params = jax.jit(define(config).init)(jax.random.key(0))
+    served = Served.of(config, jax.jit(define(config).init)(jax.random.key(0)))
     before = beam_module._start._cache_size(), beam_module._extend._cache_size()
     for length in (1, 9, 16, 20, 31, 60, 100, 126, 127, 130, 200, 254, 255, 298):
-        beam_search(config, params, [1] * length, beams=3, max_new_tokens=2)
-    # Buckets of 16, 32, 64, 128, 256 and 300 tokens; spans of 128, 256 and 300, of which two buckets meet two.
+        beam_search(served, [1] * length, beams=3, max_new_tokens=2)
+    # Buckets of 16, 32, 64, 128, 256 and 300 tokens; spans of 128, 256 and 300: two buckets meet two of them.
     assert beam_module._start._cache_size() - before[0] <= 6 + 2
     assert beam_module._extend._cache_size() - before[1] <= 3
 
@@ -182,7 +191,8 @@ def test_any_mix_of_lengths_compiles_few_programs() -> None:
 def test_a_mesh_finds_what_one_device_does(config: GPTConfig, params: Params) -> None:
     placed = jax.device_put(params, shardings(params, mesh_of(MeshConfig(data=1, fsdp=2, tensor=4))))
     one, mesh = (
-        beam_search(config, p, [5, 9], beams=3, max_new_tokens=6, results=3) for p in (params, placed)
+        beam_search(Served.of(config, p), [5, 9], beams=3, max_new_tokens=6, results=3)
+        for p in (params, placed)
     )
     assert [beam.tokens for beam in mesh] == [beam.tokens for beam in one]
     np.testing.assert_allclose([beam.logprob for beam in mesh], [beam.logprob for beam in one], atol=1e-5)
@@ -200,11 +210,11 @@ def test_a_mesh_finds_what_one_device_does(config: GPTConfig, params: Params) ->
         ({"max_new_tokens": 15}, "max_new_tokens = 15 after a prompt of 2 tokens: the context is 16"),
     ],
 )
-def test_impossible_searches_are_refused_by_name(tiny: Params, change: dict[str, Any], said: str) -> None:
+def test_impossible_searches_are_refused_by_name(tiny: Served, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        beam_search(TINY, tiny, **({"prompt": PROMPT, "beams": 3, "max_new_tokens": 2} | change))
+        beam_search(tiny, **({"prompt": PROMPT, "beams": 3, "max_new_tokens": 2} | change))
 
 
-def test_ids_outside_the_vocabulary_are_refused(tiny: Params) -> None:
+def test_ids_outside_the_vocabulary_are_refused(tiny: Served) -> None:
     with pytest.raises(DataError, match="token id 5"):
-        beam_search(TINY, tiny, [5], beams=1, max_new_tokens=1)
+        beam_search(tiny, [5], beams=1, max_new_tokens=1)

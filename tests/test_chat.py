@@ -19,11 +19,8 @@ import pytest
 
 from jaxgpt.cli import main
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference.conversation import CHAT_FILE, Conversation, answer_pieces, room_for_prompt, template_of
-from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.conversation import CHAT_FILE, Conversation, room_for_prompt, template_of
 from jaxgpt.inference.prompts import chat_prompt
-from jaxgpt.inference.requests import Request
-from jaxgpt.inference.sampling import Sampling
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.text.tokenizer import load_tokenizer
 from jaxgpt.verbs.chat import _interruptible
@@ -141,21 +138,6 @@ def test_a_damaged_chat_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / CHAT_FILE).write_text(content)
     with pytest.raises(DataError, match=CHAT_FILE):
         template_of(tmp_path)
-
-
-def test_an_answer_is_what_generate_writes_and_can_be_stopped_between_tokens(lm: LanguageModel) -> None:
-    engine = Engine(lm.config, lm.params, slots=1, end=256, steps=4)
-    request = Request(prompt=(97, 98), max_new_tokens=20, sampling=Sampling(temperature=0))
-    whole = lm.generate(["ab"], max_new_tokens=20, temperature=0)[0]
-    assert "".join(answer_pieces(engine, request, BYTES, (), lambda: False)) == whole
-    stop = whole[5:7]
-    assert (
-        "".join(answer_pieces(engine, request, BYTES, (stop,), lambda: False)) == whole[: whole.index(stop)]
-    )
-    said: list[str] = []
-    for piece in answer_pieces(engine, request, BYTES, (), lambda: len(said) == 3):
-        said.append(piece)  # noqa: PERF402  The lambda looks at the list between two pieces.
-    assert len(said) == 3 and whole.startswith("".join(said)) and not engine.busy
 
 
 def test_a_first_interrupt_is_noted_and_a_second_one_raised() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from rounding import rounded_to_int8
 
 import jaxgpt
 from jaxgpt.cli import main
@@ -94,17 +95,10 @@ def test_bits_per_byte_count_the_bytes_of_the_text_alone(figures: dict[str, Any]
 def test_int8_figures_are_those_of_weights_rounded_by_hand(
     figures: dict[str, Any], lm: LanguageModel, run: Path
 ) -> None:
-    def rounded(path: Any, leaf: Any) -> Any:
-        name, stacked = path[-1].key, path[0].key == "h"
-        if name != "kernel" and path[0].key != "wte":
-            return leaf
-        axis = (1 if stacked else 0) if name == "kernel" else 1
-        scale = np.abs(np.asarray(leaf)).max(axis=axis, keepdims=True) / 127
-        return np.rint(np.asarray(leaf) / np.where(scale > 0, scale, 1)) * scale
-
-    params = jax.tree_util.tree_map_with_path(rounded, lm.params)
     stream = open_split(run / "data", "val")
-    by_hand = mean_loss(LanguageModel(lm.config, params, BYTES), stream.read(0, len(stream)))
+    by_hand = mean_loss(
+        LanguageModel(lm.config, rounded_to_int8(lm.params), BYTES), stream.read(0, len(stream))
+    )
     assert figures["int8_val_loss"] == pytest.approx(by_hand, rel=1e-5) != figures["val_loss"]
     assert figures["int8_perplexity"] == pytest.approx(math.exp(by_hand), rel=1e-4)
     ratio = figures["int8_perplexity"] / figures["perplexity"]

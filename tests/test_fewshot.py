@@ -1,6 +1,6 @@
 """Few-shot scores: against answers that are known, and against the model's logits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,10 +9,11 @@ import pytest
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
+from jaxgpt.evaluation import fewshot
 from jaxgpt.evaluation.fewshot import labels_of, score_examples, shots_of
-from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import few_shot_prompt
 from jaxgpt.inference.requests import NewToken, Request
+from jaxgpt.inference.scoring import SpanScore
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.text.tokenizer import load_tokenizer
@@ -29,7 +30,9 @@ def lm() -> LanguageModel:
 
 
 class Scripted:
-    """An engine that answers the last input of a prompt from a table, and finds all tokens alike."""
+    """An engine that answers the last input of a prompt from a table."""
+
+    served = None
 
     def __init__(self, answers: dict[str, str], context: int = 128) -> None:
         self.config, self.answers, self.asked = GPTConfig(context=context), answers, []
@@ -42,13 +45,28 @@ class Scripted:
             for token in BYTES.encode(answer)[: request.max_new_tokens]:
                 yield place, NewToken(place, token, None, (), None)
 
-    def score(self, ids: Sequence[int]) -> list[NewToken]:
-        return [NewToken(0, token, -1.0, (), None) for token in ids]
-
     def cancel(self, number: int) -> None:
         pass
 
 
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tokens have a log-probability of -1."""
+    score_as(monkeypatch, lambda token: -1.0)
+
+
+def score_as(monkeypatch: pytest.MonkeyPatch, logprob: Callable[[int], float]) -> None:
+    """Score every token by a function of it alone."""
+
+    def scores(served: Any, spans: Sequence[tuple[Sequence[int], int]]) -> list[SpanScore]:
+        return [
+            SpanScore(np.array([logprob(token) for token in ids[start:]]), None, None) for ids, start in spans
+        ]
+
+    monkeypatch.setattr(fewshot, "score_spans", scores)
+
+
+@pytest.mark.usefixtures("alike")
 def test_an_answer_counts_only_when_it_is_the_output_and_then_stops() -> None:
     answers = {
         "0": " even\n\nInput: 7",
@@ -63,6 +81,7 @@ def test_an_answer_counts_only_when_it_is_the_output_and_then_stops() -> None:
     assert scores.output_logprob == -1
 
 
+@pytest.mark.usefixtures("alike")
 def test_the_prompt_holds_the_shots_and_the_instruction() -> None:
     engine: Any = Scripted({given: "" for given, _ in EXAMPLES})
     score_examples(engine, BYTES, EXAMPLES, shots=2, instruction="Parity?", seed=9)
@@ -88,8 +107,7 @@ def test_scores_are_those_of_the_models_logits(lm: LanguageModel, shots: int) ->
         rows_TV = np.asarray(jax.nn.log_softmax(lm.logits(np.array([ids])), axis=-1))[0]
         return np.array([rows_TV[at - 1, ids[at]] for at in range(len(BYTES.encode(prompt)), len(ids))])
 
-    engine = Engine(lm.config, lm.params, slots=2)
-    scores = score_examples(engine, BYTES, EXAMPLES, shots=shots, seed=4)
+    scores = score_examples(lm.engine(slots=2), BYTES, EXAMPLES, shots=shots, seed=4)
     prompts = [
         few_shot_prompt(g, examples=shots_of(n, EXAMPLES, shots, 4)) for n, (g, _) in enumerate(EXAMPLES)
     ]
@@ -102,16 +120,25 @@ def test_scores_are_those_of_the_models_logits(lm: LanguageModel, shots: int) ->
     )
 
 
-def test_the_most_probable_label_decides_not_the_shorter_by_habit() -> None:
+def test_the_most_probable_label_decides_not_the_shorter_by_habit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scorer that finds only the bytes of `odd` probable is right for the odd half."""
-
-    class Odd(Scripted):
-        def score(self, ids: Sequence[int]) -> list[NewToken]:
-            return [NewToken(0, token, -0.1 if chr(token) in " od" else -9.0, (), None) for token in ids]
-
-    scores = score_examples(Odd({given: "" for given, _ in EXAMPLES}), BYTES, EXAMPLES, shots=1)  # type: ignore[arg-type]
+    score_as(monkeypatch, lambda token: -0.1 if chr(token) in " od" else -9.0)
+    engine: Any = Scripted({given: "" for given, _ in EXAMPLES})
+    scores = score_examples(engine, BYTES, EXAMPLES, shots=1)
     assert scores.label_accuracy == 0.5
     assert scores.output_logprob == pytest.approx((3 * 4 * -0.1 + 3 * (-0.1 + 4 * -9)) / (3 * 4 + 3 * 5))
+
+
+def test_all_texts_are_scored_together(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each true output once and each other label once, in one call that batches them."""
+    calls: list[list[Any]] = []
+    real = fewshot.score_spans
+    monkeypatch.setattr(
+        fewshot, "score_spans", lambda served, spans: calls.append(list(spans)) or real(served, spans)
+    )
+    score_examples(lm.engine(slots=2), BYTES, EXAMPLES, shots=1)
+    (spans,) = calls
+    assert len(spans) == len(set(spans)) == 2 * len(EXAMPLES)
 
 
 def test_outputs_are_labels_where_few_of_them_repeat() -> None:
@@ -122,6 +149,7 @@ def test_outputs_are_labels_where_few_of_them_repeat() -> None:
     assert labels_of([str(n) for n in range(21)] * 2) == ()
 
 
+@pytest.mark.usefixtures("alike")
 def test_free_outputs_have_no_label_accuracy() -> None:
     examples = [("a", "b"), ("c", "d")]
     scores = score_examples(Scripted({"a": " b", "c": ""}), BYTES, examples, shots=1)  # type: ignore[arg-type]
@@ -134,6 +162,7 @@ def test_more_shots_than_others_are_refused(shots: int) -> None:
         score_examples(Scripted({}), BYTES, EXAMPLES, shots=shots)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("alike")
 def test_prompts_that_do_not_fit_are_counted_and_refused() -> None:
     longest = len("Input: 0\nOutput: even")
     answers = {given: "" for given, _ in EXAMPLES}

@@ -70,7 +70,7 @@ def test_a_nanogpt_model_of_50304_rows_is_scored_on_text_of_gpt2s_tokenizer(tmp_
 def test_ids_beyond_the_tokenizer_take_no_part(tmp_path: Path) -> None:
     data, lm = data_of("bytes", tmp_path / "text"), model_of(300, BYTES)
     stream = open_split(data, "val")
-    loss, perplexity, *_ = text_figures(lm.config, lm.params, BYTES, data)
+    loss, perplexity, *_ = text_figures(lm.served, BYTES, data, left_out=43)
     assert loss.value == pytest.approx(loss_by_hand(lm, stream.read(0, len(stream)), 257), rel=1e-5)
     assert perplexity.value == math.exp(loss.value)
     assert "without the 43 ids" in loss.protocol
@@ -81,11 +81,11 @@ def test_of_two_tokenizers_of_one_size_only_the_models_own_will_do(tmp_path: Pat
     mine, other = Tokenizer(ranks | {b"th": 256}), Tokenizer(ranks | {b"ht": 256})
     mine.save(tmp_path / "mine.tiktoken")
     data, lm = data_of(tmp_path / "mine.tiktoken", tmp_path / "text"), model_of(258, mine)
-    assert "without" not in text_figures(lm.config, lm.params, mine, data)[0].protocol
+    assert "without" not in text_figures(lm.served, mine, data)[0].protocol
     with pytest.raises(
         ConfigError, match=f"its tokens are {mine.name}'s.*the model's tokenizer is {other.name}"
     ):
-        text_figures(lm.config, lm.params, other, data)
+        text_figures(lm.served, other, data)
 
 
 @pytest.mark.parametrize(("vocab", "fits"), [(257, True), (256, False), (258, False)])
@@ -94,10 +94,10 @@ def test_of_a_model_without_a_tokenizer_the_number_of_ids_must_agree(
 ) -> None:
     data, lm = data_of("bytes", tmp_path / "text"), model_of(vocab, None)
     if fits:
-        assert text_figures(lm.config, lm.params, None, data)
+        assert text_figures(lm.served, None, data)
     else:
         with pytest.raises(ConfigError, match=f"of 257 ids; the model's tokenizer is one of {vocab}"):
-            text_figures(lm.config, lm.params, None, data)
+            text_figures(lm.served, None, data)
 
 
 def test_bytes_are_counted_without_the_first_token_and_the_ends_of_texts(tmp_path: Path) -> None:

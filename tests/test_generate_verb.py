@@ -1,13 +1,15 @@
-"""`jaxgpt generate`: its flags reach the engine; text and nothing else goes to stdout; answers stand alone."""
+"""`jaxgpt generate`: its flags reach the engine; text alone goes to stdout; answers stand alone."""
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from rounding import rounded_to_int8
 
 from jaxgpt.cli import main
 from jaxgpt.config import GPTConfig
@@ -15,6 +17,7 @@ from jaxgpt.inference.beam import beam_search
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.served import Served
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
@@ -47,7 +50,7 @@ def test_ids_that_the_tokenizer_lacks_are_not_drawn(generate: Any, tmp_path: Pat
 def test_every_setting_of_sampling_has_its_flag(generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given values other than the defaults, each reaches the engine."""
     seen: list[Any] = []
-    monkeypatch.setattr(Engine, "run", lambda self, requests: seen.extend(requests) or iter(()))
+    monkeypatch.setattr(Engine, "run", lambda self, requests: seen.extend(requests) or (_ for _ in ()))
     wanted = Sampling(
         temperature=0.5,
         top_k=7,
@@ -166,7 +169,7 @@ def test_lines_end_with_the_token_that_completes_a_stop_string(
 
 
 def test_int8_writes_what_an_int8_engine_does(lm: LanguageModel, generate: Any) -> None:
-    engine = Engine(lm.config, lm.params, slots=1, end=256, int8=True)
+    engine = Engine(Served.of(lm.config, lm.params, int8=True), slots=1, end=256)
     request = lm.request("ab", max_new_tokens=5, sampling=Sampling(temperature=0))
     request = dataclasses.replace(request, logprobs=0)
     expected = [(new.token, new.logprob) for _, new in engine.run([request])]
@@ -208,10 +211,9 @@ def test_beams_find_the_text_that_beam_search_finds(lm: LanguageModel, generate:
         lambda leaf: leaf / 5, lm.params
     )  # logits that differ less: greedy text is not the best
     LanguageModel(lm.config, params, BYTES).save(tmp_path / "soft")
+    soft = Served.of(lm.config, params)
     search = {"beams": 4, "max_new_tokens": 12, "length_penalty": 0.5, "end": 256}
-    a, q = (
-        BYTES.decode(beam_search(lm.config, params, BYTES.encode(p), **search)[0].tokens) for p in ("ab", "q")
-    )
+    a, q = (BYTES.decode(beam_search(soft, BYTES.encode(p), **search)[0].tokens) for p in ("ab", "q"))
     flags = ("--beams", 4, "--length-penalty", 0.5, "--max-new-tokens", 12)
     for way in ("--stream", "--no-stream"):
         assert generate("ab", "q", *flags, way, model=tmp_path / "soft")[0] == f"ab{a}\nq{q}\n"
@@ -260,16 +262,75 @@ def test_a_prompt_longer_than_the_context_is_told(generate: Any) -> None:
     assert generate("a" * 64, "--max-new-tokens", 1)[1] == ""
 
 
-@pytest.mark.parametrize("flags", [("--tensor", "2"), ("--compute-dtype", "bfloat16"), ("--int8",)], ids=str)
-def test_another_layout_has_nearly_the_same_log_probabilities(generate: Any, flags: tuple[str, ...]) -> None:
-    def first(*more: str) -> dict[str, Any]:
-        return json.loads(
-            generate("Hello", "--max-new-tokens", "3", "--logprobs", "1", *more)[0].splitlines()[0]
-        )
+def test_beams_lay_the_parameters_out_once_for_all_prompts(
+    generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts: list[Served] = []
+    real = Served.of
+    monkeypatch.setattr(
+        Served, "of", lambda *args, **more: layouts.append(real(*args, **more)) or layouts[-1]
+    )
+    generate("ab", "q", "xyz", "--beams", 2, "--max-new-tokens", 3)
+    assert len(layouts) == 1
 
-    exact, other = first("--temperature", "0"), first("--temperature", "0", *flags)
-    assert other["alternatives"][0][1] == pytest.approx(exact["alternatives"][0][1], abs=1.0)
-    assert flags[0] == "--tensor" or other["logprob"] != exact["logprob"]
+
+@pytest.fixture(scope="module")
+def mild() -> LanguageModel:
+    """A model of small numbers, which rounding moves little, with heads that divide over two devices."""
+    config = GPTConfig(vocab=257, context=64, layers=2, heads=2, width=16)
+    params = jax.jit(define(config).init)(jax.random.key(3))
+    return LanguageModel(config, jax.tree.map(lambda leaf: leaf * 4, params), BYTES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed", "tolerance"),
+    [
+        # In float32, sums in another order differ by about 1e-6 nats here.
+        (("--tensor", "2"), lambda lm: lm, 1e-5),
+        (("--int8",), lambda lm: LanguageModel(lm.config, rounded_to_int8(lm.params), BYTES), 1e-5),
+        # In bfloat16 a number has 8 bits. Two orders of the same sums differ by about 0.01 nats here, nearly
+        # as much as each of them does from float32: a closer comparison would test the order of the sums.
+        (
+            ("--compute-dtype", "bfloat16"),
+            lambda lm: LanguageModel(
+                dataclasses.replace(lm.config, compute_dtype="bfloat16"), lm.params, BYTES
+            ),
+            0.05,
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_another_layout_has_the_log_probabilities_of_the_model_it_stands_for(
+    mild: LanguageModel,
+    generate: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    changed: Callable[[LanguageModel], LanguageModel],
+    tolerance: float,
+) -> None:
+    mild.save(tmp_path / "mild")
+    ran: list[Served] = []
+    build = Engine.__init__
+    monkeypatch.setattr(
+        Engine, "__init__", lambda self, served, **more: ran.append(served) or build(self, served, **more)
+    )
+    out, _ = generate(
+        "Hello", "--max-new-tokens", 8, "--logprobs", 1, "--temperature", 0, *flags, model=tmp_path / "mild"
+    )
+    lines = [json.loads(line) for line in out.splitlines()]
+    ids = BYTES.encode("Hello") + [line["token"] for line in lines]
+
+    def logprobs_of(model: LanguageModel) -> np.ndarray:
+        logprobs_TV = np.asarray(jax.nn.log_softmax(model.logits(np.array([ids])), axis=-1))[0, 4:-1]
+        return np.take_along_axis(logprobs_TV, np.array(ids[5:])[:, None], axis=1)[:, 0]
+
+    found = np.array([line["logprob"] for line in lines])
+    np.testing.assert_allclose(found, logprobs_of(changed(mild)), rtol=0, atol=tolerance)
+    (served,) = ran
+    assert served.mesh.shape["tensor"] == (2 if "--tensor" in flags else 1)
+    if "--tensor" not in flags:  # the others change the numbers by more than the rounding of float32
+        assert np.abs(found - logprobs_of(mild)).max() > 1e-3
 
 
 def test_more_devices_than_there_are_are_refused(generate: Any) -> None:

@@ -13,7 +13,11 @@ import pytest
 import jaxgpt
 from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig, save_config
 from jaxgpt.errors import ConfigError, DataError, MissingError
+from jaxgpt.inference.beam import beam_search
+from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.served import Served
+from jaxgpt.inference.speculative import SpeculativeDecoder
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import mesh_of, shardings
@@ -107,6 +111,31 @@ def test_log_probabilities_leave_out_ids_without_text(larger: LanguageModel) -> 
     logits_V = larger.logits(np.array([[97]]))[0, 0]
     scored = larger.engine().score([97, 98])[1]
     assert scored.logprob == pytest.approx(float(logits_V[98] - jax.nn.logsumexp(logits_V[:257])), abs=1e-5)
+
+
+def test_a_model_is_laid_out_for_serving_once(larger: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs it, and with however many slots, has the same arrays."""
+    lm = LanguageModel(larger.config, larger.params, BYTES)
+    layouts: list[Served] = []
+    real = Served.of
+    monkeypatch.setattr(
+        Served, "of", lambda *args, **more: layouts.append(real(*args, **more)) or layouts[-1]
+    )
+    ran: list[Served] = []
+    build = Engine.__init__
+    monkeypatch.setattr(
+        Engine, "__init__", lambda self, served, **more: ran.append(served) or build(self, served, **more)
+    )
+    for prompts in (["a"], ["a", "b", "c"]) * 3:
+        lm.generate(prompts, max_new_tokens=2)
+    list(lm.stream("a", max_new_tokens=2))
+    for prompt in ([97], [98, 99]):
+        beam_search(lm.served, prompt, beams=2, max_new_tokens=2)
+    list(SpeculativeDecoder(lm.served, lm.served).stream([97], max_new_tokens=2))
+    lm.engine().score([97, 98])
+    assert len(layouts) == 1 and len(ran) == 8
+    kernels = {id(served.params["h"][0]["mlp"]["c_fc"]["kernel"]) for served in [*layouts, *ran, lm.served]}
+    assert len(kernels) == 1
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from jaxgpt.inference.prompts import (
     instruction_prompt,
     read_examples,
 )
-from jaxgpt.inference.text_stream import text_pieces
+from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.text.tokenizer import load_tokenizer
 
 PREAMBLE = (
@@ -25,7 +25,8 @@ PREAMBLE = (
 
 def up_to_stop(text: str, stop: tuple[str, ...]) -> str:
     tokenizer = load_tokenizer("bytes")
-    return "".join(text_pieces(tokenizer, tokenizer.encode(text), stop))
+    stream = TextStream(tokenizer, stop)
+    return "".join(stream.push(token) for token in tokenizer.encode(text)) + stream.finish()
 
 
 def test_a_few_shot_prompt_is_instruction_examples_and_query_in_blocks() -> None:

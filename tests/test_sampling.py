@@ -37,7 +37,9 @@ def chosen(logits_BV: jax.Array, sampling: Sampling, seen: Seen | None = None, f
         jnp.zeros(rows, int),
     )
     return np.asarray(
-        jax.jit(choose, static_argnames="plan")(logits_BV, *drawing, plan=Plan.of([sampling]), seen=seen)
+        jax.jit(choose, static_argnames="plan")(
+            logits_BV, *drawing, plan=Plan.of([sampling], "cpu"), seen=seen
+        )
     )
 
 
@@ -101,11 +103,19 @@ def test_rows_of_other_settings_draw_what_each_draws_alone(vocab: int) -> None:
     ]
     seeds, numbers = np.arange(7, dtype=np.uint32), np.arange(7, dtype=np.int32)
     together = choose(
-        jnp.broadcast_to(logits_1V, (7, vocab)), settings_of(samplings), seeds, numbers, Plan.of(samplings)
+        jnp.broadcast_to(logits_1V, (7, vocab)),
+        settings_of(samplings),
+        seeds,
+        numbers,
+        Plan.of(samplings, "cpu"),
     )
     for n, sampling in enumerate(samplings):
         alone = choose(
-            logits_1V, settings_of([sampling]), seeds[n : n + 1], numbers[n : n + 1], Plan.of([sampling])
+            logits_1V,
+            settings_of([sampling]),
+            seeds[n : n + 1],
+            numbers[n : n + 1],
+            Plan.of([sampling], "cpu"),
         )
         assert int(alone[0]) == int(together[n])
     assert len(set(np.asarray(together).tolist())) > 3
@@ -143,7 +153,7 @@ def test_of_many_tokens_those_are_drawn_that_the_filters_keep(settings: dict[str
     expected_V = kept_by_sorting(np.asarray(logits_1V[0], np.float64), sampling)
     tokens = chosen(jnp.broadcast_to(logits_1V, (FEWER_DRAWS, 2000)), sampling)
     assert (expected_V[tokens] > 0).all()
-    kept_V = np.isfinite(filtered(logits_1V, settings_of([sampling]), Plan.of([sampling])))[0]
+    kept_V = np.isfinite(filtered(logits_1V, settings_of([sampling]), Plan.of([sampling], "cpu")))[0]
     np.testing.assert_array_equal(kept_V, expected_V > 0)
     for some_V in np.array_split(np.argsort(-expected_V), [1, 2, 5, 20, 100]):  # from the most probable down
         share = float(expected_V[some_V].sum())
@@ -153,18 +163,16 @@ def test_of_many_tokens_those_are_drawn_that_the_filters_keep(settings: dict[str
         )
 
 
-def test_an_accelerator_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accelerator_draws_the_same() -> None:
+    """By another way, which the plan's platform decides, and not the machine that compiles the program."""
     samplings = [Sampling(), Sampling(top_k=5), Sampling(top_p=0.5), Sampling(top_k=400), Sampling(min_p=0.1)]
     logits_BV = 2 * jax.random.normal(jax.random.key(1), (5, 2000))
-    drawing = (
-        settings_of(samplings),
-        np.arange(5, dtype=np.uint32),
-        np.arange(5, dtype=np.int32),
-        Plan.of(samplings),
-    )
-    here = choose(logits_BV, *drawing)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    np.testing.assert_array_equal(choose(logits_BV, *drawing), here)
+    drawing = settings_of(samplings), np.arange(5, dtype=np.uint32), np.arange(5, dtype=np.int32)
+    plans = [Plan.of(samplings, platform) for platform in ("cpu", "tpu")]
+    here, there = (choose(logits_BV, *drawing, plan) for plan in plans)
+    np.testing.assert_array_equal(here, there)
+    programs = [jax.make_jaxpr(lambda plan=plan: choose(logits_BV, *drawing, plan))() for plan in plans]
+    assert ["top_k" in str(program) for program in programs] == [True, False]
 
 
 def test_ties_past_the_candidates_stay() -> None:
@@ -180,7 +188,7 @@ def test_a_seed_draws_the_same_again_and_the_next_token_another() -> None:
     assert len(np.unique(chosen(logits_BV, Sampling()))) > 20
     assert (chosen(logits_BV, Sampling()) != chosen(logits_BV, Sampling(), first=64)).any()
     drawing = settings_of([Sampling()] * 64), jnp.zeros(64, jnp.uint32)
-    numbered = choose(logits_BV, *drawing, jnp.arange(64), Plan(True, False, False))
+    numbered = choose(logits_BV, *drawing, jnp.arange(64), Plan(True, False, False, "cpu"))
     assert len(np.unique(numbered)) > 20
 
 

@@ -13,7 +13,8 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.sampling import Sampling
-from jaxgpt.model.gpt import Params, define
+from jaxgpt.inference.served import Served
+from jaxgpt.model.gpt import define
 from jaxgpt.serving.scheduler import EngineFailed, QueueFull, Scheduler
 
 END = 256
@@ -41,15 +42,15 @@ class Paced(Engine):
 
 
 @pytest.fixture(scope="module")
-def params() -> Params:  # type: ignore[override]
+def served() -> Served:
     """Random, with large position embeddings: greedy text is not one token for ever."""
     drawn = jax.jit(define(CONFIG).init)(jax.random.key(0))
-    return drawn | {"wpe": {"embedding": 100 * drawn["wpe"]["embedding"]}}
+    return Served.of(CONFIG, drawn | {"wpe": {"embedding": 100 * drawn["wpe"]["embedding"]}})
 
 
 @pytest.fixture
-def engine(params: Params) -> Paced:
-    return Paced(CONFIG, params, slots=2, steps=4)
+def engine(served: Served) -> Paced:
+    return Paced(served, slots=2, end=END, steps=4)
 
 
 def run(scheduler: Scheduler, test: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -89,28 +90,28 @@ async def texts(scheduler: Scheduler, *requests: Request) -> list[list[int]]:
     return found
 
 
-def alone(params: Params, *requests: Request) -> list[list[int]]:
+def alone(served: Served, *requests: Request) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in requests]
-    for place, new in Engine(CONFIG, params, slots=1).run(requests):
+    for place, new in Engine(served, slots=1).run(requests):
         if new.token is not None:
             found[place].append(new.token)
     return found
 
 
-def test_jobs_side_by_side_get_what_each_request_gets_alone(engine: Paced, params: Params) -> None:
-    scheduler = Scheduler(engine, end=END)
+def test_jobs_side_by_side_get_what_each_request_gets_alone(engine: Paced, served: Served) -> None:
+    scheduler = Scheduler(engine)
     first, second = [request("ab"), request("c", 30), request("def", 7)], [request("xyz", 20)]
 
     async def test() -> Any:
         return await asyncio.gather(texts(scheduler, *first), texts(scheduler, *second))
 
-    assert run(scheduler, test) == [alone(params, *first), alone(params, *second)]
+    assert run(scheduler, test) == [alone(served, *first), alone(served, *second)]
     assert (scheduler.open, scheduler.running, scheduler.waiting) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("phase", ["queue", "prefill", "decode"])
 def test_who_leaves_frees_its_place_within_one_step(engine: Paced, phase: str) -> None:
-    scheduler = Scheduler(engine, end=END)
+    scheduler = Scheduler(engine)
 
     async def test() -> None:
         engine.held = True
@@ -138,10 +139,11 @@ def test_who_leaves_frees_its_place_within_one_step(engine: Paced, phase: str) -
     assert scheduler.open == 0
 
 
-def test_the_token_that_ends_a_text_is_reported_and_nothing_after_it(engine: Paced, params: Params) -> None:
-    (ids,) = alone(params, request("ab"))
+def test_the_token_that_ends_a_text_is_reported_and_nothing_after_it(served: Served) -> None:
+    (ids,) = alone(served, request("ab"))
     end = next(token for token in ids if ids.index(token) > 1)  # in the middle of a step of four
-    scheduler = Scheduler(engine, end=end)
+    engine = Paced(served, slots=2, end=end, steps=4)
+    scheduler = Scheduler(engine)
 
     async def test() -> list[NewToken]:
         with scheduler.job([request("ab", 50, logprobs=1)]) as job:
@@ -157,7 +159,7 @@ def test_the_token_that_ends_a_text_is_reported_and_nothing_after_it(engine: Pac
 
 
 def test_a_job_that_finds_no_room_is_refused_whole(engine: Paced) -> None:
-    scheduler = Scheduler(engine, end=END, waiting=1)
+    scheduler = Scheduler(engine, waiting=1)
 
     async def test() -> None:
         engine.held = True
@@ -173,8 +175,8 @@ def test_a_job_that_finds_no_room_is_refused_whole(engine: Paced) -> None:
     run(scheduler, test)
 
 
-def test_one_who_reads_nothing_keeps_nobody_waiting(engine: Paced, params: Params) -> None:
-    scheduler = Scheduler(engine, end=END)
+def test_one_who_reads_nothing_keeps_nobody_waiting(engine: Paced, served: Served) -> None:
+    scheduler = Scheduler(engine)
 
     async def test() -> Any:
         with scheduler.job([request("slow", 40)]) as slow:
@@ -183,11 +185,11 @@ def test_one_who_reads_nothing_keeps_nobody_waiting(engine: Paced, params: Param
             assert scheduler.open == 0
             return [new.token async for news in slow.news() for _, new in news]
 
-    assert [run(scheduler, test)] == alone(params, request("slow", 40))
+    assert [run(scheduler, test)] == alone(served, request("slow", 40))
 
 
 def test_scores_are_the_engines_and_wait_in_no_ones_way(engine: Paced) -> None:
-    scheduler = Scheduler(engine, end=END)
+    scheduler = Scheduler(engine)
 
     async def test() -> Any:
         engine.held = True
@@ -206,7 +208,7 @@ def test_scores_are_the_engines_and_wait_in_no_ones_way(engine: Paced) -> None:
 
 def test_a_failure_of_the_engine_reaches_everyone_and_those_who_come_later(engine: Paced) -> None:
     failures: list[str] = []
-    scheduler = Scheduler(engine, end=END, on_failure=lambda: failures.append("failed"))
+    scheduler = Scheduler(engine, on_failure=lambda: failures.append("failed"))
 
     async def test() -> None:
         engine.held = True
@@ -228,20 +230,20 @@ def test_a_failure_of_the_engine_reaches_everyone_and_those_who_come_later(engin
     assert scheduler.failed and failures == ["failed"] and scheduler.open == 0
 
 
-def test_a_request_the_engine_refuses_fails_alone(engine: Paced, params: Params) -> None:
-    scheduler = Scheduler(engine, end=END)
+def test_a_request_the_engine_refuses_fails_alone(engine: Paced, served: Served) -> None:
+    scheduler = Scheduler(engine)
 
     async def test() -> Any:
         with scheduler.job([Request(prompt=(), max_new_tokens=1)]) as job, pytest.raises(EngineFailed):
             [news async for news in job.news()]
         return await texts(scheduler, request("a"))
 
-    assert run(scheduler, test) == alone(params, request("a"))
+    assert run(scheduler, test) == alone(served, request("a"))
     assert not scheduler.failed
 
 
 def test_an_idle_scheduler_sleeps(engine: Paced) -> None:
-    scheduler = Scheduler(engine, end=END)
+    scheduler = Scheduler(engine)
 
     async def test() -> float:
         await texts(scheduler, request("a"))
@@ -253,7 +255,7 @@ def test_an_idle_scheduler_sleeps(engine: Paced) -> None:
 
 
 def test_stopping_ends_what_runs_with_an_error(engine: Paced) -> None:
-    scheduler = Scheduler(engine, end=END)
+    scheduler = Scheduler(engine)
 
     async def test() -> None:
         engine.held = True

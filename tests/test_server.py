@@ -71,8 +71,8 @@ class Served:
     def __init__(
         self, model: LanguageModel, *, key: str | None = None, queue: int = 64, drain: int = 5
     ) -> None:
-        self.engine = Paced(model.config, model.params, slots=2, steps=4)
-        self.scheduler = Scheduler(self.engine, end=BYTES.end_of_text, waiting=queue)
+        self.engine = Paced(model.served, slots=2, end=BYTES.end_of_text, steps=4)
+        self.scheduler = Scheduler(self.engine, waiting=queue)
         reader = Reader("tiny", BYTES, model.config.context, Limits(body=20_000, choices=8, tokens=180))
         self.server = uvicorn_server(create_app(self.scheduler, reader, key=key), drain=drain)
         listener = socket.create_server(("127.0.0.1", 0))
@@ -222,7 +222,7 @@ def test_an_lm_eval_request_equals_the_engines_scores(
     texts = ["The quick", "brown fox jumps", "a"]
     prompts = [list(text.encode()) for text in texts] if as_ids else texts
     answer = server.complete(prompt=prompts, echo=True, logprobs=1, max_tokens=1, seed=1234)
-    engine = Engine(model.config, model.params, slots=1)
+    engine = Engine(model.served, slots=1)
     for text, choice in zip(texts, answer["choices"], strict=True):
         scores, logprobs = engine.score(list(text.encode()), 1), choice["logprobs"]
         assert choice["text"].startswith(text) and len(logprobs["tokens"]) == len(text) + 1
@@ -454,7 +454,7 @@ def test_a_failed_engine_ends_streams_with_an_error_and_shows_in_health(model: L
         server.engine.hold()
         client = server.send(max_tokens=150, stream=True)
         until(lambda: server.scheduler.open == 1)
-        del server.engine._params
+        del server.engine.served
         server.engine.let_go()
         received = b""
         with client:

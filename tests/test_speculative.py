@@ -10,11 +10,13 @@ import pytest
 
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference import speculative
+from jaxgpt.inference import rounds
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
+from jaxgpt.inference.rounds import judge
 from jaxgpt.inference.sampling import Sampling, draw
-from jaxgpt.inference.speculative import SpeculativeDecoder, judge
+from jaxgpt.inference.served import Served
+from jaxgpt.inference.speculative import SpeculativeDecoder
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.parallel import mesh_of, shardings
 
@@ -23,27 +25,36 @@ WILD = Sampling(temperature=1.2, top_k=20, top_p=0.95, min_p=0.01)
 PROMPTS = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in range(1, 21)]
 NEW = 12  # the longest prompt with these fills the context, 32
 SMALL = GPTConfig(vocab=61, context=40, layers=1, heads=2, width=8, position="rotary", vocab_multiple=16)
-Pair = tuple[GPTConfig, Params]
 
 
 @pytest.fixture(scope="module")
-def target(config: GPTConfig, params: Params) -> Pair:
-    """The shared model with large position embeddings, or greedy text is one token for ever."""
-    return config, params | {"wpe": {"embedding": 10 * params["wpe"]["embedding"]}}
+def target_params(params: Params) -> Params:
+    """The shared ones with large position embeddings, or greedy text is one token for ever."""
+    return params | {"wpe": {"embedding": 10 * params["wpe"]["embedding"]}}
 
 
 @pytest.fixture(scope="module")
-def draft() -> Pair:
+def target(config: GPTConfig, target_params: Params) -> Served:
+    return Served.of(config, target_params)
+
+
+@pytest.fixture(scope="module")
+def draft_params() -> Params:
     """A model of another shape, which knows nothing of the target."""
-    return SMALL, jax.tree.map(lambda leaf: 5 * leaf, jax.jit(define(SMALL).init)(jax.random.key(3)))
+    return jax.tree.map(lambda leaf: 5 * leaf, jax.jit(define(SMALL).init)(jax.random.key(3)))
 
 
 @pytest.fixture(scope="module")
-def greedy(target: Pair) -> list[list[int]]:
+def draft(draft_params: Params) -> Served:
+    return Served.of(SMALL, draft_params)
+
+
+@pytest.fixture(scope="module")
+def greedy(target: Served) -> list[list[int]]:
     """The target's own greedy texts."""
     requests = [Request(prompt=tuple(prompt), max_new_tokens=NEW, sampling=GREEDY) for prompt in PROMPTS]
     found: list[list[int]] = [[] for _ in requests]
-    for place, new in Engine(*target, slots=4).run(requests):
+    for place, new in Engine(target, slots=4).run(requests):
         assert new.token is not None
         found[place].append(new.token)
     return found
@@ -60,7 +71,7 @@ def texts(decoder: SpeculativeDecoder, prompts: list[list[int]], **more: Any) ->
 
 @pytest.mark.parametrize("lookahead", [1, 2, 3, 4, 5])
 def test_greedy_text_is_the_targets_own_whatever_the_draft(
-    target: Pair, draft: Pair, greedy: list[list[int]], lookahead: int
+    target: Served, draft: Served, greedy: list[list[int]], lookahead: int
 ) -> None:
     decoder = SpeculativeDecoder(target, draft, lookahead=lookahead)
     assert texts(decoder, PROMPTS, sampling=GREEDY) == greedy
@@ -70,7 +81,7 @@ def test_greedy_text_is_the_targets_own_whatever_the_draft(
 
 @pytest.mark.parametrize("lookahead", [1, 2, 3, 4, 5])
 def test_the_target_as_its_own_draft_has_everything_accepted(
-    target: Pair, greedy: list[list[int]], lookahead: int
+    target: Served, greedy: list[list[int]], lookahead: int
 ) -> None:
     decoder = SpeculativeDecoder(target, target, lookahead=lookahead)
     assert texts(decoder, PROMPTS, sampling=GREEDY) == greedy
@@ -80,7 +91,7 @@ def test_the_target_as_its_own_draft_has_everything_accepted(
     assert decoder.statistics.passes_per_token == (1 + rounds) / NEW
 
 
-def test_drawn_from_itself_nearly_everything_is_accepted(target: Pair) -> None:
+def test_drawn_from_itself_nearly_everything_is_accepted(target: Served) -> None:
     """p and q are computed in passes of different shapes: they differ by rounding."""
     decoder = SpeculativeDecoder(target, target, lookahead=3)
     texts(decoder, PROMPTS, sampling=WILD)
@@ -91,22 +102,23 @@ def test_drawn_from_itself_nearly_everything_is_accepted(target: Pair) -> None:
 
 TINY = GPTConfig(vocab=6, context=8, layers=1, heads=2, width=8, vocab_multiple=8)
 START, DRAWS, DRAWN = [2, 5], 20_000, 3
+Pair = tuple[Params, Params]  # of two models of TINY's shape: the target and the draft
 CELLS = list(itertools.product(range(TINY.vocab), repeat=DRAWN))
 
 
-def tiny_of(seed: int) -> Pair:
-    return TINY, jax.tree.map(lambda leaf: 4 * leaf, jax.jit(define(TINY).init)(jax.random.key(seed)))
+def tiny_of(seed: int) -> Params:
+    return jax.tree.map(lambda leaf: 4 * leaf, jax.jit(define(TINY).init)(jax.random.key(seed)))
 
 
 @pytest.fixture(scope="module")
-def tiny_pair() -> tuple[Pair, Pair]:
+def tiny_pair() -> Pair:
     return tiny_of(11), tiny_of(5)
 
 
-def exact(model: Pair, sampling: Sampling) -> np.ndarray:
+def exact(params: Params, sampling: Sampling) -> np.ndarray:
     """[216]: the probability of each text of three tokens, by full forward passes and filters of our own."""
     tokens_BT = np.array([[*START, *cell] for cell in CELLS], np.int32)
-    logits_BTV = np.asarray(jax.jit(define(TINY).apply)(model[1], tokens_BT), np.float64)[
+    logits_BTV = np.asarray(jax.jit(define(TINY).apply)(params, tokens_BT), np.float64)[
         :, len(START) - 1 : -1
     ]
     weights_BTV = np.exp(logits_BTV / sampling.temperature)
@@ -116,9 +128,9 @@ def exact(model: Pair, sampling: Sampling) -> np.ndarray:
     return np.take_along_axis(p_BTV, np.array(CELLS)[..., None], axis=-1)[..., 0].prod(1)
 
 
-def drawn(target: Pair, draft: Pair, sampling: Sampling, lookahead: int) -> np.ndarray:
+def drawn(target: Params, draft: Params, sampling: Sampling, lookahead: int) -> np.ndarray:
     """[216]: how many of DRAWS texts were each."""
-    decoder = SpeculativeDecoder(target, draft, lookahead=lookahead)
+    decoder = SpeculativeDecoder(Served.of(TINY, target), Served.of(TINY, draft), lookahead=lookahead)
     found = texts(decoder, [START] * DRAWS, max_new_tokens=DRAWN, sampling=sampling, seeds=range(DRAWS))
     assert 0.2 < decoder.statistics.accepted_share < 0.9  # or one branch of the algorithm is not seen
     return np.bincount(np.array(found) @ [36, 6, 1], minlength=len(CELLS))
@@ -127,7 +139,8 @@ def drawn(target: Pair, draft: Pair, sampling: Sampling, lookahead: int) -> np.n
 def surprise(counts: np.ndarray, expected: np.ndarray) -> float:
     """Pearson's statistic over its 99.9% point: above 1 the counts are not from this distribution.
 
-    Cells of fewer than 5 expected are taken together. The point is Wilson and Hilferty's (1931) approximation.
+    Cells of fewer than 5 expected are taken together. The point is Wilson and Hilferty's (1931)
+    approximation.
     """
     assert not counts[expected == 0].any()
     small = expected * DRAWS < 5
@@ -150,29 +163,27 @@ def surprise(counts: np.ndarray, expected: np.ndarray) -> float:
         (Sampling(temperature=1.3, top_k=4), 3),
     ],
 )
-def test_texts_are_distributed_as_the_targets(
-    tiny_pair: tuple[Pair, Pair], sampling: Sampling, lookahead: int
-) -> None:
+def test_texts_are_distributed_as_the_targets(tiny_pair: Pair, sampling: Sampling, lookahead: int) -> None:
     assert surprise(drawn(*tiny_pair, sampling, lookahead), exact(tiny_pair[0], sampling)) < 1
 
 
-def test_the_drafts_own_texts_are_not(tiny_pair: tuple[Pair, Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_drafts_own_texts_are_not(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: it does for the draft alone, and where the token after a refusal is drawn from p."""
     target, draft = tiny_pair
     own = np.random.default_rng(0).multinomial(DRAWS, exact(draft, Sampling()))
     assert surprise(own, exact(draft, Sampling())) < 1 < surprise(own, exact(target, Sampling()))
 
-    def careless(p_BTV, q_BTV, proposed_BT, accept_key_B, draw_key_B):
-        accepted_B, _ = judge(p_BTV, q_BTV, proposed_BT, accept_key_B, draw_key_B)
+    def careless(p_BTV, q_BTV, proposed_BT, accept_key_B, draw_key_B, platform):
+        accepted_B, _ = judge(p_BTV, q_BTV, proposed_BT, accept_key_B, draw_key_B, platform)
         p_BV = jnp.take_along_axis(p_BTV, accepted_B[:, None, None], axis=1)[:, 0]
-        return accepted_B, draw(draw_key_B, jnp.log(p_BV))
+        return accepted_B, draw(draw_key_B, jnp.log(p_BV), platform)
 
-    monkeypatch.setattr(speculative, "judge", careless)
-    speculative._round.clear_cache()
+    monkeypatch.setattr(rounds, "judge", careless)
+    rounds.one_round.clear_cache()
     try:
         assert surprise(drawn(*tiny_pair, Sampling(), 2), exact(target, Sampling())) > 1
     finally:
-        speculative._round.clear_cache()
+        rounds.one_round.clear_cache()
 
 
 def test_judging_by_hand() -> None:
@@ -188,7 +199,7 @@ def test_judging_by_hand() -> None:
         ]
     )
     key_B = jax.random.split(jax.random.key(0), 4)
-    accepted_B, drawn_B = judge(p_BTV, q_BTV, jnp.zeros((4, 2), int), key_B, key_B)
+    accepted_B, drawn_B = judge(p_BTV, q_BTV, jnp.zeros((4, 2), int), key_B, key_B, "cpu")
     assert accepted_B.tolist() == [2, 1, 0, 1]
     assert drawn_B[:3].tolist() == [2, 1, 2] and drawn_B[3] in (1, 2)
 
@@ -196,7 +207,7 @@ def test_judging_by_hand() -> None:
 # --- requests
 
 
-def test_the_same_seed_gives_the_same_text_whatever_stands_beside_it(target: Pair, draft: Pair) -> None:
+def test_the_same_seed_gives_the_same_text_whatever_stands_beside_it(target: Served, draft: Served) -> None:
     decoder = SpeculativeDecoder(target, draft, lookahead=2)
     together = texts(decoder, [PROMPTS[4]] * 3, sampling=WILD, seeds=[7, 8, 7])
     assert together[0] == together[2] != together[1]
@@ -206,7 +217,7 @@ def test_the_same_seed_gives_the_same_text_whatever_stands_beside_it(target: Pai
 
 
 def test_the_end_token_ends_the_text_and_is_not_part_of_it(
-    target: Pair, draft: Pair, greedy: list[list[int]]
+    target: Served, draft: Served, greedy: list[list[int]]
 ) -> None:
     end = greedy[7][5]
     expected = [text[: text.index(end)] if end in text else text for text in greedy]
@@ -217,7 +228,7 @@ def test_the_end_token_ends_the_text_and_is_not_part_of_it(
     assert decoder.statistics.accepted_share == 1
 
 
-def test_texts_may_fill_the_smaller_context_to_its_end(target: Pair, draft: Pair) -> None:
+def test_texts_may_fill_the_smaller_context_to_its_end(target: Served, draft: Served) -> None:
     """The last round reads past it, and nothing of that may reach the texts: on both sides of the pair."""
     prompts = np.random.default_rng(0).integers(0, 61, (8, 12)).tolist()
     for first, second in ((target, draft), (draft, target)):
@@ -225,18 +236,22 @@ def test_texts_may_fill_the_smaller_context_to_its_end(target: Pair, draft: Pair
         assert decoder.context == 32
         requests = [Request(prompt=tuple(prompt), max_new_tokens=20, sampling=GREEDY) for prompt in prompts]
         expected: list[list[Any]] = [[] for _ in prompts]
-        for place, new in Engine(*first, slots=8).run(requests):
+        for place, new in Engine(first, slots=8).run(requests):
             expected[place].append(new.token)
         assert texts(decoder, prompts, max_new_tokens=20, sampling=GREEDY) == expected
 
 
-def test_a_mesh_gives_the_tokens_of_one_device(target: Pair, draft: Pair, greedy: list[list[int]]) -> None:
-    placed = jax.device_put(target[1], shardings(target[1], mesh_of(MeshConfig(data=1, fsdp=2, tensor=4))))
-    decoder = SpeculativeDecoder((target[0], placed), draft, lookahead=3)
+def test_a_mesh_gives_the_tokens_of_one_device(
+    config: GPTConfig, target_params: Params, draft_params: Params, greedy: list[list[int]]
+) -> None:
+    mesh = mesh_of(MeshConfig(data=1, fsdp=2, tensor=4))
+    placed = jax.device_put(target_params, shardings(target_params, mesh))
+    pair = Served.of(config, placed), Served.of(SMALL, draft_params, mesh=mesh)
+    decoder = SpeculativeDecoder(*pair, lookahead=3)
     assert texts(decoder, PROMPTS[:3], sampling=GREEDY) == greedy[:3]
 
 
-def test_nothing_asked_for_is_nothing_made(target: Pair, draft: Pair) -> None:
+def test_nothing_asked_for_is_nothing_made(target: Served, draft: Served) -> None:
     decoder = SpeculativeDecoder(target, draft)
     assert list(decoder.stream([1], max_new_tokens=0)) == []
     assert list(decoder.stream([1], max_new_tokens=1, sampling=GREEDY)) != []
@@ -257,16 +272,22 @@ def test_nothing_asked_for_is_nothing_made(target: Pair, draft: Pair) -> None:
     ],
 )
 def test_impossible_requests_are_refused_by_name(
-    target: Pair, draft: Pair, change: dict[str, Any], said: str
+    target: Served, draft: Served, change: dict[str, Any], said: str
 ) -> None:
     decoder = SpeculativeDecoder(target, draft)
     with pytest.raises(ConfigError, match=said):
         next(decoder.rounds(**({"prompts": [[1], [2, 3]], "max_new_tokens": 3, "seeds": [0, 1]} | change)))
 
 
-def test_pairs_that_cannot_work_are_refused(target: Pair, draft: Pair, tiny_pair: tuple[Pair, Pair]) -> None:
+def test_pairs_that_cannot_work_are_refused(
+    target: Served, draft: Served, draft_params: Params, tiny_pair: Pair
+) -> None:
     with pytest.raises(ConfigError, match="a draft of 6 token ids: the target has 61"):
-        SpeculativeDecoder(target, tiny_pair[0])
+        SpeculativeDecoder(target, Served.of(TINY, tiny_pair[0]))
+    with pytest.raises(
+        ConfigError, match=r"a draft on other devices .* Served\.of\(\.\.\., mesh=target\.mesh\)"
+    ):
+        SpeculativeDecoder(target, Served.of(SMALL, draft_params, mesh=mesh_of(MeshConfig())))
     with pytest.raises(ConfigError, match="lookahead = 0"):
         SpeculativeDecoder(target, draft, lookahead=0)
     with pytest.raises(DataError, match="token id 61"):

@@ -24,10 +24,11 @@ import dataclasses, sys, jax, numpy as np, jaxgpt
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.served import Served
 preset, batch, prompt, new = sys.argv[1], *map(int, sys.argv[2:])
 config = dataclasses.replace(jaxgpt.load_recipe(preset).model, compute_dtype="float32")
 params = jax.jit(jaxgpt.define(config).init)(jax.random.key(0))
-engine = Engine(config, params, slots=batch)
+engine = Engine(Served.of(config, params), slots=batch)
 del params
 tokens = np.random.default_rng(0).integers(0, config.vocab, (batch, prompt)).tolist()
 requests = [Request(prompt=tuple(t), max_new_tokens=new, sampling=Sampling(temperature=0)) for t in tokens]

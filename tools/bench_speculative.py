@@ -60,9 +60,11 @@ def main() -> None:
     args = tyro.cli(Args)
     target, draft = (jaxgpt.load(model) for model in (args.target, args.draft))
     sampling, prompt = Sampling(temperature=args.temperature), tuple(target.tokenizer.encode(args.prompt))
-    engine = Engine(target.config, target.params, slots=1)
-    pair = (target.config, target.params), (draft.config, draft.params)
-    decoders = {lookahead: SpeculativeDecoder(*pair, lookahead=lookahead) for lookahead in args.lookaheads}
+    engine = Engine(target.served, slots=1)
+    decoders = {
+        lookahead: SpeculativeDecoder(target.served, draft.served, lookahead=lookahead)
+        for lookahead in args.lookaheads
+    }
 
     def alone(seed: int) -> Iterable[int]:
         request = Request(

@@ -1,11 +1,12 @@
 """Few-shot scores: how well a model answers examples of a task after it has read some others.
 
-Of each example, `shots` others are drawn with a seed and put before it (`inference.prompts.few_shot_prompt`), never
-itself. Three scores, after T. Brown et al. 2020, section 2.4: the greedy answer compared with the true one; the
-log-probability of the true one; and, for outputs that are labels, whether the true label is the most probable.
+Of each example, `shots` others are drawn with a seed and put before it (`inference.prompts.few_shot_prompt`),
+never itself. Three scores, after T. Brown et al. 2020, section 2.4: the greedy answer compared with the true
+one; the log-probability of the true one; and, for outputs that are labels, whether the true label is the most
+probable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import FEW_SHOT_STOP, Example, few_shot_prompt
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
-from jaxgpt.inference.text_stream import TextStream
+from jaxgpt.inference.scoring import score_spans
+from jaxgpt.inference.texts import texts_of
 from jaxgpt.text.tokenizer import Tokenizer
 
 MOST_LABELS = 20  # outputs that are more different than this are no labels
@@ -27,11 +29,13 @@ class FewShotScores:
     """What `score_examples` measures."""
 
     exact_match: float
-    """Share of examples whose greedy answer, up to a stop string and without space around it, is the true output."""
+    """Share of examples whose greedy answer is the true output. The answer ends at a stop string, and
+    space around it does not count."""
     output_logprob: float
     """Mean log-probability of a token of the true outputs, over all their tokens, in nats."""
     label_accuracy: float | None
-    """Share of examples whose true label has the largest log-probability of all; None where outputs are no labels."""
+    """Share of examples whose true label has the largest log-probability of all labels. None where
+    outputs are no labels."""
     labels: tuple[str, ...]
     """The distinct outputs, where they are labels."""
 
@@ -56,28 +60,25 @@ def score_examples(
 ) -> FewShotScores:
     """Ask all examples, each after `shots` others.
 
-    Raises ConfigError for more shots than there are others, and for prompts that do not fit the context with their
-    outputs.
+    Raises ConfigError for more shots than there are others, and for prompts that do not fit the context with
+    their outputs.
     """
     if not 0 <= shots < len(examples):
         raise ConfigError(
             f"shots = {shots}",
             why=f"with {len(examples)} examples there are 0 to {len(examples) - 1} others",
-            fix="change it or give more examples",
+            fix="ask with fewer shots, or give more examples",
         )
     questions = _questions(tokenizer, examples, shots, instruction, seed)
     labels = labels_of([output for _, output in examples])
     tails = {label: _output_ids(tokenizer, label) for label in labels}
     _check_room(questions, max(map(len, tails.values()), default=0), engine.config.context, shots)
     answers = _answers(engine, tokenizer, questions)
-    logprobs = [_logprobs(engine, each.prompt, each.output) for each in questions]
-    right = 0
-    for each, own in zip(questions, logprobs, strict=True):
-        by_label = {
-            label: sum(own if label == each.text else _logprobs(engine, each.prompt, tail))
-            for label, tail in tails.items()
-        }
-        right += bool(labels) and max(by_label, key=by_label.__getitem__) == each.text
+    by_output = _logprobs(engine, questions, tails)
+    logprobs = [found[each.text] for found, each in zip(by_output, questions, strict=True)]
+    right = sum(
+        _most_probable(labels, found) == each.text for found, each in zip(by_output, questions, strict=True)
+    )
     return FewShotScores(
         exact_match=float(
             np.mean([answer == each.text for answer, each in zip(answers, questions, strict=True)])
@@ -89,7 +90,10 @@ def score_examples(
 
 
 def labels_of(outputs: Sequence[str]) -> tuple[str, ...]:
-    """The distinct outputs in order, where they are labels: 2 to MOST_LABELS, of two examples each on average."""
+    """The distinct outputs in order, where they are labels.
+
+    They are labels where there are 2 to MOST_LABELS of them, and two examples of each on average.
+    """
     distinct = sorted({output.strip() for output in outputs})
     return tuple(distinct) if 2 <= len(distinct) <= min(MOST_LABELS, len(outputs) // 2) else ()
 
@@ -125,8 +129,8 @@ def _check_room(questions: Sequence[_Question], longest_label: int, context: int
         raise ConfigError(
             f"shots = {shots}",
             fix="ask with fewer shots or shorter examples",
-            why=f"{too_long} of {len(questions)} prompts do not fit the context of {context} tokens with their outputs "
-            f"(the longest has {max(lengths)})",
+            why=f"{too_long} of {len(questions)} prompts do not fit the context of {context} tokens with "
+            f"their outputs (the longest has {max(lengths)})",
         )
 
 
@@ -137,15 +141,27 @@ def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[_Question
         Request(prompt=each.prompt, max_new_tokens=most, sampling=Sampling(temperature=0), slide=False)
         for each in questions
     ]
-    streams, texts = [TextStream(tokenizer, FEW_SHOT_STOP) for _ in questions], ["" for _ in questions]
-    for place, new in engine.run(requests):
-        if new.token is not None and not streams[place].stopped:
-            texts[place] += streams[place].push(new.token)
-            if streams[place].stopped:
-                engine.cancel(new.request)
-    return [(text + stream.finish()).strip() for text, stream in zip(texts, streams, strict=True)]
+    answers = texts_of(engine, requests, tokenizer, FEW_SHOT_STOP)
+    return [answer.strip() for answer in answers]
 
 
-def _logprobs(engine: Engine, prompt: tuple[int, ...], output: tuple[int, ...]) -> list[float]:
-    """Of each token of an output behind a prompt, in nats."""
-    return [new.logprob for new in engine.score(prompt + output)[len(prompt) :] if new.logprob is not None]
+def _logprobs(
+    engine: Engine, questions: Sequence[_Question], tails: Mapping[str, tuple[int, ...]]
+) -> list[dict[str, np.ndarray]]:
+    """The log-probabilities of the tokens of each question's output and of every label.
+
+    One dict a question: the text of the output or label, and its log-probabilities in nats.
+    """
+    outputs = [{**tails, each.text: each.output} for each in questions]
+    spans = [
+        (each.prompt + ids, len(each.prompt))
+        for each, texts in zip(questions, outputs, strict=True)
+        for ids in texts.values()
+    ]
+    scores = iter(score_spans(engine.served, spans))
+    return [{text: next(scores).logprobs_T for text in texts} for texts in outputs]
+
+
+def _most_probable(labels: Sequence[str], logprobs: Mapping[str, np.ndarray]) -> str | None:
+    """The label whose tokens have the largest log-probability together; None where there are no labels."""
+    return max(labels, key=lambda label: logprobs[label].sum(), default=None)

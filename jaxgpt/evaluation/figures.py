@@ -14,13 +14,11 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.fewshot import score_examples
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.engine import Engine
-from jaxgpt.inference.served import kernels_for, served
-from jaxgpt.model.gpt import Params, define
+from jaxgpt.inference.served import Served
 from jaxgpt.text.batches import ValidationBatches
 from jaxgpt.text.shards import TokenStream, open_split
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from jaxgpt.training.loss import next_token_loss
-from jaxgpt.weights.run import one_device
 
 BATCH_TOKENS = 8192  # tokens of validation text that go through the model at a time
 LOSS_CHUNK = 128  # positions of each sequence whose logits exist at one time
@@ -37,22 +35,27 @@ class Figure(NamedTuple):
 
 
 def text_figures(
-    config: GPTConfig, params: Params, tokenizer: Tokenizer | None, folder: Path, *, int8: bool = False
+    model: Served,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    *,
+    rounded: Served | None = None,
+    left_out: int = 0,
 ) -> list[Figure]:
-    """Loss, perplexity and bits per byte of a folder's validation split; on request with int8 weights too.
+    """Loss, perplexity and bits per byte of a folder's validation split.
 
-    `tokenizer` is the model's own, None where it came without one. Ids of the model that its tokenizer has no
-    text for are left out, so that no probability goes to them. Raises ConfigError where the folder's tokens
-    are another tokenizer's than the model's.
+    `tokenizer` is the model's own, None where it came without one. `rounded` is the same model with int8
+    weights, which is measured too. `left_out` says how many ids of the model its tokenizer has no text for:
+    no probability goes to them. Raises ConfigError where the folder's tokens are another tokenizer's.
     """
+    config = model.config
     tokens, of_data = open_split(folder, "val"), load_tokenizer(folder / TOKENIZER_FILE)
     _check_same(config, tokenizer, of_data, folder)
-    beyond, config = config.vocab - of_data.vocab, config.with_only(of_data.vocab)
     predictions = max(len(tokens) - 1, 0)
     protocol = f"validation split, {predictions:,} predictions in windows of {config.context} side by side"
-    if beyond:
-        protocol += f", without the {beyond:,} ids that stand for no text"
-    loss = mean_loss(config, params, tokens)
+    if left_out:
+        protocol += f", without the {left_out:,} ids that stand for no text"
+    loss = mean_loss(model, tokens)
     figures = [
         Figure("val_loss", loss, "nats a token", protocol),
         Figure("perplexity", math.exp(loss), "exp of val_loss", protocol),
@@ -60,12 +63,13 @@ def text_figures(
     if count := bytes_of(tokens, of_data):
         bits = loss * predictions / math.log(2) / count
         figures.append(Figure("bits_per_byte", bits, f"over {count:,} bytes of text", protocol))
-    if int8:
-        rounded = mean_loss(config, params, tokens, int8=True)
-        ratio = math.exp(rounded - loss)
+    if rounded is not None:
+        int8_loss = mean_loss(rounded, tokens)
+        ratio = math.exp(int8_loss - loss)
+        measure = "nats a token, int8 weights, a scale for each output"
         figures += [
-            Figure("int8_val_loss", rounded, "nats a token, int8 weights, a scale for each output", protocol),
-            Figure("int8_perplexity", math.exp(rounded), "exp of int8_val_loss", protocol),
+            Figure("int8_val_loss", int8_loss, measure, protocol),
+            Figure("int8_perplexity", math.exp(int8_loss), "exp of int8_val_loss", protocol),
             Figure("int8_perplexity_ratio", ratio, "int8_perplexity / perplexity", protocol),
         ]
     return figures
@@ -83,14 +87,13 @@ def _check_same(config: GPTConfig, own: Tokenizer | None, of_data: Tokenizer, fo
         )
 
 
-def mean_loss(config: GPTConfig, params: Params, tokens: TokenStream, *, int8: bool = False) -> float:
-    """Mean cross-entropy in nats of all tokens but the first, with parameters as the engine has them."""
-    mesh = one_device()
-    kernels = kernels_for(mesh, int8=int8)
+def mean_loss(model: Served, tokens: TokenStream) -> float:
+    """Mean cross-entropy in nats of all tokens but the first."""
+    config = model.config
     sequences = max(1, BATCH_TOKENS // config.context)
     batches = ValidationBatches(tokens, context=config.context, sequences=sequences, vocab=config.vocab)
-    loss = next_token_loss(define(config, kernels=kernels), chunk=LOSS_CHUNK)
-    return validation_loss(loss, batches, mesh)(served(params, config, kernels, mesh))
+    loss = next_token_loss(model.model, chunk=LOSS_CHUNK)
+    return validation_loss(loss, batches, model.mesh)(model.params)
 
 
 def bytes_of(tokens: TokenStream, tokenizer: Tokenizer) -> int:
@@ -103,22 +106,19 @@ def bytes_of(tokens: TokenStream, tokenizer: Tokenizer) -> int:
 
 
 def task_figures(
-    config: GPTConfig,
-    params: Params,
+    model: Served,
     tokenizer: Tokenizer,
     examples: list[tuple[str, str]],
     *,
     shots: int,
     instruction: str = "",
     seed: int = 0,
-    int8: bool = False,
 ) -> list[Figure]:
     """The few-shot scores of a task's examples: pairs of what is asked and what is right."""
-    only = config.with_only(tokenizer.vocab)
-    engine = Engine(only, params, slots=SLOTS, end=tokenizer.end_of_text, int8=int8)
+    engine = Engine(model, slots=SLOTS, end=tokenizer.end_of_text)
     scores = score_examples(engine, tokenizer, examples, shots=shots, instruction=instruction, seed=seed)
     drawn = f"{shots} shots drawn with seed {seed}" if shots else "zero-shot"
-    protocol = f"{drawn}, {len(examples)} examples" + (", int8 weights" if int8 else "")
+    protocol = f"{drawn}, {len(examples)} examples" + (", int8 weights" if model.layers.int8 else "")
     exact, logprob = "greedy answer, up to a stop string", "nats a token of the true outputs"
     figures = [
         Figure("few_shot_exact_match", scores.exact_match, exact, protocol),

@@ -18,6 +18,7 @@ from jaxgpt.evaluation.reference import reference_logits
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.served import Served
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.weights.params import read_params
@@ -142,7 +143,8 @@ def _prompt(config: GPTConfig, tokenizer: Tokenizer | None) -> list[int]:
 def _greedy(config: GPTConfig, params: Params, prompt: list[int]) -> list[int]:
     room = min(GREEDY, config.context - len(prompt))
     request = Request(prompt=tuple(prompt), max_new_tokens=room, sampling=Sampling(temperature=0))
-    return [new.token for _, new in Engine(config, params, slots=1).run([request]) if new.token is not None]
+    engine = Engine(Served.of(config, params), slots=1)
+    return [new.token for _, new in engine.run([request]) if new.token is not None]
 
 
 def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Beam search: the most probable continuation of one prompt, sought among a fixed number of hypotheses.
 
-The prompt is read once and its keys and values are copied to all beams (`_start`); then every step reads the newest
-token of each beam behind the cache rows of the hypotheses it continues (`_extend`). Shapes are rounded up as in the
-engine, so that any mix of lengths compiles, for one number of beams, at most
+The prompt is read once, and its keys and values are copied to all beams (`_start`). Every further step reads
+the newest token of each beam behind the cache row of the hypothesis that it continues (`_extend`). Shapes are
+rounded up as in the engine, so that any mix of lengths compiles, for one number of beams, at most
 
     start: (number of bucket lengths) x (number of spans)     extend: number of spans
 """
@@ -17,15 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
-from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, bucket_of
-from jaxgpt.inference.served import heads_sharding, kernels_for, mesh_under, on_heads, served
+from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, bucket_of, read_prompt
+from jaxgpt.inference.served import Served
 from jaxgpt.model.cache import KVCache, lengthened
-from jaxgpt.model.gpt import Model, Params, define
-from jaxgpt.model.layers import Kernels
 from jaxgpt.text.batch import check_ids
 
 
@@ -36,11 +33,11 @@ class Beam:
     tokens: tuple[int, ...]
     """Without the prompt and without the end token."""
     logprob: float
-    """Of all its tokens together, the end token among them, in nats."""
+    """The log-probability of all its tokens together, the end token among them, in nats."""
     score: float
-    """What it was ranked by: logprob / length**length_penalty, the length counting the end token."""
+    """What it was ranked by: logprob / length**length_penalty. The length counts the end token."""
     finished: bool
-    """It was ended by the end token, not by max_new_tokens."""
+    """Whether the end token ended it, and not max_new_tokens."""
 
 
 class Candidates(NamedTuple):
@@ -61,8 +58,7 @@ class _Rows(NamedTuple):
 
 
 def beam_search(
-    config: GPTConfig,
-    params: Params,
+    served: Served,
     prompt: Sequence[int],
     *,
     beams: int,
@@ -73,35 +69,24 @@ def beam_search(
 ) -> list[Beam]:
     """The `results` best continuations of a prompt, best first; fewer where the vocabulary allows no more.
 
-    Of the 2 x beams best continuations by one token, those with the `end` token are finished where they are among the
-    best `beams`, and the best others go on. It ends at `max_new_tokens`, where what still runs is ranked beside what
-    has finished, or as soon as `results` finished ones cannot be beaten by any continuation of the others. One beam is
-    greedy decoding, with an `end` at length_penalty 0.
+    Each step takes the 2 x beams best continuations by one token. Those with the `end` token are finished
+    where they are among the best `beams`; the best of the others go on. The search ends at `max_new_tokens`,
+    where what still runs is ranked beside what has finished, or as soon as no continuation of the others can
+    beat `results` finished ones. With one beam it is greedy decoding (with an `end`, at length_penalty 0).
 
-    Source: Wu et al. 2016, section 7, without its coverage penalty and with equation 14's (5 + length)**penalty /
-    6**penalty simplified to length**penalty, as most implementations do. 0 ranks by probability, 1 by the mean of
-    the tokens' log-probabilities, larger values favour longer texts.
+    `length_penalty` 0 ranks by probability, 1 by the mean of the tokens' log-probabilities; larger values
+    favour longer texts. Source: Wu et al. 2016, section 7, without its coverage penalty and with equation
+    14's (5 + length)**penalty / 6**penalty simplified to length**penalty, as most implementations do.
 
     Raises ConfigError for what cannot be searched, DataError for ids of no token.
     """
+    config = served.config
     _check(config, prompt, beams, max_new_tokens, length_penalty, results)
-    mesh = mesh_under(params)
-    kernels = kernels_for(mesh, int8=False)
-    params = served(params, config, kernels, mesh)
-    heads = heads_sharding(config, mesh)
     span = bucket_of(len(prompt) + max_new_tokens, SHORTEST_SPAN, config.context)
     tokens_1T = np.zeros((1, bucket_of(len(prompt), SHORTEST_PROMPT, config.context)), np.int32)
     tokens_1T[0, : len(prompt)] = prompt
-    cache, found = _start(
-        params,
-        tokens_1T,
-        np.int32(len(prompt)),
-        config=config,
-        kernels=kernels,
-        beams=beams,
-        span=span,
-        heads=heads,
-    )
+    length_1 = np.array([len(prompt)], np.int32)
+    cache, found = _start(served, tokens_1T, length_1, beams=beams, span=span)
     rows, finished = _Rows([()], [0.0], [0]), list[Beam]()
     for length in range(1, max_new_tokens + 1):
         ended, rows = _sorted_out(jax.device_get(found), rows.texts, beams, end, length**length_penalty)
@@ -110,9 +95,7 @@ def beam_search(
             break
         if _decided(finished, rows, results, length + 1, max_new_tokens, length_penalty):
             return finished
-        cache, found = _extend(
-            params, cache, *_arrays(rows, beams), config=config, kernels=kernels, heads=heads
-        )
+        cache, found = _extend(served, cache, *_arrays(rows, beams))
     pairs = zip(rows.texts, rows.logprobs, strict=True)
     unfinished = [Beam(text, logprob, logprob / length**length_penalty, False) for text, logprob in pairs]
     return _best([*finished, *unfinished], results)
@@ -149,7 +132,10 @@ def _check(
 def _sorted_out(
     found: Candidates, texts: list[tuple[int, ...]], beams: int, end: int | None, norm: float
 ) -> tuple[list[Beam], _Rows]:
-    """Candidates that have ended, as ranked, and those that go on. `norm` divides the log-probability."""
+    """The candidates that have ended, with their scores, and those that go on.
+
+    `norm` divides the log-probability.
+    """
     ended, rows = list[Beam](), _Rows([], [], [])
     for place, (logprob, parent, token) in enumerate(zip(*(leaf.tolist() for leaf in found), strict=True)):
         if logprob == -math.inf:
@@ -171,9 +157,10 @@ def _best(beams: list[Beam], results: int) -> list[Beam]:
 def _decided(
     finished: list[Beam], rows: _Rows, results: int, shortest: int, longest: int, penalty: float
 ) -> bool:
-    """Whether no continuation of what runs can get among the results.
+    """Whether no continuation of what still runs can come among the results.
 
-    More tokens never raise a log-probability, so that the best imaginable one adds 0, at whichever length suits it.
+    More tokens never raise a log-probability, so that the best imaginable continuation adds 0 to it, at the
+    length that suits its score best.
     """
     if not rows.texts:
         return True
@@ -182,7 +169,7 @@ def _decided(
 
 
 def _arrays(rows: _Rows, beams: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parents, newest tokens and log-probabilities of all beams; those that nothing is left for have -inf."""
+    """Parents, newest tokens and log-probabilities of all beams; beams without a hypothesis have -inf."""
     parent_B, token_B = np.zeros(beams, np.int32), np.zeros(beams, np.int32)
     logprob_B = np.full(beams, -np.inf, np.float32)
     count = len(rows.texts)
@@ -191,55 +178,37 @@ def _arrays(rows: _Rows, beams: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return parent_B, token_B, logprob_B
 
 
-def _candidates(model: Model, params: Params, x_BD: Array, logprob_B: Array) -> Candidates:
+def _candidates(served: Served, x_BD: Array, logprob_B: Array) -> Candidates:
     """The 2 B best continuations of B hypotheses with these log-probabilities and last hidden states."""
-    totals_BV = logprob_B[:, None] + jax.nn.log_softmax(model.unembed(params, x_BD), axis=-1)
+    totals_BV = logprob_B[:, None] + jax.nn.log_softmax(served.model.unembed(served.params, x_BD), axis=-1)
     B, V = totals_BV.shape
     logprob_C, place_C = jax.lax.top_k(totals_BV.reshape(-1), min(2 * B, B * V))
     return Candidates(logprob_C, place_C // V, place_C % V)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kernels", "beams", "span", "heads"))
+@functools.partial(jax.jit, static_argnames=("beams", "span"))
 def _start(
-    params: Params,
-    tokens_1T: Array,
-    length: Array,
-    *,
-    config: GPTConfig,
-    kernels: Kernels,
-    beams: int,
-    span: int,
-    heads: NamedSharding,
+    served: Served, tokens_1T: Array, length_1: Array, *, beams: int, span: int
 ) -> tuple[KVCache, Candidates]:
-    """The prompt's keys and values in every beam's row, and the best first tokens. Padding stands on the right."""
-    model = define(config, kernels=kernels)
-    x_1TD, cache = model.hidden(params, tokens_1T, keep=True)
-    assert cache is not None
-    last_BD = jnp.broadcast_to(x_1TD[0, length - 1], (beams, config.width))
-    logprob_B = jnp.where(
-        jnp.arange(beams) == 0, 0.0, -jnp.inf
-    )  # all are the same hypothesis yet: one counts
-    found = _candidates(model, params, last_BD, logprob_B)
-    keys, values = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), (cache.keys, cache.values))
-    wide = lengthened(KVCache(keys, values, jnp.broadcast_to(length, beams)), span)
-    return on_heads(wide, heads), found
+    """The prompt's keys and values in the row of every beam, and the best first tokens.
+
+    Padding stands on the right.
+    """
+    last_1D, cache = read_prompt(served, tokens_1T, length_1)
+    last_BD = jnp.broadcast_to(last_1D, (beams, served.config.width))
+    # All beams are the same hypothesis yet, so that only one of them counts.
+    logprob_B = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)
+    found = _candidates(served, last_BD, logprob_B)
+    copied = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), cache)
+    return served.on_heads(lengthened(copied, span)), found
 
 
-@functools.partial(jax.jit, donate_argnames="cache", static_argnames=("config", "kernels", "heads"))
+@functools.partial(jax.jit, donate_argnames="cache")
 def _extend(
-    params: Params,
-    cache: KVCache,
-    parent_B: Array,
-    token_B: Array,
-    logprob_B: Array,
-    *,
-    config: GPTConfig,
-    kernels: Kernels,
-    heads: NamedSharding,
+    served: Served, cache: KVCache, parent_B: Array, token_B: Array, logprob_B: Array
 ) -> tuple[KVCache, Candidates]:
-    """Each beam continues its parent's row by a token; the cache after that, and the best tokens to follow."""
-    model = define(config, kernels=kernels)
+    """Each beam continues its parent's row by a token. Returns the cache, and the best tokens to follow."""
     cache = jax.tree.map(lambda leaf: leaf[parent_B], cache)
-    x_BTD, longer = model.hidden(params, token_B[:, None], cache=cache)
+    x_BTD, longer = served.model.hidden(served.params, token_B[:, None], cache=cache)
     assert longer is not None
-    return on_heads(longer, heads), _candidates(model, params, x_BTD[:, 0], logprob_B)
+    return served.on_heads(longer), _candidates(served, x_BTD[:, 0], logprob_B)

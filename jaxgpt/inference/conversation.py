@@ -1,15 +1,11 @@
 """A conversation with a model: its history, its template, and which part of it fits the context."""
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import CHAT_STOP, chat_prompt
-from jaxgpt.inference.requests import Request
-from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.text.tokenizer import Tokenizer
 
 CHAT_FILE = (
@@ -125,26 +121,3 @@ class Conversation:
             else:
                 too_long = middle
         return text[len(text) - fits :]
-
-
-def answer_pieces(
-    engine: Engine, request: Request, tokenizer: Tokenizer, stop: tuple[str, ...], stopped: Callable[[], bool]
-) -> Iterator[str]:
-    """Yield the answer as it comes, until it ends, a stop string comes, or `stopped` returns true.
-
-    `stopped` is asked between two tokens. The engine must have nothing else to do.
-    """
-    stream, number = TextStream(tokenizer, stop), engine.submit(request)
-    try:
-        while engine.busy:
-            for new in engine.step():
-                if stopped():
-                    return
-                if new.token is not None and (piece := stream.push(new.token)):
-                    yield piece
-                if stream.stopped:
-                    return
-    finally:
-        engine.cancel(number)
-    if rest := stream.finish():
-        yield rest

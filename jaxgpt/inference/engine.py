@@ -1,28 +1,29 @@
 """The engine: requests join and leave a fixed number of slots, and all slots decode together.
 
-A prompt is read in one pass (`programs.prefill`), padded to a power of two, and its keys and values are put into a free
-slot of the cache. Then all slots go on together (`programs.decode`), several tokens a call of the device. The cache is
-as long as the longest row needs, rounded up to a power of two, so that any mix of lengths compiles at most
+A prompt is read in one pass (`programs.prefill`), padded to a power of two, and its keys and values are put
+into a free slot of the cache. Then all slots go on together (`programs.decode`), several tokens in a call of
+the device. The cache is as long as the longest row needs, rounded up to a power of two, so that any mix of
+lengths compiles at most
 
     prefill: (number of bucket lengths) x (number of powers of two up to the slots)
     pick: number of powers of two up to the slots     decode: number of spans
 
-programs, the last two for each combination of what is asked for (`Plan`, log-probabilities). Rows never mix: what a
-request gets does not depend on the requests beside it.
+programs, the last two for each combination of what is asked for (`Plan`, log-probabilities). Rows never mix:
+what a request gets does not depend on the requests beside it. Only the rounding does: prompts that are read
+together, and a cache that a neighbour has made longer, add up in another order.
 
-Past the context window a request slides (the older half is dropped and the rest is read again from position 0) or
-stops, as it says. A prompt longer than the window is cut to its last tokens the same way.
+A request says what happens past the context window: it slides (the older half is dropped, and the rest is
+read again from position 0), or it stops. A prompt longer than the window is cut to its last tokens.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
@@ -30,10 +31,11 @@ from jaxgpt.inference import programs
 from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, Picked, bucket_of
 from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.sampling import Plan, Sampling, Seen, Settings, settings_of
-from jaxgpt.inference.served import heads_sharding, kernels_for, mesh_under, served
+from jaxgpt.inference.scoring import score_spans
+from jaxgpt.inference.served import Served
 from jaxgpt.model.cache import KVCache
-from jaxgpt.model.gpt import Params
-from jaxgpt.text.batch import check_ids
+
+NO_END = -1  # in place of the id that ends a text: no token is it
 
 
 @dataclass
@@ -43,45 +45,28 @@ class _Row:
     number: int
     request: Request
     tokens: list[int]
-    """Prompt and what was written."""
+    """The prompt, and what was written."""
     made: int = 0
+    """How many tokens were written."""
     filled: int = 0
-    """Positions of the cache that are taken; the newest token is not among them yet."""
+    """How many positions of the cache are taken. The newest token is not among them yet."""
 
 
 class Engine:
     """Runs requests to their ends; see the module's docstring. Not for several threads at a time.
 
-    `slots` rows decode together; more requests wait. `end` is the id that ends a text. `steps` is how many tokens a
-    call of the device makes at most: requests join and leave between calls. `int8` quantises the weights. On a mesh,
-    parameters lie as in training, heads over its `tensor` axis. The engine keeps a copy of the parameters, laid out
-    for it; `consume` gives it those given instead, which nothing else can use any more.
+    `slots` rows decode together; more requests wait. `end` is the id that ends a text: it is told of with the
+    finish `end`. `steps` is how many tokens a call of the device makes at most; requests join and leave
+    between calls.
     """
 
-    def __init__(
-        self,
-        config: GPTConfig,
-        params: Params,
-        *,
-        slots: int = 8,
-        end: int | None = None,
-        steps: int = 16,
-        int8: bool = False,
-        mesh: Mesh | None = None,
-        consume: bool = False,
-    ) -> None:
-        if slots < 1 or steps < 1:
-            raise ConfigError(
-                f"slots = {slots}, steps = {steps}",
-                why="both must be 1 or more",
-                fix="give numbers greater than 0",
-            )
-        mesh = mesh or mesh_under(params)
-        self.config, self.slots, self.steps = config, slots, steps
-        self._end = -1 if end is None else end
-        self._kernels = kernels_for(mesh, int8=int8)
-        self._params = served(params, config, self._kernels, mesh, consume=consume)
-        self._heads = heads_sharding(config, mesh)
+    def __init__(self, served: Served, *, slots: int = 8, end: int | None = None, steps: int = 16) -> None:
+        for name, value in (("slots", slots), ("steps", steps)):
+            if value < 1:
+                fix = "give a number greater than 0"
+                raise ConfigError(f"{name} = {value}", why="it must be 1 or more", fix=fix)
+        self.served, self.config, self.slots, self.steps = served, served.config, slots, steps
+        self._end = NO_END if end is None else end
         self._waiting: deque[tuple[int, Request]] = deque()
         self._rows: list[_Row | None] = [None] * slots
         self._number = 0
@@ -91,14 +76,17 @@ class Engine:
     # --- what callers do
 
     def submit(self, request: Request) -> int:
-        """Queue a request; its number. Raises ConfigError for what cannot be run, DataError for ids of no token."""
+        """Queue a request and return its number.
+
+        Raises ConfigError for what cannot be run, DataError for ids of no token.
+        """
         request.check(self.config.vocab)
         self._number += 1
         self._waiting.append((self._number, request))
         return self._number
 
     def cancel(self, number: int) -> None:
-        """Forget a request, waiting or running; its slot is free at once. One that has ended already is no error."""
+        """Forget a request, waiting or running, and free its slot at once. It may have ended already."""
         self._waiting = deque(pair for pair in self._waiting if pair[0] != number)
         self._rows = [None if row and row.number == number else row for row in self._rows]
 
@@ -118,16 +106,20 @@ class Engine:
 
     @property
     def bytes_per_step(self) -> int:
-        """What one device reads for a step of decoding: its part of every matrix once, and of the whole cache."""
-        looked_up = {"wpe", "wte"} if "lm_head" in self._params else {"wpe"}  # of these only rows are read
-        read = {name: leaves for name, leaves in self._params.items() if name not in looked_up}
+        """What one device reads for a step of decoding: its part of every matrix once, and of the cache."""
+        params = self.served.params
+        looked_up = {"wpe", "wte"} if "lm_head" in params else {"wpe"}  # of these only rows are read
+        read = {name: leaves for name, leaves in params.items() if name not in looked_up}
         return sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves((read, self._cache))
         )
 
     def step(self) -> list[NewToken]:
-        """Let waiting requests into free slots, or make up to `steps` tokens a row; what happened, in order."""
+        """Let waiting requests into free slots, or make up to `steps` tokens of each row.
+
+        Returns what happened, in order.
+        """
         if news := self._admit():
             return news
         rows = {slot: row for slot, row in enumerate(self._rows) if row}
@@ -135,7 +127,7 @@ class Engine:
             return self._slide(full)
         return self._advance(rows) if rows else []
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, NewToken]]:
+    def run(self, requests: Sequence[Request]) -> Generator[tuple[int, NewToken], None, None]:
         """What happens to these requests until all have ended, with each one's place in the list."""
         places = {self.submit(request): place for place, request in enumerate(requests)}
         try:
@@ -148,15 +140,21 @@ class Engine:
                 self.cancel(number)
 
     def warm_up(self) -> None:
-        """Compile what common requests run: greedy, drawn, and filtered, each with log-probabilities and without.
+        """Compile what common requests run: greedy, drawn, and filtered, each with log-probabilities and
+        without.
 
-        Short texts, one at a time; longer ones and more at a time compile a program more when they first come.
+        That is for short texts, one at a time. Longer texts, and several at a time, compile a program more
+        when they first come.
         """
-        for sampling in (Sampling(temperature=0), Sampling(), Sampling(top_p=0.9)):
-            for logprobs in (None, 0):
-                request = Request(prompt=(0,), max_new_tokens=2, sampling=sampling, logprobs=logprobs)
-                for _ in self.run([request]):
-                    pass
+        end, self._end = self._end, NO_END  # or a text might end before it has run what is to be compiled
+        try:
+            for sampling in (Sampling(temperature=0), Sampling(), Sampling(top_p=0.9)):
+                for logprobs in (None, 0):
+                    request = Request(prompt=(0,), max_new_tokens=2, sampling=sampling, logprobs=logprobs)
+                    for _ in self.run([request]):
+                        pass
+        finally:
+            self._end = end
 
     def score(self, ids: Sequence[int], alternatives: int = 0) -> list[NewToken]:
         """Log-probabilities of the tokens of a text, each given those before it; the first has none.
@@ -169,17 +167,12 @@ class Engine:
                 why=f"1 to {self.config.context} can be scored",
                 fix=f"give a text of 1 to {self.config.context} tokens",
             )
-        check_ids(np.asarray([ids]), self.config.vocab)
-        tokens_1T = np.zeros((1, bucket_of(len(ids), SHORTEST_PROMPT, self.config.context)), np.int32)
-        tokens_1T[0, : len(ids)] = ids
-        logprobs_T, values_TK, ids_TK = jax.device_get(
-            programs.score(self._params, tokens_1T, config=self.config, kernels=self._kernels)
-        )
-        scored = [NewToken(0, ids[0], None, (), None)]
-        for place in range(len(ids) - 1):
-            pairs = _pairs(ids_TK[place], values_TK[place], alternatives)
-            scored.append(NewToken(0, ids[place + 1], float(logprobs_T[place]), pairs, None))
-        return scored
+        (found,) = score_spans(self.served, [(ids, 1)], alternatives=alternatives)
+        values_TK, ids_TK = found.top or (np.zeros((len(ids), 0)), np.zeros((len(ids), 0), np.int32))
+        return [NewToken(0, ids[0], None, (), None)] + [
+            NewToken(0, ids[place + 1], logprob, _pairs(ids_TK[place], values_TK[place], alternatives), None)
+            for place, logprob in enumerate(found.logprobs_T.tolist())
+        ]
 
     # --- how a step is made
 
@@ -231,21 +224,17 @@ class Engine:
         length_B = np.array([len(window) for _, _, window in group], np.int32)
         rows = [row for _, row, _ in group]
         seen = _seen_of(rows, self.config) if any(row.request.sampling.penalises for row in rows) else None
-        logits_BV, keys, values = programs.prefill(
-            self._params, tokens_BT, length_B, config=self.config, kernels=self._kernels
-        )
+        logits_BV, keys, values = programs.prefill(self.served, tokens_BT, length_B)
         picked = programs.pick(
-            logits_BV, *self._drawing(rows), seen, plan=_plan(rows), logprobs=_reports(rows)
+            logits_BV, *_drawing(rows), seen, plan=self._plan(rows), logprobs=_reports(rows)
         )
         slots = np.array([slot for slot, _, _ in group], np.int32)
-        self._cache = programs.put(self._room_for(bucket), keys, values, slots, sharding=self._heads)
+        self._cache = programs.put(self._room_for(bucket), keys, values, slots, heads=self.served.heads)
         self._seen = None  # made anew when next needed
         for _, row, window in group:
             row.filled = len(window)
         picked = jax.device_get(picked)
-        return [
-            news for line, (slot, row, _) in enumerate(group) for news in self._note(slot, row, picked, line)
-        ]
+        return [self._note(slot, row, picked, line) for line, (slot, row, _) in enumerate(group)]
 
     def _advance(self, rows: dict[int, _Row]) -> list[NewToken]:
         """Up to `steps` more tokens of every row."""
@@ -253,84 +242,75 @@ class Engine:
         room = self.config.context - max(row.filled for row in rows.values())
         steps = min(self.steps, room, max(left.values()))
         cache = self._room_for(max(row.filled for row in rows.values()) + steps)
-        everyone, plan = [row or _NOBODY for row in self._rows], _plan(list(rows.values()))
+        everyone, plan = [row or _NOBODY for row in self._rows], self._plan(list(rows.values()))
         seen = (self._seen or _seen_of(everyone, self.config)) if plan.penalises else None
         cache = KVCache(cache.keys, cache.values, jnp.array([row.filled for row in everyone], jnp.int32))
         token_B = np.array([row.tokens[-1] for row in everyone], np.int32)
         left_B = np.array([left.get(slot, 0) for slot in range(self.slots)], np.int32)
         self._cache, self._seen, picked, made_B = programs.decode(
-            self._params,
+            self.served,
             cache,
             seen,
             token_B,
             left_B,
-            *self._drawing(everyone),
+            *_drawing(everyone),
             np.int32(steps),
             np.int32(self._end),
-            config=self.config,
-            kernels=self._kernels,
             plan=plan,
             most=self.steps,
             logprobs=_reports(list(rows.values())),
-            sharding=self._heads,
         )
         picked, made_B = jax.device_get((picked, made_B))
         news: list[NewToken] = []
         for step in range(int(made_B.max())):
+            drawn = jax.tree.map(lambda leaf, step=step: leaf[step], picked)
             for slot, row in rows.items():
                 if step < made_B[slot]:
                     row.filled += 1
-                    news += self._note(
-                        slot, row, jax.tree.map(lambda leaf, step=step: leaf[step], picked), slot
-                    )
+                    news.append(self._note(slot, row, drawn, slot))
         return news
 
-    def _note(self, slot: int, row: _Row, picked: Picked, line: int) -> list[NewToken]:
-        """Write down one drawn token; free the slot where it was the last."""
+    def _note(self, slot: int, row: _Row, picked: Picked, line: int) -> NewToken:
+        """Write down one drawn token. Here is decided where a text ends; its slot is free then."""
         token, request = int(picked.token[line]), row.request
-        if token == self._end:
-            self._rows[slot] = None
-            return [NewToken(row.number, None, None, (), "end")]
         row.tokens.append(token)
         row.made += 1
-        finish = "length" if row.made == request.max_new_tokens else None
+        finish = "end" if token == self._end else "length" if row.made == request.max_new_tokens else None
         if finish:
             self._rows[slot] = None
         if request.logprobs is None or picked.logprob is None:
-            return [NewToken(row.number, token, None, (), finish)]
+            return NewToken(row.number, token, None, (), finish)
         assert picked.top is not None
         pairs = _pairs(picked.top[1][line], picked.top[0][line], request.logprobs)
-        return [NewToken(row.number, token, float(picked.logprob[line]), pairs, finish)]
+        return NewToken(row.number, token, float(picked.logprob[line]), pairs, finish)
 
-    def _drawing(self, rows: Sequence[_Row]) -> tuple[Settings, np.ndarray, np.ndarray]:
-        """How the next token of each row is drawn: settings, seeds, and the tokens' numbers."""
-        seeds = np.array([row.request.seed for row in rows], np.uint32)
-        return (
-            settings_of([row.request.sampling for row in rows]),
-            seeds,
-            np.array([r.made for r in rows], np.int32),
-        )
+    def _plan(self, rows: Sequence[_Row]) -> Plan:
+        return Plan.of([row.request.sampling for row in rows], self.served.platform)
 
     def _room_for(self, length: int) -> KVCache:
-        """The cache with room for rows of this length; a new one where no row has anything in it."""
+        """The cache with room for rows of this length.
+
+        It is a new one where the present one is longer than needed and has nothing in it.
+        """
         filled = [row.filled for row in self._rows if row]
         span = bucket_of(max([length, *filled]), SHORTEST_SPAN, self.config.context)
+        heads = self.served.heads
         if self._cache is None or (self._cache.span > span and not any(filled)):
-            return programs.empty_cache(config=self.config, slots=self.slots, span=span, sharding=self._heads)
-        return (
-            self._cache
-            if self._cache.span >= span
-            else programs.longer_cache(self._cache, span=span, sharding=self._heads)
-        )
+            return programs.empty_cache(config=self.config, slots=self.slots, span=span, heads=heads)
+        if self._cache.span >= span:
+            return self._cache
+        return programs.longer_cache(self._cache, span=span, heads=heads)
 
 
-_NOBODY = _Row(
-    0, Request(prompt=(0,), max_new_tokens=1, sampling=Sampling(temperature=0)), [0]
-)  # in an empty slot
+# What stands in an empty slot.
+_NOBODY = _Row(0, Request(prompt=(0,), max_new_tokens=1, sampling=Sampling(temperature=0)), [0])
 
 
-def _plan(rows: Sequence[_Row]) -> Plan:
-    return Plan.of([row.request.sampling for row in rows])
+def _drawing(rows: Sequence[_Row]) -> tuple[Settings, np.ndarray, np.ndarray]:
+    """How the next token of each row is drawn: settings, seeds, and the tokens' numbers."""
+    seeds = np.array([row.request.seed for row in rows], np.uint32)
+    numbers = np.array([row.made for row in rows], np.int32)
+    return settings_of([row.request.sampling for row in rows]), seeds, numbers
 
 
 def _reports(rows: Sequence[_Row]) -> bool:

@@ -1,7 +1,7 @@
-"""What the engine has the device do, each a compiled program: read prompts, draw, fill slots, decode, score.
+"""What the engine has the device do, each a compiled program: read prompts, draw, fill slots, decode.
 
-A program is compiled once for each combination of shapes and static arguments; lengths are rounded up (`bucket_of`) so
-that there are few.
+A program is compiled once for each combination of shapes and static arguments. Lengths are rounded up
+(`bucket_of`) so that there are few combinations.
 """
 
 import functools
@@ -14,13 +14,11 @@ from jax.sharding import NamedSharding
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.inference.sampling import Plan, Seen, Settings, choose
-from jaxgpt.inference.served import on_heads
+from jaxgpt.inference.served import Served, on_heads
 from jaxgpt.model.cache import KVCache, lengthened
-from jaxgpt.model.gpt import Params, define
-from jaxgpt.model.layers import Kernels
 
 SHORTEST_PROMPT, SHORTEST_SPAN = 16, 128  # the smallest buckets, in tokens
-MOST_LOGPROBS = 20  # alternatives a token is reported with at most
+MOST_LOGPROBS = 20  # a token is reported with so many alternatives at most
 
 
 def bucket_of(length: int, shortest: int, context: int) -> int:
@@ -29,26 +27,28 @@ def bucket_of(length: int, shortest: int, context: int) -> int:
 
 
 class Picked(NamedTuple):
-    """What a step of the device drew, a row each; in `decode` with a leading axis of steps."""
+    """What the device drew, one entry for each row; `decode` gives arrays with a leading axis of steps."""
 
     token: Any
     logprob: Any | None
     top: tuple[Any, Any] | None
-    """The largest log-probabilities and their ids."""
+    """The largest log-probabilities of each row, and the ids of their tokens."""
 
 
-@functools.partial(jax.jit, static_argnames=("config", "slots", "span", "sharding"))
-def empty_cache(*, config: GPTConfig, slots: int, span: int, sharding: NamedSharding) -> KVCache:
+@functools.partial(jax.jit, static_argnames=("config", "slots", "span", "heads"))
+def empty_cache(*, config: GPTConfig, slots: int, span: int, heads: NamedSharding) -> KVCache:
+    """A cache of this many rows and positions, with nothing in it."""
     shape = (slots, config.heads, span, config.head_size)
     keys, values = (
         tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers)) for _ in range(2)
     )
-    return on_heads(KVCache(keys, values, jnp.zeros(slots, jnp.int32)), sharding)
+    return on_heads(KVCache(keys, values, jnp.zeros(slots, jnp.int32)), heads)
 
 
-@functools.partial(jax.jit, static_argnames=("span", "sharding"))
-def longer_cache(cache: KVCache, *, span: int, sharding: NamedSharding) -> KVCache:
-    return on_heads(lengthened(cache, span), sharding)
+@functools.partial(jax.jit, static_argnames=("span", "heads"))
+def longer_cache(cache: KVCache, *, span: int, heads: NamedSharding) -> KVCache:
+    """The same cache with room for more positions."""
+    return on_heads(lengthened(cache, span), heads)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "logprobs"))
@@ -73,26 +73,33 @@ def pick(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kernels"))
+@jax.jit
 def prefill(
-    params: Params, tokens_BT: Array, length_B: Array, *, config: GPTConfig, kernels: Kernels
+    served: Served, tokens_BT: Array, length_B: Array
 ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-    """The logits [B, V] after each window, and the windows' keys and values. Padding stands on the right, unseen."""
-    model = define(config, kernels=kernels)
-    x_BTD, cache = model.hidden(params, tokens_BT, keep=True)
+    """The logits [B, V] after each window, and the keys and values of the windows.
+
+    Padding stands on the right, unseen.
+    """
+    last_BD, cache = read_prompt(served, tokens_BT, length_B)
+    return served.model.unembed(served.params, last_BD), cache.keys, cache.values
+
+
+def read_prompt(served: Served, tokens_BT: Array, length_B: Array) -> tuple[Array, KVCache]:
+    """The hidden state [B, D] of the last token of each prompt, and a cache that holds the prompts and no
+    more.
+
+    To be called inside a compiled program. Padding stands on the right, unseen.
+    """
+    x_BTD, cache = served.model.hidden(served.params, tokens_BT, keep=True)
     assert cache is not None
     last_BD = jnp.take_along_axis(x_BTD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-    return model.unembed(params, last_BD), cache.keys, cache.values
+    return last_BD, KVCache(cache.keys, cache.values, length_B)
 
 
-@functools.partial(jax.jit, donate_argnames="cache", static_argnames="sharding")
+@functools.partial(jax.jit, donate_argnames="cache", static_argnames="heads")
 def put(
-    cache: KVCache,
-    keys: tuple[Array, ...],
-    values: tuple[Array, ...],
-    slots: Array,
-    *,
-    sharding: NamedSharding,
+    cache: KVCache, keys: tuple[Array, ...], values: tuple[Array, ...], slots: Array, *, heads: NamedSharding
 ) -> KVCache:
     """The cache with the windows' keys and values in these slots, from position 0."""
 
@@ -103,16 +110,12 @@ def put(
         return leaf_BHSK
 
     keys, values = jax.tree.map(write, (cache.keys, cache.values), (keys, values))
-    return on_heads(KVCache(keys, values, cache.length_B), sharding)
+    return on_heads(KVCache(keys, values, cache.length_B), heads)
 
 
-@functools.partial(
-    jax.jit,
-    donate_argnames=("cache", "seen"),
-    static_argnames=("config", "kernels", "plan", "most", "logprobs", "sharding"),
-)
+@functools.partial(jax.jit, donate_argnames=("cache", "seen"), static_argnames=("plan", "most", "logprobs"))
 def decode(
-    params: Params,
+    served: Served,
     cache: KVCache,
     seen: Seen | None,
     token_B: Array,
@@ -123,23 +126,21 @@ def decode(
     steps: Array,
     end: Array,
     *,
-    config: GPTConfig,
-    kernels: Kernels,
     plan: Plan,
     most: int,
     logprobs: bool,
-    sharding: NamedSharding,
 ) -> tuple[KVCache, Seen | None, Picked, Array]:
-    """Up to `steps` (at most `most`) tokens of every row that has any left; how many each got, in the last item.
+    """Up to `steps` (at most `most`) more tokens of every row that has any left, and how many each row got.
 
-    `token_B` is the newest token of each row, which its cache does not hold yet.
+    `token_B` is the newest token of each row, which its cache does not hold yet. A row that draws `end` gets
+    no more.
     """
-    model = define(config, kernels=kernels)
+    model = served.model
 
     def read(cache: KVCache, seen: Seen | None, token_B: Array, number_B: Array) -> tuple[KVCache, Picked]:
-        x_BTD, longer = model.hidden(params, token_B[:, None], cache=cache)
+        x_BTD, longer = model.hidden(served.params, token_B[:, None], cache=cache)
         assert longer is not None
-        logits_BV = model.unembed(params, x_BTD[:, 0])
+        logits_BV = model.unembed(served.params, x_BTD[:, 0])
         return longer, pick(logits_BV, settings, seed_B, number_B, seen, plan=plan, logprobs=logprobs)
 
     def going_on(carry: Any) -> Array:
@@ -150,7 +151,7 @@ def decode(
         step, cache, seen, token_B, number_B, left_B, made_B, picked = carry
         longer, one = read(cache, seen, token_B, number_B)
         active_B = left_B > 0
-        cache = on_heads(longer, sharding)
+        cache = served.on_heads(longer)
         cache = KVCache(cache.keys, cache.values, jnp.where(active_B, longer.length_B, longer.length_B - 1))
         if seen is not None:
             seen = seen.after(one.token, active_B)
@@ -164,17 +165,3 @@ def decode(
     start = (jnp.int32(0), cache, seen, token_B, number_B, left_B, jnp.zeros_like(left_B), picked)
     _, cache, seen, _, _, _, made_B, picked = jax.lax.while_loop(going_on, one_step, start)
     return cache, seen, picked, made_B
-
-
-@functools.partial(jax.jit, static_argnames=("config", "kernels"))
-def score(
-    params: Params, tokens_1T: Array, *, config: GPTConfig, kernels: Kernels
-) -> tuple[Array, Array, Array]:
-    """Of each position of a text: the log-probability of the next token, and the most probable ones with their ids."""
-    model = define(config, kernels=kernels)
-    x_BTD, _ = model.hidden(params, tokens_1T)
-    logprobs_TV = jax.nn.log_softmax(model.unembed(params, x_BTD[0]), axis=-1)
-    next_T1 = jnp.roll(tokens_1T[0], -1)[:, None]
-    return jnp.take_along_axis(logprobs_TV, next_T1, axis=-1)[:, 0], *jax.lax.top_k(
-        logprobs_TV, min(MOST_LOGPROBS, config.vocab)
-    )

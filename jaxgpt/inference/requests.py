@@ -1,7 +1,8 @@
-"""What the engine is asked to do, and what it reports."""
+"""What a decoder is asked to do, and what it reports."""
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,28 +32,29 @@ class Request:
 
     def check(self, vocab: int) -> None:
         """Raise ConfigError for impossible settings, DataError for ids outside a vocabulary of this size."""
-        if not self.prompt:
-            raise ConfigError(
-                "empty prompt", why="there is nothing to continue", fix="give at least one token"
-            )
-        if self.max_new_tokens < 0:
-            raise ConfigError(
+        for holds, what, why, fix in (
+            (bool(self.prompt), "empty prompt", "there is nothing to continue", "give at least one token"),
+            (
+                self.max_new_tokens >= 0,
                 f"max_new_tokens = {self.max_new_tokens}",
-                why="it must be 0 or more",
-                fix="give the number of tokens to generate",
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(
+                "it must be 0 or more",
+                "give the number of tokens to generate",
+            ),
+            (
+                0 <= self.seed < 2**32,
                 f"seed = {self.seed}",
-                why="it must be a 32-bit unsigned integer",
-                fix=f"give a whole number from 0 to {2**32 - 1}",
-            )
-        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise ConfigError(
+                "it must be a 32-bit unsigned integer",
+                f"give a whole number from 0 to {2**32 - 1}",
+            ),
+            (
+                self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
                 f"logprobs = {self.logprobs}",
-                why=f"it must be 0 to {MOST_LOGPROBS}",
-                fix="give the number of alternatives to report with each token",
-            )
+                f"it must be 0 to {MOST_LOGPROBS}",
+                "give the number of alternatives to report with each token",
+            ),
+        ):
+            if not holds:
+                raise ConfigError(what, why=why, fix=fix)
         check_ids(np.asarray([self.prompt]), vocab)
 
 
@@ -60,8 +62,9 @@ class NewToken(NamedTuple):
     """Something that happened to a request: it got a token, it ended, or both."""
 
     request: int
-    """The number that `submit` returned."""
+    """The request's number, as its decoder counts."""
     token: int | None
+    """The token that was drawn. With the finish `end` it ends the text, and is no part of it."""
     logprob: float | None
     """The log-probability of the token in nats, before penalties and temperature."""
     alternatives: tuple[tuple[int, float], ...]
@@ -69,3 +72,21 @@ class NewToken(NamedTuple):
     finish: str | None
     """Why the request ended, or None if it goes on. `end` means that the model ended its text.
     `length` means that it has max_new_tokens tokens, or that the context is full and must not slide."""
+
+    @property
+    def written(self) -> int | None:
+        """The token that is added to the text; None for the token that ends it."""
+        return None if self.finish == "end" else self.token
+
+
+class Decoder(Protocol):
+    """Whatever continues texts: an engine, a beam search, a model with a draft."""
+
+    def run(self, requests: Sequence[Request]) -> Generator[tuple[int, NewToken], None, None]:
+        """Yield what happens to these requests until all have ended, each with its place in the list.
+
+        Closing the generator cancels what has not ended.
+        """
+
+    def cancel(self, number: int) -> None:
+        """Make no more of the request that has this number in the news."""

@@ -1,7 +1,8 @@
-"""Choosing the next token from logits, each row of a batch by settings and random numbers of its own.
+"""Choosing the next token from logits, each row of a batch with settings and random numbers of its own.
 
-Every row may have another k and p in one compiled program: what top-k and top-p keep is found by its smallest logit,
-bit by bit (`_kept`). Mostly the few most probable tokens hold it, and then a CPU does not look at the others.
+One compiled program serves rows with different k and p. What top-k and top-p keep is described by the
+smallest logit that stays, which is found bit by bit (`_kept`). Usually that logit is among the few largest of
+the row; a CPU looks at those first, and at the whole vocabulary only where they are not enough.
 """
 
 import math
@@ -15,15 +16,16 @@ from jax import Array
 
 from jaxgpt.errors import ConfigError
 
-CANDIDATES = 256  # the most probable tokens, among which filters are tried first
+CANDIDATES = 256  # on CPU, filters are tried first among so many of the most probable tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. The order is penalties, temperature, top-k, top-p, min-p."""
+    """How the next token is drawn: by penalties, temperature, top-k, top-p and min-p, in this order."""
 
     temperature: float = 1.0
-    """Divides the logits: below 1 bolder, above 1 wilder; 0 always takes the most probable token."""
+    """Divides the logits. Below 1, probable tokens become more probable; above 1, improbable ones do; 0
+    always takes the most probable token."""
     top_k: int = 0
     """Only the k most probable tokens stay; 0 keeps all."""
     top_p: float = 1.0
@@ -31,8 +33,8 @@ class Sampling:
     min_p: float = 0.0
     """Only tokens with at least this share of the most probable one's probability stay; 0 keeps all."""
     repetition_penalty: float = 1.0
-    """Divides positive logits of tokens already in the text, prompt included, and multiplies negative ones; 1 does
-    nothing. Source: Keskar et al. 2019 (CTRL), section 4.1."""
+    """Divides positive logits of tokens already in the text, prompt included, and multiplies negative ones; 1
+    does nothing. Source: Keskar et al. 2019 (CTRL), section 4.1."""
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens already written, prompt not included."""
     frequency_penalty: float = 0.0
@@ -65,25 +67,28 @@ class Sampling:
 
 
 class Plan(NamedTuple):
-    """What a compiled program has to be able to do: the union of what its rows ask for."""
+    """What a compiled program has to be able to do, which is all that its rows ask for, and where it runs."""
 
     draws: bool
     filters: bool
     penalises: bool
+    platform: str
+    """`cpu`, `gpu` or `tpu`. It decides between ways of computing the same tokens."""
 
     @classmethod
-    def of(cls, samplings: Sequence[Sampling]) -> "Plan":
+    def of(cls, samplings: Sequence[Sampling], platform: str) -> "Plan":
         return cls(
             any(s.temperature > 0 for s in samplings),
             any(s.filters for s in samplings),
             any(s.penalises for s in samplings),
+            platform,
         )
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Settings:
-    """Sampling of every row, as arrays [B]."""
+    """The `Sampling` of every row, as arrays [B]."""
 
     temperature: Array
     top_k: Array
@@ -114,7 +119,8 @@ def choose(
 ) -> Array:
     """The next token of every row [B], int32, from float32 logits [B, V].
 
-    The random numbers of a row depend on its seed and on the number of the token alone, not on the rows beside it.
+    The random numbers of a row depend only on its seed and on the number of the token, not on the rows beside
+    it.
     """
     if plan.penalises:
         assert seen is not None, "penalties need what was seen"
@@ -122,39 +128,40 @@ def choose(
     if not plan.draws:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     key_B = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(seed_B, number_B)
-    drawn_B = draw(key_B, filtered(logits_BV, settings, plan))
+    drawn_B = draw(key_B, filtered(logits_BV, settings, plan), plan.platform)
     return jnp.where(settings.temperature > 0, drawn_B, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
 
 
-def draw(key_B: Array, logits_BV: Array) -> Array:
+def draw(key_B: Array, logits_BV: Array, platform: str) -> Array:
     """A token of each row with the probabilities of softmax (the Gumbel-max trick).
 
-    On CPU by `top_k` of one: XLA fuses the random numbers into an argmax, which is slower (8 rows of 50,304: 2.4 and
-    5.1 ms).
+    On CPU the largest number is found by `top_k` of one: XLA fuses the random numbers into an argmax there,
+    and computes them more slowly.
     """
     noisy_BV = logits_BV + jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(key_B)
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         return jax.lax.top_k(noisy_BV, 1)[1][:, 0]
     return jnp.argmax(noisy_BV, axis=-1).astype(jnp.int32)
 
 
 def filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
-    """The logits that tokens are drawn from: after temperature (rows of temperature 0 keep theirs) and the filters.
+    """The logits that tokens are drawn from: after temperature and the filters. Rows of temperature 0 keep
+    theirs.
 
-    Where a row's CANDIDATES most probable tokens hold all that the filters keep, they tell what the smallest is, and
-    only where they do not is the whole vocabulary searched. (`choose` for 8 rows of 50,304, top_k 50, on CPU: 4.4 ms,
-    and 14.8 by search alone. An accelerator only searches: passes over the logits are cheap there, and sorting is not.)
+    On CPU the filters are tried on the CANDIDATES most probable tokens of each row. Where these hold all that
+    the filters keep, they tell what the smallest logit is that stays; only where they do not is the whole
+    vocabulary searched. An accelerator always searches: passes over the logits are cheap there, and sorting
+    is not.
     """
     logits_BV = logits_BV - logits_BV.max(axis=-1, keepdims=True)  # or a small temperature would overflow
     logits_BV = logits_BV / jnp.where(settings.temperature > 0, settings.temperature, 1.0)[:, None]
     if not plan.filters:
         return logits_BV
-    if logits_BV.shape[1] <= CANDIDATES or jax.default_backend() != "cpu":
+    if logits_BV.shape[1] <= CANDIDATES or plan.platform != "cpu":
         return _keep(logits_BV, settings)
     kept_BC = _keep(jax.lax.top_k(logits_BV, CANDIDATES)[0], settings, jax.nn.logsumexp(logits_BV, axis=-1))
-    found_B = (settings.top_k <= CANDIDATES) & (
-        kept_BC[:, -1] == -jnp.inf
-    )  # if the last is out, so are all behind it
+    # If the last candidate is filtered out, so are all tokens behind it.
+    found_B = (settings.top_k <= CANDIDATES) & (kept_BC[:, -1] == -jnp.inf)
     smallest_B = jnp.where(kept_BC == -jnp.inf, jnp.inf, kept_BC).min(axis=-1)
     kept_BV = jnp.where(logits_BV >= smallest_B[:, None], logits_BV, -jnp.inf)
     return jax.lax.cond(
@@ -165,7 +172,11 @@ def filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
 
 
 def _keep(logits_BV: Array, settings: Settings, total_B: Array | None = None) -> Array:
-    """-inf for what a row's filters do not keep; `total_B` is what `keep_top_p` needs where nothing is out by top-k."""
+    """-inf for what a row's filters do not keep.
+
+    `total_B` is for logits that are only part of their rows: what `keep_top_p` takes where top-k filters
+    nothing out.
+    """
     kept_BV = keep_top_k(logits_BV, settings.top_k)
     if total_B is not None:
         total_B = jnp.where(settings.top_k == 0, total_B, jax.nn.logsumexp(kept_BV, axis=-1))
@@ -175,7 +186,7 @@ def _keep(logits_BV: Array, settings: Settings, total_B: Array | None = None) ->
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Seen:
-    """Which tokens stand in the prompt, and how often each was written since; [B, V]."""
+    """Which tokens stand in the prompt of each row, and how often each was written since; both [B, V]."""
 
     prompt: Array
     written: Array
@@ -206,10 +217,11 @@ def keep_top_k(logits_BV: Array, k_B: Array) -> Array:
 
 
 def keep_top_p(logits_BV: Array, p_B: Array, total_B: Array | None = None) -> Array:
-    """-inf for all but the most probable tokens, as few as reach p together (ties with the last stay).
+    """-inf for all but the most probable tokens, as few as have probability p together (ties with the last
+    stay).
 
-    `total_B` is the logarithm of what the exponentials of a row's logits add up to, where the logits are not all that
-    belong to the row. Source: Holtzman et al. 2020, equation 3.
+    `total_B` is for logits that are only part of their rows: the logarithm of the sum of the exponentials of
+    all logits of each row. Source: Holtzman et al. 2020, equation 3.
     """
     total_B = jax.nn.logsumexp(logits_BV, axis=-1) if total_B is None else total_B
     kept_BV = _kept(logits_BV, jnp.exp(logits_BV - total_B[:, None]), p_B)
@@ -217,15 +229,19 @@ def keep_top_p(logits_BV: Array, p_B: Array, total_B: Array | None = None) -> Ar
 
 
 def keep_min_p(logits_BV: Array, p_B: Array) -> Array:
-    """-inf for tokens of less than p times the largest probability; 0 keeps all. Source: Nguyen et al. 2024."""
+    """-inf for tokens with less than p times the largest probability; 0 keeps all.
+
+    Source: Nguyen et al. 2024.
+    """
     smallest_B1 = logits_BV.max(axis=-1, keepdims=True) + jnp.log(p_B)[:, None]
     return jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
 
 
 def _kept(logits_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
-    """-inf for all but the largest logits of each row, as few as weigh this much together; all where none do.
+    """-inf for all but the largest logits of each row, as few as weigh `wanted_B` together.
 
-    The smallest logit that stays is found from its highest bit down: floats order as the integers `order_BV` do.
+    All stay where all together weigh less. The smallest logit that stays is found from its highest bit down:
+    the integers `order_BV` have the order of the floats.
     """
     bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.uint32)
     order_BV = jnp.where(bits_BV >> 31 == 1, ~bits_BV, bits_BV | jnp.uint32(1 << 31))
@@ -236,7 +252,5 @@ def _kept(logits_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
         return jnp.where(weight_B >= wanted_B, larger_B, smallest_B)
 
     smallest_B = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(len(logits_BV), jnp.uint32))
-    smallest_B = jnp.minimum(
-        smallest_B, order_BV.max(axis=-1)
-    )  # nothing was wanted: the largest stays all the same
+    smallest_B = jnp.minimum(smallest_B, order_BV.max(axis=-1))  # where nothing is wanted, the largest stays
     return jnp.where(order_BV >= smallest_B[:, None], logits_BV, -jnp.inf)

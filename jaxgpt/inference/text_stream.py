@@ -1,7 +1,7 @@
 """Token ids become text piece by piece, never in half characters and never beyond a stop string."""
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -46,18 +46,3 @@ def _overlap(text: str, stop: str) -> int:
     return next(
         (size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0
     )
-
-
-def text_pieces(tokenizer: Tokenizer, ids: Iterable[int], stop: Sequence[str] = ()) -> Iterator[str]:
-    """Yield the text of ids as they come, and take no more ids after a stop string.
-
-    Joined, the pieces are `tokenizer.decode(ids)` up to the first stop string.
-    """
-    stream = TextStream(tokenizer, stop)
-    for token in ids:
-        if piece := stream.push(token):
-            yield piece
-        if stream.stopped:
-            return
-    if rest := stream.finish():
-        yield rest

@@ -13,7 +13,7 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.model.attend import attend, attend_cached, drop
 from jaxgpt.model.attention import join_heads, split_heads
 from jaxgpt.model.cache import Cached, write_positions
-from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Kernels, linear
+from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Layers
 from jaxgpt.model.mask import Mask
 from jaxgpt.model.positions import alibi_slopes, rotate_by_position
 from jaxgpt.parallel import NOWHERE, Placement
@@ -50,10 +50,10 @@ def residual_std(config: GPTConfig) -> float:
 class Attention(nnx.Module):
     """Causal multi-head self-attention. `c_attn` makes query, key and value, stacked on an axis of 3."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels, placement: Placement) -> None:
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers, placement: Placement) -> None:
         self.config, self.placement = config, placement
-        self.c_attn = linear(config, config.width, (3, config.width), rngs, kernels)
-        self.c_proj = linear(config, config.width, (config.width,), rngs, kernels, std=residual_std(config))
+        self.c_attn = layers.linear(config, config.width, (3, config.width), rngs)
+        self.c_proj = layers.linear(config, config.width, (config.width,), rngs, std=residual_std(config))
 
     def __call__(
         self,
@@ -100,12 +100,10 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Two linear layers with the activation between."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels) -> None:
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers) -> None:
         self.activation = ACTIVATIONS[config.activation]
-        self.c_fc = linear(config, config.width, (config.mlp_size,), rngs, kernels)
-        self.c_proj = linear(
-            config, config.mlp_size, (config.width,), rngs, kernels, std=residual_std(config)
-        )
+        self.c_fc = layers.linear(config, config.width, (config.mlp_size,), rngs)
+        self.c_proj = layers.linear(config, config.mlp_size, (config.width,), rngs, std=residual_std(config))
 
     def __call__(self, x_BTD: Array) -> Array:
         """What the MLP adds to the residual stream, [B, T, D]."""
@@ -116,13 +114,13 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
-        self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED, placement: Placement = NOWHERE
+        self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers = AS_TRAINED, placement: Placement = NOWHERE
     ) -> None:
         self.dropout, self.placement = config.dropout, placement
         self.ln_1 = layer_norm(config, rngs)
-        self.attn = Attention(config, rngs, kernels, placement)
+        self.attn = Attention(config, rngs, layers, placement)
         self.ln_2 = layer_norm(config, rngs)
-        self.mlp = MLP(config, rngs, kernels)
+        self.mlp = MLP(config, rngs, layers)
 
     def __call__(
         self,

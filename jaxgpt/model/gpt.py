@@ -21,7 +21,7 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.model.attend import drop
 from jaxgpt.model.block import Block, layer_norm
 from jaxgpt.model.cache import Cached, KVCache
-from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Kernels, ServedEmbed, normal, rows_of, scores_of
+from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Layers, normal
 from jaxgpt.model.positions import sinusoidal_positions
 from jaxgpt.parallel import NOWHERE, Placement
 
@@ -32,19 +32,19 @@ class GPT(nnx.Module):
     """What stands around the blocks: the embeddings before them, the last LayerNorm and the output head behind."""
 
     def __init__(
-        self, config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels = AS_TRAINED, placement: Placement = NOWHERE
+        self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers = AS_TRAINED, placement: Placement = NOWHERE
     ) -> None:
-        self.config, self.turned, self.placement = config, kernels.turned, placement
-        self.wte = _table(config, rngs, kernels)
+        self.config, self.placement = config, placement
+        self.wte = layers.table(config, rngs)
         if config.position == "learned":
             self.wpe = nnx.Embed(config.context, config.width, embedding_init=normal(INIT_STD), rngs=rngs)
         self.ln_f = layer_norm(config, rngs)
         if not config.tied_head:
-            self.lm_head = _table(config, rngs, kernels)
+            self.lm_head = layers.table(config, rngs)
 
     def embed(self, tokens_BT: Array, positions_BT: Array, key: Array | None) -> Array:
         """The residual stream [B, T, D] in front of the first block."""
-        x_BTD = rows_of(self.wte, tokens_BT)
+        x_BTD = self.wte.rows(tokens_BT)
         if self.config.position == "learned":
             x_BTD = x_BTD + self.wpe.embedding[positions_BT]
         elif self.config.position == "sinusoidal":
@@ -55,9 +55,7 @@ class GPT(nnx.Module):
     def unembed(self, x_BTD: Array) -> Array:
         """float32 logits over the stored vocabulary; ids past the real one have -inf."""
         flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see layers.Linear
-        logits_LV = scores_of(
-            self.wte if self.config.tied_head else self.lm_head, flat_LD, turned=self.turned
-        )
+        logits_LV = (self.wte if self.config.tied_head else self.lm_head).scores(flat_LD)
         logits_LV = self.placement("logits", logits_LV)
         real_V = jnp.arange(self.config.padded_vocab) < self.config.vocab
         logits_LV = jnp.where(jnp.broadcast_to(real_V, logits_LV.shape), logits_LV, -jnp.inf)
@@ -123,28 +121,28 @@ def define(
     *,
     remat: bool = False,
     unrolled: bool = False,
-    kernels: Kernels = AS_TRAINED,
+    layers: Layers = AS_TRAINED,
     placement: Placement = NOWHERE,
 ) -> Model:
     """The pure functions of this architecture.
 
     `remat` computes each block's activations again in the backward pass instead of keeping them. `unrolled`
     runs stacked blocks one after another instead of scanning them: the same numbers, a longer compilation,
-    often a faster step. `kernels` says how the parameters are laid out; where it is not `AS_TRAINED`, `init`
-    must not be used. `placement` says which devices compute; it decides how activations lie and which
+    often a faster step. `layers` makes the linear layers and the tables of tokens, and so decides how the
+    parameters are laid out. `placement` says which devices compute; it decides how activations lie and which
     attention kernel runs.
     """
-    outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), kernels, placement)), nnx.Param)
-    inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), kernels, placement)), nnx.Param)
+    outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), layers, placement)), nnx.Param)
+    inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), layers, placement)), nnx.Param)
 
     exactly = jax.default_matmul_precision(config.matmul_precision)
 
     def init(key: Array) -> Params:
         ends, blocks = jax.random.split(key)
-        stacked = jax.vmap(lambda k: _parameters(Block(config, nnx.Rngs(k))))(
+        stacked = jax.vmap(lambda k: _parameters(Block(config, nnx.Rngs(k), layers)))(
             jax.random.split(blocks, config.layers)
         )
-        return _parameters(GPT(config, nnx.Rngs(ends))) | {"h": stacked}
+        return _parameters(GPT(config, nnx.Rngs(ends), layers)) | {"h": stacked}
 
     def run_block(block: Params, *arguments: Any) -> tuple[Array, tuple[Array, Array]]:
         return nnx.merge(inside, block)(*arguments)
@@ -262,19 +260,3 @@ unstacked.defvjp(_unstacked_forward, _unstacked_backward)
 
 def _parameters(module: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.split(module, nnx.Param)[1])
-
-
-def _table(config: GPTConfig, rngs: nnx.Rngs, kernels: Kernels) -> nnx.Module:
-    if kernels.int8:
-        return ServedEmbed(config.padded_vocab, config.width)
-    return nnx.Embed(config.padded_vocab, config.width, embedding_init=_padded_normal(config), rngs=rngs)
-
-
-def _padded_normal(config: GPTConfig) -> nnx.Initializer:
-    """Normal rows for the vocabulary, zero rows for the padding."""
-
-    def initialise(key, shape, dtype=jnp.float32, out_sharding=None):
-        rows_VD = INIT_STD * jax.random.normal(key, shape, dtype)
-        return jnp.where(jnp.arange(shape[0])[:, None] < config.vocab, rows_VD, 0)
-
-    return initialise

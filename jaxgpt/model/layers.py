@@ -1,10 +1,13 @@
-"""Linear layers and embedding tables: as they are trained, and as they are laid out to be served.
+"""The linear layers and embedding tables that a model is built from, as they are trained.
 
-Trained, a kernel is (in, out) and float32. Served (`Kernels`), it may be turned to (out, in), which the CPU's products
-with few rows read in order, and it may be int8 with a float32 scale for each output (weight-only quantisation).
+`define` is given a factory (`Layers`) and asks it for every linear layer and every table of token embeddings.
+The factory here, AS_TRAINED, makes what a model is trained with and what is stored: kernels (in, out) in
+float32. Another factory may store or compute the same layers in another way (`inference.served_layers`).
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,46 +17,44 @@ from jax import Array
 from jaxgpt.config import GPTConfig
 
 INIT_STD = 0.02  # GPT-2's initializer_range
-MOST_PAIRED = 8  # rows of a product with a turned kernel that reads its outputs in pairs
 
 
-class Kernels(NamedTuple):
-    """How the matrices of a model lie in memory; the default is how they are trained and stored."""
+class Table(Protocol):
+    """A table with one embedding for each token."""
 
-    turned: bool = False
-    """Kernels are (out, in)."""
-    int8: bool = False
-    """Kernels and embedding tables are int8; `kernel_scale` and `embedding_scale` say what 1 means, a row each."""
+    def rows(self, tokens: Array) -> Array:
+        """The embeddings of token ids [...], float32 [..., D]."""
 
-
-AS_TRAINED = Kernels()
+    def scores(self, x_LD: Array) -> Array:
+        """The product of each row of x with every embedding, float32 [L, V]."""
 
 
-def normal(std: float) -> nnx.Initializer:
-    """Initialiser: normal with this standard deviation."""
-    return nnx.initializers.normal(stddev=std)
+class Layers(Protocol):
+    """A factory of layers. It must be hashable: factories are static arguments of compiled programs."""
 
+    def linear(
+        self,
+        config: GPTConfig,
+        inputs: int,
+        outputs: tuple[int, ...],
+        rngs: nnx.Rngs,
+        *,
+        std: float = INIT_STD,
+    ) -> Callable[[Array], Array]:
+        """An NNX module that maps the last axis: [..., inputs] to [..., *outputs].
 
-def linear(
-    config: GPTConfig,
-    inputs: int,
-    outputs: tuple[int, ...],
-    rngs: nnx.Rngs,
-    kernels: Kernels,
-    *,
-    std: float = INIT_STD,
-) -> nnx.Module:
-    """A linear layer over the last axis: [..., inputs] to [..., *outputs]."""
-    if kernels == AS_TRAINED:
-        return Linear(config, inputs, outputs, rngs, std=std)
-    return ServedLinear(config, inputs, outputs, kernels)
+        `std` is the standard deviation of a new kernel.
+        """
+
+    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> Table:
+        """An NNX module with a row for each token id of the padded vocabulary."""
 
 
 class Linear(nnx.LinearGeneral):
-    """A linear layer over the last axis, in the compute dtype with float32 parameters.
+    """A linear layer over the last axis. It computes in the compute dtype; its parameters are float32.
 
-    All leading axes are flattened into one: XLA on CPU is slow on the gradient of a product whose left operand has two
-    (unrolled blocks, gradient, before and after: nano 254 and 192 ms, GPT-2 width at 2 x 1024 tokens 1.68 and 1.50 s).
+    All leading axes are flattened into one, because XLA on CPU is slow on the gradient of a product whose
+    left operand has two of them.
     """
 
     def __init__(
@@ -80,70 +81,54 @@ class Linear(nnx.LinearGeneral):
         return y.reshape(*inputs.shape[:-1], *y.shape[1:])
 
 
-class ServedLinear(nnx.Module):
-    """The same layer with its kernel laid out for serving; never initialised, only filled (`inference.served`)."""
+class TokenTable(nnx.Embed):
+    """The token embeddings, float32. The rows that pad the vocabulary are zero."""
 
-    def __init__(self, config: GPTConfig, inputs: int, outputs: tuple[int, ...], kernels: Kernels) -> None:
-        self.dtype, self.turned = config.compute_dtype, kernels.turned
-        shape = (*outputs, inputs) if kernels.turned else (inputs, *outputs)
-        self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8 if kernels.int8 else config.compute_dtype))
-        self.kernel_scale = nnx.Param(jnp.zeros(outputs)) if kernels.int8 else None
-        self.bias = nnx.Param(jnp.zeros(outputs)) if config.bias else None
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
+        super().__init__(
+            config.padded_vocab, config.width, embedding_init=_padded_normal(config.vocab), rngs=rngs
+        )
 
-    def __call__(self, x: Array) -> Array:
-        x_LI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = product(x_LI, self.kernel[...].astype(self.dtype), turned=self.turned)
-        if self.kernel_scale is not None:
-            y = y * self.kernel_scale[...].astype(self.dtype)[None]
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)[None]
-        return y.reshape(*x.shape[:-1], *y.shape[1:])
+    def rows(self, tokens: Array) -> Array:
+        return self.embedding[tokens].astype(jnp.float32)
+
+    def scores(self, x_LD: Array) -> Array:
+        table_VD = self.embedding[...].astype(x_LD.dtype)
+        return jnp.einsum("ld,vd->lv", x_LD, table_VD, preferred_element_type=jnp.float32)
 
 
-def product(x_LI: Array, kernel: Array, *, turned: bool) -> Array:
-    """[L, I] times a kernel (I, ...) or, turned, (..., I): [L, ...]."""
-    if not turned:
-        return jax.lax.dot_general(x_LI, kernel, (((1,), (0,)), ((), ())))
-    outputs, kernel_OI = kernel.shape[:-1], kernel.reshape(-1, kernel.shape[-1])
-    y_OL = _turned_product(kernel_OI, x_LI)
-    return y_OL.T.reshape(len(x_LI), *outputs)
+@dataclass(frozen=True)
+class TrainedLayers:
+    """The factory of the layers that a model is trained with."""
+
+    def linear(
+        self,
+        config: GPTConfig,
+        inputs: int,
+        outputs: tuple[int, ...],
+        rngs: nnx.Rngs,
+        *,
+        std: float = INIT_STD,
+    ) -> Linear:
+        return Linear(config, inputs, outputs, rngs, std=std)
+
+    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> TokenTable:
+        return TokenTable(config, rngs)
 
 
-def _turned_product(kernel_OI: Array, x_LI: Array) -> Array:
-    """[O, I] times [L, I] transposed: [O, L].
-
-    With a few rows, two outputs are read as one of twice the length, and each row is multiplied once with zeros behind
-    it and once with zeros before it. The zeros' arithmetic is free, as such a product waits for memory, and longer
-    runs are read faster (all matrices of 124M: two rows 34 ms, so 21; eight 37 and 31; with four outputs as one 52).
-    """
-    rows, (outputs, inputs) = len(x_LI), kernel_OI.shape
-    if not 1 < rows <= MOST_PAIRED or outputs % 2:
-        return jax.lax.dot_general(kernel_OI, x_LI, (((1,), (1,)), ((), ())))
-    none_LI = jnp.zeros_like(x_LI)
-    twice = jnp.block([[x_LI, none_LI], [none_LI, x_LI]])
-    y = jax.lax.dot_general(kernel_OI.reshape(-1, 2 * inputs), twice, (((1,), (1,)), ((), ())))
-    return y.reshape(outputs, rows)
+AS_TRAINED = TrainedLayers()
 
 
-class ServedEmbed(nnx.Module):
-    """A table of embeddings, a row a token, in int8."""
-
-    def __init__(self, rows: int, width: int) -> None:
-        self.embedding = nnx.Param(jnp.zeros((rows, width), jnp.int8))
-        self.embedding_scale = nnx.Param(jnp.zeros(rows))
+def normal(std: float) -> nnx.Initializer:
+    """Initialiser: normal with this standard deviation."""
+    return nnx.initializers.normal(stddev=std)
 
 
-def rows_of(table: Any, tokens: Array) -> Array:
-    """The float32 embeddings of tokens."""
-    rows = table.embedding[tokens].astype(jnp.float32)
-    return rows * table.embedding_scale[tokens][..., None] if isinstance(table, ServedEmbed) else rows
+def _padded_normal(vocab: int) -> nnx.Initializer:
+    """Initialiser: normal rows for the vocabulary, zero rows for the padding behind it."""
 
+    def initialise(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        rows_VD = INIT_STD * jax.random.normal(key, shape, dtype)
+        return jnp.where(jnp.arange(shape[0])[:, None] < vocab, rows_VD, 0)
 
-def scores_of(table: Any, x_LD: Array, *, turned: bool) -> Array:
-    """The float32 product of each row of x with every row of the table, which lies as a turned kernel does: [L, V]."""
-    table_VD = table.embedding[...].astype(x_LD.dtype)
-    if turned and x_LD.dtype == jnp.float32:
-        scores_LV = _turned_product(table_VD, x_LD).T
-    else:
-        scores_LV = jnp.einsum("ld,vd->lv", x_LD, table_VD, preferred_element_type=jnp.float32)
-    return scores_LV * table.embedding_scale[...][None] if isinstance(table, ServedEmbed) else scores_LV
+    return initialise

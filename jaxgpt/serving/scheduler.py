@@ -97,20 +97,18 @@ class Job:
 class Scheduler:
     """Runs an engine in a thread of its own from `start` to `stop`. The docstring of this file explains how.
 
-    `waiting` is how many requests may wait in addition to those that have a slot. `end` is the token id that
-    ends a text. The engine itself is made without one: this token then arrives with its log-probability like
-    any other, and the scheduler ends its request. `on_failure` is called, from the engine's thread, when the
-    engine has raised an error; from then on every request gets EngineFailed.
+    `waiting` is how many requests may wait in addition to those that have a slot. `on_failure` is called, from
+    the engine's thread, when the engine has raised an error; from then on every request gets EngineFailed.
     """
 
     def __init__(
-        self, engine: Engine, *, end: int, waiting: int = 64, on_failure: Callable[[], None] = lambda: None
+        self, engine: Engine, *, waiting: int = 64, on_failure: Callable[[], None] = lambda: None
     ) -> None:
         self.slots, self.most_open = engine.slots, engine.slots + waiting
         self.failed = False
         self.open = 0
         """The number of requests, and texts to score, that have not ended."""
-        self._engine, self._end, self._on_failure = engine, end, on_failure
+        self._engine, self._on_failure = engine, on_failure
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: dict[int, tuple[Job, int]] = {}
         self._texts: deque[_Text] = deque()
@@ -215,12 +213,7 @@ class Scheduler:
     def _deliver(self, news: list[NewToken]) -> None:
         by_job: dict[Job, list[tuple[int, NewToken]]] = {}
         for new in news:
-            if new.request not in self._jobs:
-                continue  # the text has ended earlier in the same step
             job, place = self._jobs[new.request]
-            if new.token == self._end:
-                self._engine.cancel(new.request)
-                new = new._replace(finish="end")
             if new.finish:
                 del self._jobs[new.request]
             by_job.setdefault(job, []).append((place, new))

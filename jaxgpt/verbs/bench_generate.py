@@ -16,6 +16,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.served import Served
 from jaxgpt.model.gpt import define
 from jaxgpt.training.flops import count_parameters
 
@@ -40,7 +41,7 @@ def generate_figures(
     device = mesh.local_devices[0]
     bandwidth = copy_bandwidth(device)
     params = jax.jit(define(config).init)(jax.random.key(0))
-    engine = Engine(config, params, slots=batch, int8=int8, mesh=mesh)
+    engine = Engine(Served.of(config, params, int8=int8, mesh=mesh), slots=batch)
     del params
     tokens = np.random.default_rng(0).integers(0, config.vocab, (batch, prompt)).tolist()
     greedy = Sampling(temperature=0)

@@ -60,15 +60,7 @@ def run(args: ChatArgs) -> None:
     template = template_of(args.model) if args.template == "auto" else args.template
     lm = args.load(args.model)
     tokenizer = lm.tokenizer
-    engine = Engine(
-        lm.text_config,
-        lm.params,
-        end=tokenizer.end_of_text,
-        slots=1,
-        steps=STEPS,
-        int8=args.int8,
-        consume=True,
-    )
+    engine = Engine(args.served(lm), slots=1, end=tokenizer.end_of_text, steps=STEPS)
     request = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)
     room = room_for_prompt(lm.config.context, args.max_new_tokens)
     talk = Conversation(tokenizer, template, room, args.system)
@@ -93,7 +85,7 @@ def _reply(
 ) -> None:
     """Write the answer to a line as it comes, and remember it. Each answer has a random seed of its own."""
     from jaxgpt.display import note, write_text
-    from jaxgpt.inference.conversation import answer_pieces
+    from jaxgpt.inference.texts import pieces_of
 
     with _interruptible() as stopped:
         ids, left_out = talk.ask(line)
@@ -104,9 +96,12 @@ def _reply(
         )
         _label("model", "green")
         said = []
-        for piece in answer_pieces(engine, request, talk.tokenizer, talk.stop + stop, stopped):
-            said.append(piece)
-            write_text(piece)
+        with contextlib.closing(pieces_of(engine, [request], talk.tokenizer, talk.stop + stop)) as pieces:
+            for piece in pieces:
+                if stopped():
+                    break
+                said.append(piece.text)
+                write_text(piece.text)
         talk.answer("".join(said))
         write_text("\n")
         if stopped():

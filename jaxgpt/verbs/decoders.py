@@ -1,15 +1,15 @@
 """What writes the tokens of `generate`: the engine, a beam search, or a small model that the model checks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from jaxgpt.errors import ConfigError
 from jaxgpt.verbs.flags import EngineFlags
 
 if TYPE_CHECKING:
-    from jaxgpt.inference.requests import NewToken, Request
+    from jaxgpt.inference.requests import Decoder, NewToken, Request
     from jaxgpt.language_model import LanguageModel
 
 
@@ -41,7 +41,7 @@ class DecoderFlags(EngineFlags):
 
         end = lm.tokenizer.end_of_text
         if not self.beams and self.draft is None:
-            yield Engine(lm.text_config, lm.params, slots=slots, end=end, int8=self.int8, consume=True)
+            yield Engine(self.served(lm), slots=slots, end=end)
             return
         way = "beams" if self.beams else "draft"
         logprobs = any(request.logprobs is not None for request in requests)
@@ -74,11 +74,12 @@ class DecoderFlags(EngineFlags):
     def _search(self, lm: "LanguageModel", end: int) -> "Callable[[Request], Iterator[int]]":
         from jaxgpt.inference.beam import beam_search
 
+        served = self.served(lm)
+
         def tokens_of(request: "Request") -> Iterator[int]:
             if request.max_new_tokens > 0:
                 yield from beam_search(
-                    lm.text_config,
-                    lm.params,
+                    served,
                     request.prompt,
                     beams=self.beams,
                     end=end,
@@ -98,7 +99,7 @@ class DecoderFlags(EngineFlags):
                 why="it has another tokenizer than the model",
                 fix="name a draft that was trained with the model's tokenizer",
             )
-        pair = (lm.text_config, lm.params), (draft.text_config, draft.params)
+        pair = self.served(lm), self.served(draft)
         decoder, told = SpeculativeDecoder(*pair, lookahead=self.lookahead, end=end), list[Statistics]()
 
         def tokens_of(request: "Request") -> Iterator[int]:
@@ -120,16 +121,6 @@ class DecoderFlags(EngineFlags):
         )
 
 
-class Decoder(Protocol):
-    """What `generate` needs from an engine."""
-
-    def run(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, NewToken]]":
-        """Yield what happens to the requests, each event with the place of its request in the list."""
-
-    def cancel(self, number: int) -> None:
-        """End the request that has this number in the events."""
-
-
 class OneByOne:
     """A decoder that runs requests one after another; `tokens_of` yields the tokens of one."""
 
@@ -137,7 +128,7 @@ class OneByOne:
         self._tokens_of = tokens_of
         self._cancelled: set[int] = set()
 
-    def run(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, NewToken]]":
+    def run(self, requests: "Sequence[Request]") -> "Generator[tuple[int, NewToken], None, None]":
         """Yield each token, with the place of its request in the list."""
         from jaxgpt.inference.requests import NewToken
 

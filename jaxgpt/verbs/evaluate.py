@@ -47,6 +47,7 @@ def run(args: EvaluateArgs) -> None:
     from jaxgpt.display import waiting
     from jaxgpt.evaluation.figures import task_figures, text_figures
     from jaxgpt.inference.prompts import read_examples
+    from jaxgpt.inference.served import Served
     from jaxgpt.language_model import load
 
     if args.data is None and args.examples is None:
@@ -57,23 +58,28 @@ def run(args: EvaluateArgs) -> None:
         )
     examples = read_examples(args.examples) if args.examples else []
     lm = load(args.model)
+    rounded = Served.of(lm.text_config, lm.params, int8=True) if args.int8 else None
     figures: list[Figure] = []
     if args.data:
         folder = data_folder(args.data)
         with waiting(f"scoring the validation split of {folder}"):
-            figures += text_figures(lm.config, lm.params, lm.given_tokenizer, folder, int8=args.int8)
+            figures += text_figures(
+                lm.served,
+                lm.given_tokenizer,
+                folder,
+                rounded=rounded,
+                left_out=lm.config.vocab - lm.text_config.vocab,
+            )
     if examples:
         tokenizer = lm.tokenizer
         with waiting(f"asking {len(examples)} examples"):
             figures += task_figures(
-                lm.config,
-                lm.params,
+                rounded or lm.served,
                 tokenizer,
                 examples,
                 shots=args.shots,
                 instruction=args.instruction,
                 seed=args.seed,
-                int8=args.int8,
             )
     _show(figures)
     if args.json:

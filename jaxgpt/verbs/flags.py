@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxgpt.config import MeshConfig
 
 if TYPE_CHECKING:
+    from jaxgpt.inference.served import Served
     from jaxgpt.language_model import LanguageModel
 
 
@@ -41,3 +42,9 @@ class EngineFlags:
         return dataclasses.replace(
             lm, config=dataclasses.replace(lm.config, compute_dtype=self.compute_dtype)
         )
+
+    def served(self, lm: "LanguageModel") -> "Served":
+        """The model laid out to write text; its own parameters are used up."""
+        from jaxgpt.inference.served import Served
+
+        return Served.of(lm.text_config, lm.params, int8=self.int8, consume=True)

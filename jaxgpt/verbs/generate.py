@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxgpt.errors import ConfigError
-from jaxgpt.verbs.decoders import Decoder, DecoderFlags
+from jaxgpt.verbs.decoders import DecoderFlags
 
 if TYPE_CHECKING:
-    from jaxgpt.inference.requests import NewToken, Request
     from jaxgpt.inference.sampling import Sampling
+    from jaxgpt.inference.texts import Piece
     from jaxgpt.text.tokenizer import Tokenizer
 
 
@@ -105,6 +104,7 @@ def run(args: GenerateArgs) -> None:
     """Write the texts. Impossible settings and prompts are refused before anything is written."""
     from jaxgpt.display import note, write_text
     from jaxgpt.inference.prompts import FEW_SHOT_STOP, few_shot_prompt, read_examples
+    from jaxgpt.inference.texts import pieces_of
     from jaxgpt.language_model import MOST_SLOTS
 
     sampling, prompts, stop = args.sampling(), list(args.prompts), args.stop
@@ -127,33 +127,19 @@ def run(args: GenerateArgs) -> None:
             )
     slots = 1 if args.stream else min(MOST_SLOTS, 1 << (len(prompts) - 1).bit_length())
     written: list[_Output] = [
-        _Output(
-            tokenizer, stop, prompt=None if asks else prompt, lines=None if args.logprobs is None else number
-        )
+        _Output(tokenizer, prompt=None if asks else prompt, lines=None if args.logprobs is None else number)
         for number, prompt in enumerate(prompts)
     ]
     with args.decoder(lm, requests, slots=slots) as decoder:
         if args.stream:
             for request, output in zip(requests, written, strict=True):
-                for _, piece in _pieces(decoder, [request], [output]):
-                    write_text(piece)
+                for piece in pieces_of(decoder, [request], tokenizer, stop):
+                    write_text(output.shown(piece))
         else:
             wholes = [""] * len(prompts)
-            for place, piece in _pieces(decoder, requests, written):
-                wholes[place] += piece
+            for piece in pieces_of(decoder, requests, tokenizer, stop):
+                wholes[piece.place] += written[piece.place].shown(piece)
             write_text("".join(wholes))
-
-
-def _pieces(
-    decoder: Decoder, requests: "Sequence[Request]", outputs: "Sequence[_Output]"
-) -> Iterator[tuple[int, str]]:
-    """Yield what is to be written for these requests, as it comes, each piece with its request's place."""
-    for place, new in decoder.run(requests):
-        yield place, outputs[place].take(new)
-        if outputs[place].stopped:
-            decoder.cancel(new.request)
-    for place, output in enumerate(outputs):
-        yield place, output.end()
 
 
 class _Output:
@@ -163,38 +149,23 @@ class _Output:
     a number, it is lines of JSON that have this number as their prompt.
     """
 
-    def __init__(
-        self, tokenizer: "Tokenizer", stop: "Sequence[str]", *, prompt: str | None, lines: int | None
-    ) -> None:
-        from jaxgpt.inference.text_stream import TextStream
+    def __init__(self, tokenizer: "Tokenizer", *, prompt: str | None, lines: int | None) -> None:
+        self._tokenizer, self._lines = tokenizer, lines
+        self._before = prompt or ""
+        self._space = prompt is None  # the first space of an answer belongs to the layout
 
-        self._tokenizer, self._stream, self._lines = tokenizer, TextStream(tokenizer, stop), lines
-        # The space before an answer belongs to the layout of the prompt.
-        self._before, self._space = prompt or "", prompt is None
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string has ended the text."""
-        return self._stream.stopped
-
-    def take(self, new: "NewToken") -> str:
-        """Return what one event adds to the output. This is nothing once a stop string has come."""
-        if self.stopped:
-            return ""
-        piece = self._stream.push(new.token) if new.token is not None else ""
+    def shown(self, piece: "Piece") -> str:
+        """What is written of a piece; the last one ends the line."""
         if self._lines is None:
-            return self._shown(piece)
-        if new.token is None:
+            return self._text(piece.text) + ("\n" if piece.new is None else "")
+        if piece.new is None or piece.new.written is None:
             return ""
-        line = {"prompt": self._lines, "token": new.token, "text": self._tokenizer.decode([new.token])}
+        new, token = piece.new, piece.new.written
+        line = {"prompt": self._lines, "token": token, "text": self._tokenizer.decode([token])}
         line |= {"logprob": new.logprob, "alternatives": new.alternatives}
         return json.dumps(line, ensure_ascii=False) + "\n"
 
-    def end(self) -> str:
-        """Return the text that was held back, and the end of the line."""
-        return self._shown(self._stream.finish()) + "\n" if self._lines is None else ""
-
-    def _shown(self, piece: str) -> str:
+    def _text(self, piece: str) -> str:
         if self._space and piece:
             piece, self._space = piece.removeprefix(" "), False
         before, self._before = self._before, ""

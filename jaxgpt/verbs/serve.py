@@ -78,18 +78,14 @@ def run(args: ServeArgs) -> None:
         with waiting(f"loading {args.model}"):
             lm = args.load(args.model)
             tokenizer = lm.tokenizer
-            engine = Engine(
-                lm.text_config, lm.params, slots=args.slots, steps=args.steps, int8=args.int8, consume=True
-            )
+            engine = Engine(args.served(lm), slots=args.slots, end=tokenizer.end_of_text, steps=args.steps)
         if args.warm_up:
             with waiting("compiling"):
                 engine.warm_up()
         name, context = args.name or Path(args.model).resolve().name, lm.config.context
         del lm
         limits = Limits(body=args.max_body, choices=args.max_choices, tokens=args.max_tokens)
-        scheduler = Scheduler(
-            engine, end=tokenizer.end_of_text, waiting=args.queue, on_failure=lambda: stop()
-        )
+        scheduler = Scheduler(engine, waiting=args.queue, on_failure=lambda: stop())
         app = create_app(
             scheduler, Reader(name, tokenizer, context, limits), key=key, local=_is_loopback(args.host)
         )

@@ -1,0 +1,174 @@
+"""How probable given texts are: the log-probabilities of many spans, in few passes over the device.
+
+Texts of about the same length are read side by side, up to TOKENS tokens in a call of the device. Rows are
+padded to a power of two (`bucket_of`). Logits are made only for the tokens that are scored, CHUNK of them at
+a time. The number of rows in a call is a power of four, or as many as TOKENS allows, so that any mix of texts
+compiles at most
+
+    (number of bucket lengths) x (number of powers of four up to TOKENS / SHORTEST_PROMPT)
+
+programs, and as many again where alternatives are asked for.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgpt.errors import ConfigError
+from jaxgpt.inference.programs import MOST_LOGPROBS, SHORTEST_PROMPT, bucket_of
+from jaxgpt.inference.served import Served
+from jaxgpt.text.batch import check_ids
+from jaxgpt.text.examples import Example, padded
+
+TOKENS = 4096  # read in a call of the device at most, unless a single text is longer
+CHUNK = 128  # scored tokens whose logits exist at one time
+
+
+class SpanScore(NamedTuple):
+    """What a model finds of the tokens of a text from `start` on, each of them given all tokens before it."""
+
+    logprobs_T: Any
+    """float32 log-probabilities, in nats."""
+    greedy_T: Any
+    """Whether each token is the most probable one: the one that greedy decoding takes."""
+    top: tuple[Any, Any] | None
+    """The largest log-probabilities at each place and their ids, both [T, K]; None unless asked for."""
+
+
+def score_spans(
+    served: Served, spans: Sequence[tuple[Sequence[int], int]], *, alternatives: int = 0
+) -> list[SpanScore]:
+    """Score the tokens of each text from its start on; `spans` are pairs (ids, start).
+
+    The first token of a text has nothing before it and cannot be scored: `start` is 1 or more. `alternatives`
+    is how many of the most probable tokens are told of at each place. Raises ConfigError for texts that
+    cannot be scored, DataError for ids outside the vocabulary.
+    """
+    examples = [Example(*span) for span in spans]
+    _check(served, examples, alternatives)
+    scores: list[SpanScore] = [_nothing(alternatives)] * len(examples)
+    for bucket, group in _groups(examples, served.config.context):
+        batch = padded([examples[n] for n in group], bucket, rows=_rows_for(len(group), bucket))
+        place_S = np.flatnonzero(batch.weights_BT)
+        count = len(place_S)
+        found = _score(
+            served,
+            batch.inputs_BT,
+            _filled(place_S, batch.weights_BT.size),
+            _filled(batch.targets_BT.reshape(-1)[place_S], batch.weights_BT.size),
+            np.int32(count),
+            alternatives=alternatives > 0,
+        )
+        found = jax.tree.map(np.asarray, found)
+        begin = 0
+        for n in group:
+            end = begin + len(examples[n].ids) - examples[n].start
+            scores[n] = _cut(found, begin, end, alternatives)
+            begin = end
+    return scores
+
+
+def _check(served: Served, examples: Sequence[Example], alternatives: int) -> None:
+    longest = served.config.context + 1
+    for number, example in enumerate(examples):
+        if not 1 <= example.start <= len(example.ids) <= longest:
+            raise ConfigError(
+                f"text {number}, {len(example.ids)} tokens scored from {example.start} on",
+                why=f"1 to {longest} tokens can be scored, from the second one on",
+                fix="shorten the text at its beginning, or start later",
+            )
+        check_ids(np.asarray(example.ids), served.config.vocab)
+    if not 0 <= alternatives <= MOST_LOGPROBS:
+        raise ConfigError(
+            f"alternatives = {alternatives}",
+            why=f"it must be 0 to {MOST_LOGPROBS}",
+            fix=f"ask for at most {MOST_LOGPROBS}",
+        )
+
+
+def _groups(examples: Sequence[Example], context: int) -> Iterator[tuple[int, list[int]]]:
+    """The numbers of the texts that are read together, shorter ones first, and the bucket that fits them."""
+    by_bucket: dict[int, list[int]] = {}
+    for n, example in enumerate(examples):
+        if example.start < len(example.ids):  # otherwise nothing is asked for
+            by_bucket.setdefault(bucket_of(example.length, SHORTEST_PROMPT, context), []).append(n)
+    for bucket, group in sorted(by_bucket.items()):
+        most = _most_rows(bucket)
+        for begin in range(0, len(group), most):
+            yield bucket, group[begin : begin + most]
+
+
+def _most_rows(bucket: int) -> int:
+    return max(1, TOKENS // bucket)
+
+
+def _rows_for(count: int, bucket: int) -> int:
+    """The number of rows of a call: a power of four, at most as many as are read together."""
+    rows = 1
+    while rows < count:
+        rows *= 4
+    return min(rows, _most_rows(bucket))
+
+
+def _filled(values_S: np.ndarray, size: int) -> np.ndarray:
+    """int32 [size], with zeros behind the values."""
+    return np.pad(values_S.astype(np.int32), (0, size - len(values_S)))
+
+
+def _nothing(alternatives: int) -> SpanScore:
+    """The score of no tokens."""
+    none_TK = np.zeros((0, alternatives))
+    top = (none_TK.astype(np.float32), none_TK.astype(np.int32)) if alternatives else None
+    return SpanScore(np.zeros(0, np.float32), np.zeros(0, bool), top)
+
+
+def _cut(found: SpanScore, begin: int, end: int, alternatives: int) -> SpanScore:
+    """The part of the scores that belongs to one text."""
+    top = None
+    if found.top is not None:
+        values_SK, ids_SK = found.top
+        top = values_SK[begin:end, :alternatives], ids_SK[begin:end, :alternatives]
+    return SpanScore(found.logprobs_T[begin:end], found.greedy_T[begin:end], top)
+
+
+@functools.partial(jax.jit, static_argnames="alternatives")
+def _score(
+    served: Served, tokens_BT: Array, place_S: Array, target_S: Array, count: Array, *, alternatives: bool
+) -> SpanScore:
+    """Scores of `count` targets, each predicted at a place among the B x T positions of the batch.
+
+    `place_S` and `target_S` are as long as there are positions, so that there is one program for a shape of
+    the batch; what stands behind `count` is passed over.
+    """
+    model, S = served.model, place_S.shape[0]
+    x_BTD, _ = model.hidden(served.params, tokens_BT)
+    x_LD = x_BTD.reshape(-1, x_BTD.shape[-1])
+    size = min(CHUNK, S)
+
+    def chunk_at(begin: Array) -> SpanScore:
+        place_C, target_C = (jax.lax.dynamic_slice(of_S, (begin,), (size,)) for of_S in (place_S, target_S))
+        logits_CV = model.unembed(served.params, x_LD[place_C])
+        logprobs_CV = jax.nn.log_softmax(logits_CV, axis=-1)
+        top = None
+        if alternatives:
+            values_CK, ids_CK = jax.lax.top_k(logprobs_CV, min(MOST_LOGPROBS, served.config.vocab))
+            top = values_CK, ids_CK
+        logprobs_C = jnp.take_along_axis(logprobs_CV, target_C[:, None], axis=-1)[:, 0]
+        return SpanScore(logprobs_C, jnp.argmax(logits_CV, axis=-1) == target_C, top)
+
+    def one_more(step: Array, scores: SpanScore) -> SpanScore:
+        begin = jnp.minimum(step * size, S - size)  # the last chunk may overlap the one before it
+        return jax.tree.map(
+            lambda all_S, new_C: jax.lax.dynamic_update_slice_in_dim(all_S, new_C, begin, axis=0),
+            scores,
+            chunk_at(begin),
+        )
+
+    shapes: Any = jax.eval_shape(chunk_at, jnp.int32(0))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((S, *leaf.shape[1:]), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, -(-count // size), one_more, empty)

@@ -1,0 +1,114 @@
+"""The linear layers and embedding tables that a model is served with: turned kernels, int8 weights.
+
+A turned kernel is (out, in) instead of (in, out). A CPU's products with few rows wait for memory, and read
+such a kernel from its beginning to its end. An int8 kernel or table has a float32 scale for each output
+(weight-only quantisation).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxgpt.config import GPTConfig
+from jaxgpt.model.layers import INIT_STD
+
+MOST_PAIRED = 8  # a product with more rows than these does not read a turned kernel's outputs in pairs
+
+
+@dataclass(frozen=True)
+class ServedLayers:
+    """The factory of served layers. They are never initialised: `inference.served` fills them."""
+
+    turned: bool = False
+    """Kernels are (out, in)."""
+    int8: bool = False
+    """Kernels and tables are int8; `kernel_scale` and `embedding_scale` hold what 1 means for each output."""
+
+    def linear(
+        self,
+        config: GPTConfig,
+        inputs: int,
+        outputs: tuple[int, ...],
+        rngs: nnx.Rngs,
+        *,
+        std: float = INIT_STD,
+    ) -> "ServedLinear":
+        return ServedLinear(config, inputs, outputs, self)
+
+    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> "ServedTable":
+        return ServedTable(config, self)
+
+
+class ServedLinear(nnx.Module):
+    """A linear layer over the last axis, in the compute dtype."""
+
+    def __init__(
+        self, config: GPTConfig, inputs: int, outputs: tuple[int, ...], layers: ServedLayers
+    ) -> None:
+        self.dtype, self.turned = config.compute_dtype, layers.turned
+        shape = (*outputs, inputs) if layers.turned else (inputs, *outputs)
+        self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8 if layers.int8 else config.compute_dtype))
+        self.kernel_scale = nnx.Param(jnp.zeros(outputs)) if layers.int8 else None
+        self.bias = nnx.Param(jnp.zeros(outputs)) if config.bias else None
+
+    def __call__(self, x: Array) -> Array:
+        x_LI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        y = product(x_LI, self.kernel[...].astype(self.dtype), turned=self.turned)
+        if self.kernel_scale is not None:
+            y = y * self.kernel_scale[...].astype(self.dtype)[None]
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)[None]
+        return y.reshape(*x.shape[:-1], *y.shape[1:])
+
+
+class ServedTable(nnx.Module):
+    """The token embeddings, stored in the compute dtype or in int8.
+
+    A table is (out, in) as it is, like a turned kernel.
+    """
+
+    def __init__(self, config: GPTConfig, layers: ServedLayers) -> None:
+        self.turned = layers.turned
+        shape = (config.padded_vocab, config.width)
+        self.embedding = nnx.Param(jnp.zeros(shape, jnp.int8 if layers.int8 else config.compute_dtype))
+        self.embedding_scale = nnx.Param(jnp.zeros(config.padded_vocab)) if layers.int8 else None
+
+    def rows(self, tokens: Array) -> Array:
+        rows = self.embedding[tokens].astype(jnp.float32)
+        return rows if self.embedding_scale is None else rows * self.embedding_scale[tokens][..., None]
+
+    def scores(self, x_LD: Array) -> Array:
+        table_VD = self.embedding[...].astype(x_LD.dtype)
+        if self.turned and x_LD.dtype == jnp.float32:
+            scores_LV = _turned_product(table_VD, x_LD).T
+        else:
+            scores_LV = jnp.einsum("ld,vd->lv", x_LD, table_VD, preferred_element_type=jnp.float32)
+        return scores_LV if self.embedding_scale is None else scores_LV * self.embedding_scale[...][None]
+
+
+def product(x_LI: Array, kernel: Array, *, turned: bool) -> Array:
+    """[L, I] times a kernel (I, ...) or, turned, (..., I): [L, ...]."""
+    if not turned:
+        return jax.lax.dot_general(x_LI, kernel, (((1,), (0,)), ((), ())))
+    outputs, kernel_OI = kernel.shape[:-1], kernel.reshape(-1, kernel.shape[-1])
+    y_OL = _turned_product(kernel_OI, x_LI)
+    return y_OL.T.reshape(len(x_LI), *outputs)
+
+
+def _turned_product(kernel_OI: Array, x_LI: Array) -> Array:
+    """[O, I] times [L, I] transposed: [O, L].
+
+    With a few rows, two outputs are read as one of twice the length, and each row is multiplied once with
+    zeros behind it and once with zeros before it. A CPU reads longer runs of memory faster, and such a
+    product waits for memory, so that the multiplications with zero cost nothing.
+    """
+    rows, (outputs, inputs) = len(x_LI), kernel_OI.shape
+    if not 1 < rows <= MOST_PAIRED or outputs % 2:
+        return jax.lax.dot_general(kernel_OI, x_LI, (((1,), (1,)), ((), ())))
+    none_LI = jnp.zeros_like(x_LI)
+    twice = jnp.block([[x_LI, none_LI], [none_LI, x_LI]])
+    y = jax.lax.dot_general(kernel_OI.reshape(-1, 2 * inputs), twice, (((1,), (1,)), ((), ())))
+    return y.reshape(outputs, rows)
