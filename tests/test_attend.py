@@ -1,4 +1,4 @@
-"""Every implementation of attention computes what the ladder's plain one does, and the platform chooses among them."""
+"""Every implementation of attention computes what the plain one does, and the platform chooses among them."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ MASKS = {
 
 
 class On(Placement):
-    """A placement that claims another platform than its devices have: programs are lowered, not run, for it."""
+    """A placement that claims another platform than its devices have: its programs are only lowered."""
 
     platform = "tpu"
 
@@ -132,7 +132,7 @@ def test_slopes_lower_scores_by_distance_also_over_several_blocks(monkeypatch: p
 
 
 def test_dropout_drops_weights_independently_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All values are 1, so an output is the sum of a query's weights that were kept, scaled up: 1 on average."""
+    """All values are 1, so an output is the sum of a query's kept weights, scaled up. Its average is 1."""
     monkeypatch.setattr(attention, "QUERY_BLOCK", 32)
     q, k, v = qkv(128, heads=8)
     sums = attend(q * 0, k, jnp.ones_like(v), Mask(), scale=1.0, dropout=0.5, key=jax.random.key(1))[..., 0]
@@ -218,7 +218,10 @@ def test_a_model_for_a_tpu_mesh_calls_the_splash_kernel(gpt: tuple) -> None:
 
 
 def test_a_model_for_a_gpu_calls_the_cudnn_kernel(gpt: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the program lowered for CUDA. (That asks which cuDNN is there; here none is, so the test says one.)"""
+    """The program lowered for CUDA calls the kernel.
+
+    Lowering asks which version of cuDNN is installed. The test answers for it, so none is needed.
+    """
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(

@@ -147,7 +147,7 @@ def test_a_text_too_short_for_one_prediction_is_refused(tmp_path: Path) -> None:
 
 
 def test_training_and_validation_share_no_position_of_a_document(tmp_path: Path) -> None:
-    """Of a text whose characters are all different, no character is in both, and together they are all of it."""
+    """In a text whose characters all differ, each character is in exactly one of the two splits."""
     text = "".join(chr(0x4E00 + n) for n in range(1000))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     manifest = prepare([str(tmp_path / "text.txt")], tmp_path / "out", tokenizer="bytes", val_fraction=0.2)

@@ -24,7 +24,7 @@ from jaxgpt.weights.checkpoint import Checkpoints, digests, latest_step, read_me
 
 Tree = dict[str, Any]
 
-# Orbax leaves coroutines behind when it meets a damaged file; they fail when they are collected, at any later time.
+# Orbax leaves coroutines behind when it meets a damaged file. They fail later, whenever they are collected.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. (None|<coroutine object):pytest.PytestUnraisableExceptionWarning"
 )
@@ -48,7 +48,10 @@ def bits(tree: Any) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def tree() -> Tree:
-    """Every kind of leaf: float32 with signed zeros, bfloat16, integers beyond float32, a key; in dicts and tuples."""
+    """A tree of dicts and tuples that holds every kind of leaf.
+
+    There are float32 with a signed zero, bfloat16, an integer that float32 cannot hold, and a random key.
+    """
     rng = np.random.default_rng(0)
     return {
         "kernel": jnp.asarray(rng.standard_normal((3, 5)), jnp.float32).at[0, 0].set(-0.0),

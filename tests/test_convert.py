@@ -1,4 +1,4 @@
-"""Weights of every format give the logits their makers computed, and come back byte for byte from every format."""
+"""Weights of every format give the logits of their makers and come back byte for byte from every format."""
 
 import dataclasses
 import json
@@ -57,8 +57,9 @@ def test_every_format_gives_back_what_it_was_given(tmp_path: Path, name: str, to
     model = open_golden(name)
     try:
         written = write_model(model, tmp_path / "out", to)
-    except ConfigError as error:
-        assert name in ("odd", "scaled", "untied", "openai_tf/odd") and to in ("llmc", "nanogpt"), error
+    except ConfigError:
+        if name not in ("odd", "scaled", "untied", "openai_tf/odd") or to not in ("llmc", "nanogpt"):
+            raise
         assert not list(tmp_path.iterdir())
         return
     back = open_model(tmp_path / "out")

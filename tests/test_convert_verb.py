@@ -40,7 +40,7 @@ def test_the_certificate_of_a_single_file_lies_beside_it(tmp_path: Path) -> None
 
 
 def test_a_conversion_that_changes_the_model_fails_its_check(tmp_path: Path, capsys: Any) -> None:
-    """llm.c computes another GELU than nanoGPT: the file is written, and the check says what is not the same."""
+    """llm.c computes another GELU than nanoGPT. The file is written, and the check says what differs."""
     assert convert(GOLDEN / "nanogpt", tmp_path / "out", "--to", "llmc", "--check") == 65
     error = capsys.readouterr().err
     assert (

@@ -1,4 +1,4 @@
-"""Where text comes from: the built-in corpus, files of every kind, and downloads against a server on this machine."""
+"""Text comes from the built-in corpus, from files of every kind, and from a server on this machine."""
 
 import gzip
 import hashlib
@@ -136,7 +136,10 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves BODY; `cut` bytes of an answer are sent and no more; `tag` is its ETag; counts what was asked."""
+    """A server of BODY that keeps the Range header of every request in `asked`.
+
+    At most `cut` bytes of an answer are sent, and `tag` is the ETag of the answer.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -329,10 +329,10 @@ def test_on_cpu_attention_is_said_to_go_over_blocks() -> None:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A GPU by its name only; what would run on it runs on this machine's CPU."""
     monkeypatch.setattr(jax, "default_device", lambda device: contextlib.nullcontext())
-    yield SimpleNamespace(platform="gpu", compute_capability="9.0")
+    return SimpleNamespace(platform="gpu", compute_capability="9.0")
 
 
 def test_a_gpu_on_which_cudnns_attention_does_not_run_is_found(gpu: Any) -> None:

@@ -74,7 +74,7 @@ def pretrain(out: Path, data: Path, *more: object, code: int = 0) -> None:
 
 
 def measured(run: Path, *keys: str) -> list[tuple[Any, ...]]:
-    """What the log holds of these keys, with its steps. Speed differs from run to run and is never asked for."""
+    """What the log holds of these keys, with its steps. No test asks for speed, which varies between runs."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], key, row[key]) for row in rows for key in keys if key in row]
 
@@ -437,7 +437,7 @@ def test_divergence_that_the_validation_loss_sees_first_ends_with_76_too(
 
 @pytest.mark.slow
 def test_a_killed_process_leaves_a_run_that_resumes(data: Path, tmp_path: Path) -> None:
-    """SIGKILL at an arbitrary moment, in a process of its own, twice; then the run ends as if uninterrupted."""
+    """A run that is killed twice, at arbitrary moments, ends like one that was never interrupted."""
     args = ["pretrain", "nano", *SHORT, "--data.path", str(data), "--steps", "60", "--checkpoint-every", "7"]
     environment = os.environ | {"XLA_FLAGS": ""}
     command = [sys.executable, "-m", "jaxgpt", *args]

@@ -48,7 +48,7 @@ def test_the_counting_formula_counts_what_is_made(config: GPTConfig, changes: di
 def test_future_tokens_cannot_change_the_past(
     config: GPTConfig, params: Params, tokens_BT: np.ndarray
 ) -> None:
-    """The gradient of one position's loss with respect to embeddings of other positions: zero after it, not before."""
+    """One position's output has a gradient for the embeddings up to that position and none for later ones."""
     model = define(dataclasses.replace(config, vocab=config.context, position="learned", vocab_multiple=8))
     params = params | {"wte": {"embedding": params["wte"]["embedding"][: config.context]}}
     tokens_1T = jnp.arange(config.context)[
@@ -197,9 +197,11 @@ def test_initial_loss_of_the_large_presets(name: str) -> None:
 
 
 def check_initial_loss(config: GPTConfig) -> None:
-    """Unit-variance activations times rows of std 0.02: logits of variance 0.02^2 D, of which the loss has half.
+    """Check that the loss starts at log V plus half the variance of the logits.
 
-    The loss is averaged over every possible target: 512 drawn ones alone would scatter it by 0.025.
+    The logits are activations of variance 1 times rows of standard deviation 0.02, so their variance is
+    0.02^2 D. The loss is averaged over every possible target, because a few hundred drawn ones would scatter
+    it too much.
     """
     model = define(dataclasses.replace(config, compute_dtype="float32"))
     tokens_BT = jax.random.randint(jax.random.key(1), (4, min(config.context, 128)), 0, config.vocab)

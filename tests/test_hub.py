@@ -1,4 +1,4 @@
-"""Fetching from a hub on this machine: the hub's own bytes of one commit, or a plain error and nothing kept."""
+"""Fetching from a hub gives the bytes of one commit, or a plain error after which nothing is kept."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""config.json is understood or refused by name; every tensor is consumed; what we write says what was read."""
+"""A config.json is understood or refused by name, every tensor is used, and we write what we read."""
 
 import json
 import shutil

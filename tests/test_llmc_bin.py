@@ -1,4 +1,4 @@
-"""llm.c's file, put together here number by number from its description, is what we read and what we write."""
+"""We read and write llm.c's file as it is put together here, number by number from its description."""
 
 from pathlib import Path
 

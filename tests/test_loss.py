@@ -63,7 +63,10 @@ def stored(matrix_DV: Any) -> Model:
 
 
 def test_sums_and_weights_by_hand() -> None:
-    """Hidden states are the logits: log 1, log 3 or log 1, log 1, so a target costs log 4, log 4/3 or log 2."""
+    """The hidden states are the logits: log 1 and log 3, or log 1 twice.
+
+    A target therefore costs log 4 or log 4/3 in the first case, and log 2 in the second.
+    """
     x_BTD = jnp.log(jnp.array([[[1.0, 3.0], [1.0, 3.0]], [[1.0, 1.0], [1.0, 3.0]]]))
     batch = Batch(
         np.zeros((2, 2), np.int32), np.array([[0, 1], [0, 0]]), np.array([[1.0, 0.5], [2.0, 0.0]], np.float32)

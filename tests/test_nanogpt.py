@@ -1,4 +1,4 @@
-"""nanoGPT's ckpt.pt: what its model_args and our entry may hold; anything else is a bad file and never a crash."""
+"""A wrong value in nanoGPT's ckpt.pt, in its model_args or in our entry, is refused and never a crash."""
 
 from pathlib import Path
 from typing import Any

@@ -47,7 +47,8 @@ def test_losses_equal_those_of_a_plain_dictionary_model(train, val):
 
 
 def test_losses_are_those_worked_out_by_hand():
-    # a b a b a c: pairs ab 2, ba 2, ac 1, so d = 1 / (1 + 2 x 2) = 0.2; unigram counts a 3, b 2, c 1 of 6, vocabulary 3
+    # The text is a b a b a c, over a vocabulary of 3. Its unigram counts are a 3, b 2 and c 1, of 6. Its
+    # pairs are ab twice, ba twice and ac once, so d = 1 / (1 + 2 x 2) = 0.2.
     losses = ngram_losses(np.array([0, 1, 0, 1, 0, 2]), np.array([0, 2]), 3)
     assert losses.unigram == pytest.approx(-math.log(2 / 9))
     assert losses.bigram == pytest.approx(-math.log(0.8 / 3 + 0.2 * 2 / 3 * 2 / 9))

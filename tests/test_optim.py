@@ -78,7 +78,10 @@ def test_decay_is_for_kernels_and_embeddings_only_whatever_their_rank() -> None:
 
 
 def adamw_numpy(params: dict, gradients: list[dict], config: OptimConfig, rates: list[float]) -> list[dict]:
-    """Loshchilov & Hutter 2019, algorithm 2, after clipping to a global norm; the parameters after each step."""
+    """The parameters after each step of algorithm 2 of Loshchilov & Hutter 2019.
+
+    The gradients are clipped to a global norm first.
+    """
     first = {name: np.zeros_like(value) for name, value in params.items()}
     second = {name: np.zeros_like(value) for name, value in params.items()}
     trajectory = []

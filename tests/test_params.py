@@ -51,7 +51,10 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused(config: GPTConfig, par
 
 
 def test_the_host_holds_one_leaf_at_a_time() -> None:
-    """NumPy's memory while reading, over what stays: CPU devices take the arrays as they are, others copy them."""
+    """While it reads, NumPy holds little more than what stays at the end.
+
+    Everything stays on CPU devices, which take NumPy's arrays as they are; other devices copy them.
+    """
     config = GPTConfig(vocab=256, context=64, layers=4, heads=2, width=128)
     largest = 4 * 128 * 512 * 4  # bytes of h/mlp/c_fc/kernel
 

@@ -1,4 +1,4 @@
-"""Preparing data: the tokens are those of the whole texts, whatever the cuts, the workers and the interruptions."""
+"""Prepared tokens are those of the whole texts, whatever the cuts, the workers and the interruptions."""
 
 import io
 import json
@@ -35,7 +35,7 @@ TRICKY = (
 
 @pytest.fixture
 def small(monkeypatch):
-    """Batches of a few characters and a journal entry for each, so that little text goes through everything."""
+    """Batches are small and each has a journal entry, so that a short text goes through everything."""
     monkeypatch.setattr(module, "BATCH", 100)
     monkeypatch.setattr(module, "JOURNAL_EVERY", 1)
 

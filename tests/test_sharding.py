@@ -1,6 +1,6 @@
-"""How the train step is split over devices, read off the compiled program: what it gathers, what it reduces, what it holds.
+"""What the compiled train step gathers, reduces and holds shows how it is split over devices.
 
-Equal losses prove nothing here: a step in which every device computes the whole batch has them too.
+Equal losses prove nothing here, because a step in which every device computes the whole batch has them too.
 """
 
 import dataclasses

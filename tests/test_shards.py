@@ -196,7 +196,8 @@ def test_a_shard_says_what_it_is(tmp_path):
         Shard(
             file="train_000000.bin",
             tokens=2,
-            # (printf '\x88\xd8\x34\x01\x01\0\0\0\x02\0\0\0'; head -c 1012 /dev/zero; printf '\x01\0\x02\0') | sha256sum
+            # (printf '\x88\xd8\x34\x01\x01\0\0\0\x02\0\0\0'; head -c 1012 /dev/zero; printf '\x01\0\x02\0') |
+            #   sha256sum
             sha256="80fa3888c208f229ef60ae4d3b90ff598483a4d241ee6de38378526ef3c1c9ea",
         ),
     )

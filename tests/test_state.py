@@ -116,7 +116,10 @@ def single(config: GPTConfig) -> tuple[list[float], Any]:
 def test_sharded_steps_equal_single_device_steps(
     config: GPTConfig, single: Any, sizes: tuple[int, int, int]
 ) -> None:
-    """Losses and every parameter: Adam turns rounding errors of tiny gradients into steps, which the bound allows."""
+    """The losses and every parameter are the same on every mesh.
+
+    Adam turns the rounding errors of tiny gradients into steps, which the bound on the parameters allows.
+    """
     losses, params = run(config, mesh_of(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])), 10)
     np.testing.assert_allclose(losses, single[0], rtol=1e-5)
     assert losses[-1] < losses[0]
@@ -142,7 +145,10 @@ def test_how_a_step_is_computed_changes_nothing(
 def test_bfloat16_steps_train_as_float32_ones_do(
     config: GPTConfig, single: Any, sizes: tuple[int, int, int], settings: dict[str, Any]
 ) -> None:
-    """bfloat16 has 8 bits: losses agree to 1%, and parameters move alike, on every mesh and however computed."""
+    """On every mesh and however they are computed, losses are close and parameters move alike.
+
+    They are not equal, because bfloat16 keeps only 8 significant bits.
+    """
     half = dataclasses.replace(config, compute_dtype="bfloat16")
     mesh = mesh_of(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]), jax.devices()[: np.prod(sizes)])
     losses, params = run(half, mesh, 10, **settings)

@@ -1,4 +1,4 @@
-"""TensorFlow's own checkpoints, and bundles put together here from the format's description, are read; damage shows."""
+"""TensorFlow's checkpoints and bundles made here from the format's description are read, and damage shows."""
 
 import json
 import struct
@@ -85,7 +85,10 @@ def shared_by(one: bytes, other: bytes) -> int:
 
 
 def entries_of(pairs: Iterable[tuple[bytes, bytes]], every: int) -> tuple[bytes, list[int]]:
-    """Keys without what they share with the one before, but whole at each `every`-th, whose places are given too."""
+    """The content of a block, and the places in it of the keys that are written whole.
+
+    Each `every`-th key is written whole. The others lack the start that they share with the key before.
+    """
     content, restarts, before = b"", [0], b""
     for number, (key, value) in enumerate(pairs):
         shared = shared_by(before, key) if number % every else 0
@@ -117,7 +120,7 @@ def table(
     index: bytes | None = None,
     footer: bytes = b"",
 ) -> bytes:
-    """A file of these data blocks, unless told otherwise with an empty metaindex, and an index of all the blocks."""
+    """A file of these data blocks, a metaindex (empty unless it is given) and an index of the data blocks."""
     metaindex = block([]) if metaindex is None else metaindex
     starts = [sum(map(len, blocks[:number])) for number in range(len(blocks) + 1)]
     if index is None:

@@ -1,4 +1,4 @@
-"""No pickle can make us run anything, take memory without end, or read outside the file: each is refused by name."""
+"""No pickle makes us run code, take endless memory or read outside the file. Each is refused by name."""
 
 import subprocess
 import sys
@@ -43,7 +43,9 @@ from jaxgpt.weights.formats.torch_zip import open_torch
 honest, *files = map(pathlib.Path, sys.argv[1:])
 open_torch(honest / "zip.pt"), open_torch(honest / "legacy.pt")
 seen = []
-FORBIDDEN = ("exec", "compile", "import", "os.", "subprocess.", "pickle.", "socket.", "ctypes.", "shutil.", "marshal.")
+FORBIDDEN = (
+    "exec", "compile", "import", "os.", "subprocess.", "pickle.", "socket.", "ctypes.", "shutil.", "marshal."
+)
 def watch(event, arguments):
     writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if event.startswith(FORBIDDEN) or writes:

@@ -1,4 +1,4 @@
-"""Files of torch.save, in both formats, hold for us the numbers that numpy saved beside them; and damage shows."""
+"""From both formats of torch.save we read the numbers that numpy saved beside them, and damage shows."""
 
 import io
 import json

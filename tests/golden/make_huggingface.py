@@ -1,10 +1,11 @@
-"""Makes the folders beside it: tiny GPT-2 models saved by Hugging Face transformers, with the logits they give.
+"""Makes the folders beside it: tiny GPT-2 models saved by Hugging Face transformers, with their logits.
 
     pip install torch==2.13.0 transformers==5.23.0 safetensors numpy
     python tests/golden/make_huggingface.py
 
-Every parameter is moved away from its initial 0 or 1. Logits are computed in float64 from the stored parameters, so
-they carry no rounding of their own. Ran with the versions above on CPU; other versions may draw other numbers.
+Every parameter is moved away from its initial 0 or 1. The logits are computed in float64 from the stored
+parameters, so they carry no rounding of their own. The program ran with the versions above on CPU; other
+versions may draw other numbers.
 """
 
 from pathlib import Path

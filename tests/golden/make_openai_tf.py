@@ -1,12 +1,14 @@
-"""Makes the folders of `openai_tf`: models as OpenAI published GPT-2, hparams.json and a checkpoint of TensorFlow's.
+"""Makes the folders of `openai_tf`: an hparams.json and a TensorFlow checkpoint, as OpenAI published GPT-2.
 
     pip install tensorflow-cpu==2.21.0 safetensors numpy
     python tests/golden/make_openai_tf.py FOLDER tests/golden/openai_tf/NAME
 
-FOLDER is a Hugging Face folder with an expected.npz. The two that `plain` and `odd` were made from are not kept here
-(the folders of these names beside `openai_tf` are other models): transformers 5.23 and torch 2.13 saved them, 3 layers
-of width 48 with 257 tokens, and 1 layer of width 24 with an MLP of 40 and epsilon 1e-3, which hparams.json cannot say;
-expected.npz holds the logits they gave in float64. Given them, this program wrote what is here byte for byte, on CPU.
+FOLDER is a Hugging Face folder with an expected.npz, which holds the model's logits in float64. The two
+folders that `plain` and `odd` were made from are not kept here; the folders of the same names beside
+`openai_tf` are other models. Both were saved by transformers 5.23 and torch 2.13. The model of `plain` has 3
+layers of width 48 and 257 tokens. The model of `odd` has 1 layer of width 24, with an MLP of width 40 and a
+layer norm epsilon of 1e-3, which hparams.json cannot say. Given those folders, this program wrote what is
+here byte for byte, on CPU.
 """
 
 import json

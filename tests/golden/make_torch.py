@@ -1,14 +1,16 @@
-"""Makes the folder `torch_save`: what torch.save writes, in both of its formats, and the numbers as numpy saves them.
+"""Makes the folder `torch_save`: a tree saved by torch.save in both of its formats, and by numpy.
 
     pip install torch==2.13.0 numpy
     python tests/golden/make_torch.py
 
-`zip.pt` and `legacy.pt` (the format before torch 1.6) hold the same tree; `expected.npz` its tensors under their paths,
-bfloat16 as the 16-bit integers of its bits. Ran with the versions above on CPU; others may draw other numbers.
+`zip.pt` and `legacy.pt` (the format before torch 1.6) hold the same tree. `expected.npz` holds its tensors
+under their paths, with bfloat16 as the 16-bit integers of its bits. The program ran with the versions above
+on CPU; other versions may draw other numbers.
 
-Not made here: `bin` was saved by transformers 5.23 and torch 2.13 (`torch.save(model.state_dict())`, logits computed in
-float64); `nanogpt` and `nanogpt_compiled` by nanoGPT's own train.py with torch 2.13, 10 iterations on CPU, the second
-with torch.compile and bias=False, logits in float64.
+Three folders are not made here. `bin` was saved by transformers 5.23 and torch 2.13, with
+`torch.save(model.state_dict())`. `nanogpt` and `nanogpt_compiled` were saved by nanoGPT's own train.py with
+torch 2.13, after 10 iterations on CPU; the second used torch.compile and bias=False. Their logits were
+computed in float64.
 """
 
 from collections import OrderedDict

@@ -3,8 +3,9 @@
     pip install torch==2.13.0 transformers==5.23.0 safetensors numpy
     python tests/golden/make_training.py
 
-Betas 0.9 and 0.95, epsilon 1e-8, weight decay 0.1 on matrices and embeddings, gradients clipped to norm 1 (torch's
-clip_grad_norm_), no dropout; learning rates as stored. Tokens are skewed so that there is something to learn.
+AdamW has betas 0.9 and 0.95, epsilon 1e-8, and weight decay 0.1 on matrices and embeddings. Gradients are
+clipped to norm 1 by torch's clip_grad_norm_, there is no dropout, and the learning rates are stored too. Some
+tokens are more frequent than others, so that there is something to learn.
 """
 
 from pathlib import Path

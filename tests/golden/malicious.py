@@ -1,7 +1,8 @@
-"""Pickles that torch.save never writes, put together opcode by opcode, and the reason for which each is refused.
+"""Pickles that torch.save never writes, put together opcode by opcode, each with why it is refused.
 
-Nothing here is made with pickle, and nothing needs torch: what is written is what a reader meets. They would run
-`exit 3`, ask for memory without end, or lie about sizes. Source of the opcodes: Python's pickletools.
+Nothing here is made with pickle, and nothing needs torch: the bytes written here are the bytes a reader
+meets. The pickles would run `exit 3`, ask for memory without end, or lie about sizes. The opcodes are those
+that Python's pickletools describes.
 """
 
 import io
