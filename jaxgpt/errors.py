@@ -25,9 +25,11 @@ class JaxgptError(Exception):
     @classmethod
     def worded(cls, message: str) -> Self:
         """An error of this class whose message is already written."""
-        return cls.__new__(
-            cls, message
-        )  # an exception's message is what it is made with, not what __init__ gets
+        return cls.__new__(cls, message)  # without __init__, which would compose one
+
+    def said_by(self, process: int) -> Self:
+        """The same error as the other processes of a job raise it."""
+        return self.worded(f"process {process}: {self}")
 
     def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
         """Pickled as class and message, so that one process can tell another of it."""

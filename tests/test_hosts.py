@@ -1,4 +1,4 @@
-"""Several processes decide together, wait for one another, stop together, and fail together: with real processes."""
+"""Several processes decide, wait, stop and fail together. The processes are real."""
 
 import contextlib
 import json
@@ -111,7 +111,7 @@ class Job:
         return [process.returncode for process in self._processes]
 
     def seconds_after(self, moment: float) -> float:
-        """How long after a moment of the monotonic clock, which all processes share, the last process ended."""
+        """How long after a moment of the monotonic clock, which all share, the last process ended."""
         return max(self._end_times) - moment
 
     def _await(self, happened: Callable[[], bool]) -> None:
@@ -132,7 +132,6 @@ class Job:
         ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # One process
 
 
@@ -166,7 +165,6 @@ def test_two_signals_in_one_process_are_a_stop_and_an_interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Agreement
 
 AGREEMENTS = """
@@ -294,7 +292,6 @@ def test_a_folder_that_is_not_shared_is_refused_by_all(agreed: list[dict[str, An
     assert [one["not there"][2] for one in agreed[1:]] == [74, 74]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # One process's error ends all
 
 SCENARIO = """
@@ -302,6 +299,7 @@ import os, signal, threading, time
 from pathlib import Path
 import jaxgpt.verbs.info
 from jax._src import distributed
+from jax.sharding import NamedSharding, PartitionSpec as P
 from jax.experimental.multihost_utils import sync_global_devices
 from jaxgpt import hosts
 from jaxgpt.cli import main
@@ -364,11 +362,24 @@ SCENARIOS = {
         (65, 65),
         ([f"process 1: {DAMAGED}"], [DAMAGED]),
     ),
+    "the first then waits for what cannot come": Scenario(
+        """
+        from jaxgpt.weights.checkpoint import Checkpoints
+
+        with Checkpoints(Path(sys.argv[1])) as checkpoints:
+            if index == 0:
+                checkpoints._manager.close = lambda: time.sleep(60)
+                sync_global_devices("never")
+        fail(damaged)
+        """,
+        (65, 65),
+        ([f"process 1: {DAMAGED}"], [DAMAGED]),
+    ),
     "it has begun what it cannot end alone": Scenario(
         """
         if index == 0:
             time.sleep(60)
-        sharding = jax.sharding.NamedSharding(jax.make_mesh((4,), ("all",)), jax.sharding.PartitionSpec("all"))
+        sharding = NamedSharding(jax.make_mesh((4,), ("all",)), P("all"))
         ones = jax.make_array_from_callback((4,), sharding, lambda where: jax.numpy.ones((1,)))
         total = jax.jit(jax.numpy.sum)(ones)
         fail(damaged)
@@ -472,7 +483,6 @@ def test_an_error_of_one_process_ends_all(scenarios: dict[str, Job], name: str) 
     assert not failed or job.seconds_after(max(map(float, failed))) < SOON
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Training
 
 TEXT = "\n".join(f"{a} times {b} is {a * b}, as {b} times {a} is." for a in range(40) for b in range(40))
@@ -521,7 +531,7 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def test_two_processes_train_stop_and_resume_as_one(data: Path, tmp_path: Path) -> None:
-    """Ctrl-C, which a terminal sends to both, then SIGTERM to one of them before its first step, then to the end."""
+    """Ctrl-C, which a terminal sends to both; SIGTERM to one before its first step; and to the end."""
     out = tmp_path / "two"
     args = pretrain(data, out, "--mesh.fsdp", 2, "--steps")
     with Job(tmp_path / "start", UNDER_SLURM, *args, 100_000, "--distributed") as job:

@@ -22,7 +22,7 @@ class Stop:
         self._first_step: int | None = None
 
     def ask(self, number: signal.Signals) -> None:
-        """Ask the run to end. With several processes all of them are asked: JAX tells the others of a SIGTERM."""
+        """Ask the run to end. With several processes all are asked: JAX tells the others of a SIGTERM."""
         self.signal = number
         if jax.process_count() > 1 and number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX listens to this one alone, and catches it
@@ -35,8 +35,9 @@ class Stop:
     def agreed(self, step: int) -> bool:
         """Whether to stop after this step: with several processes all get the same answer at the same step.
 
-        It must be called after every step. JAX names the step after the last one that it was asked about, and 1 when a
-        signal came before the first: a resumed run that counted from elsewhere would never come to that one.
+        It must be called after every step. JAX stops all at the step after the last one that any of them has
+        asked about, and at step 1 when a signal came before the first. So it is told steps counted from the
+        first of this process: those of a resumed run may all lie behind 1.
         """
         if jax.process_count() == 1:
             return self.signal is not None
