@@ -25,7 +25,7 @@ class Verb(NamedTuple):
     arguments: str | None
     """The name of the dataclass in that module, which `run` takes.
 
-    None means a recipe, whose settings are the flags; `run` then also takes the names of those that were given.
+    None means a recipe, whose settings are the flags. `run` then also takes the names of the flags given.
     """
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output is gone (`| head`, say): nobody is left to tell
         sys.stderr.close()
         sys.exit(74)
-    except (Exception, KeyboardInterrupt) as error:  # the last resort: every fault gets one line and a code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  Every fault gets one line and a code.
         if debug:
             traceback.print_exc()
         print(f"jaxgpt: error: {explain(error)}", file=sys.stderr)

@@ -79,7 +79,7 @@ class DivergedError(JaxgptError):
 
 
 def explain(error: BaseException) -> JaxgptError:
-    """What a person is told of any error: ours as it is, others with a message and the exit code that fits."""
+    """What a person is told of any error: ours as it is, others with a message and a fitting exit code."""
     if isinstance(error, JaxgptError):
         return error
     if isinstance(error, KeyboardInterrupt):

@@ -76,7 +76,9 @@ class LanguageModel:
                 why=f"the context is {self.config.context}",
                 fix="pass fewer tokens",
             )
-        return _logits(self.params, jnp.asarray(check_ids(tokens_BT, self.config.vocab)), config=self.config)
+        ids_BT = jnp.asarray(check_ids(tokens_BT, self.config.vocab))
+        logits_BTV: Array = _logits(self.params, ids_BT, config=self.config)
+        return logits_BTV
 
     @functools.cached_property
     def served(self) -> Served:

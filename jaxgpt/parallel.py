@@ -105,7 +105,7 @@ class Placement:
         return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
 
     def _spec(self, name: str, x: jax.Array) -> PartitionSpec:
-        """The table's entry, without the axes that do not divide this array, such as 25 heads over 8 devices."""
+        """The table's entry, without axes that do not divide the array, such as 25 heads over 8 devices."""
         assert self.mesh is not None
         entries = []
         for size, axes in zip(x.shape, ACTIVATIONS[name], strict=False):

@@ -152,7 +152,7 @@ def test_with_one_process_everything_is_only_a_function_call(tmp_path: Path) -> 
         hosts.check_shared(tmp_path / "not there")
         hosts.announce(error)
     for call in (lambda: hosts.decide(fail), lambda: hosts.each(fail)):
-        with pytest.raises(ValueError) as raised, hosts.one_error_ends_all():
+        with pytest.raises(ValueError, match=str(error)) as raised, hosts.one_error_ends_all():
             call()
         assert raised.value is error
 
@@ -241,7 +241,8 @@ def test_an_error_while_deciding_is_the_same_error_everywhere(agreed: list[dict[
     assert [one["ours"] for one in agreed] == [
         ["DataError", "shard is damaged (a.bin): too short; make it anew", 65]
     ] * 3
-    hidden = "internal error: ValueError('no number'); run the command again with --debug and report what it prints"
+    advice = "run the command again with --debug and report what it prints"
+    hidden = f"internal error: ValueError('no number'); {advice}"
     assert [one["other"] for one in agreed] == [
         ["ValueError", "no number", None],
         ["JaxgptError", hidden, 70],
@@ -262,7 +263,8 @@ def test_an_error_of_one_is_raised_on_each(agreed: list[dict[str, Any]]) -> None
     assert [one["two fail"] for one in agreed] == [
         [
             "StorageError",
-            "process 1: input/output failed: 1; check that the disk has free space and that you may read and write there",
+            "process 1: input/output failed: 1; "
+            "check that the disk has free space and that you may read and write there",
             74,
         ]
     ] * 3

@@ -36,7 +36,9 @@ def plain(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_tokenizer(tmp_path: Path) -> Path:
-    """A Hugging Face folder of 257 ids with a tokenizer of bytes: the golden weights with more rows of embedding."""
+    """A Hugging Face folder of 257 ids with a tokenizer of bytes: the golden weights with more rows of
+    embedding.
+    """
     from safetensors.numpy import load_file, save_file
 
     folder = Path(shutil.copytree(GOLDEN / "plain", tmp_path / "bytes"))

@@ -1,4 +1,6 @@
-"""Decoding with a draft against the target alone: the same greedy text, and the same distribution of drawn texts."""
+"""Decoding with a draft against the target alone: the same greedy text, and the same distribution of drawn
+texts.
+"""
 
 import itertools
 from typing import Any
@@ -168,7 +170,9 @@ def test_texts_are_distributed_as_the_targets(tiny_pair: Pair, sampling: Samplin
 
 
 def test_the_drafts_own_texts_are_not(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison can fail: it does for the draft alone, and where the token after a refusal is drawn from p."""
+    """The comparison can fail: it does for the draft alone, and where the token after a refusal is drawn from
+    p.
+    """
     target, draft = tiny_pair
     own = np.random.default_rng(0).multinomial(DRAWS, exact(draft, Sampling()))
     assert surprise(own, exact(draft, Sampling())) < 1 < surprise(own, exact(target, Sampling()))

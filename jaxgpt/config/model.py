@@ -79,7 +79,7 @@ class GPTConfig:
 
     @property
     def matmul_precision(self) -> Literal["highest", "default"]:
-        """JAX's precision of matrix products. Hardware that would round the inputs of float32 products must not."""
+        """JAX's precision of matrix products: no hardware may round the inputs of float32 products."""
         return "highest" if self.compute_dtype == "float32" else "default"
 
     def with_only(self, ids: int) -> "GPTConfig":

@@ -154,7 +154,7 @@ def _outcome(act: Callable[[], T]) -> _Outcome[T]:
     try:
         value = act()
         return _Outcome(value, None, pickle.dumps((value, None)))
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  The others must hear of any error.
         return _Outcome(None, error, pickle.dumps((None, explain(error))))
 
 

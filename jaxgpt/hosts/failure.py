@@ -39,7 +39,7 @@ def one_error_ends_all() -> Iterator[None]:
     except StoppedError:
         _watch.wait_for_all()
         raise
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  Any error must end the others.
         _watch.leave(error)
     else:
         _watch.wait_for_all()

@@ -102,6 +102,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Whether any request is waiting or running."""
         return bool(self._waiting) or self.running > 0
 
     @property
@@ -296,10 +297,14 @@ class Engine:
         span = bucket_of(max([length, *filled]), SHORTEST_SPAN, self.config.context)
         heads = self.served.heads
         if self._cache is None or (self._cache.span > span and not any(filled)):
-            return programs.empty_cache(config=self.config, slots=self.slots, span=span, heads=heads)
-        if self._cache.span >= span:
-            return self._cache
-        return programs.longer_cache(self._cache, span=span, heads=heads)
+            cache: KVCache = programs.empty_cache(
+                config=self.config, slots=self.slots, span=span, heads=heads
+            )
+        elif self._cache.span >= span:
+            cache = self._cache
+        else:
+            cache = programs.longer_cache(self._cache, span=span, heads=heads)
+        return cache
 
 
 # What stands in an empty slot.

@@ -145,7 +145,8 @@ def decode(
 
     def going_on(carry: Any) -> Array:
         step, *_, left_B, _, _ = carry
-        return (step < steps) & (left_B > 0).any()
+        any_left: Array = (step < steps) & (left_B > 0).any()
+        return any_left
 
     def one_step(carry: Any) -> Any:
         step, cache, seen, token_B, number_B, left_B, made_B, picked = carry

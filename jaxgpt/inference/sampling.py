@@ -59,10 +59,12 @@ class Sampling:
 
     @property
     def penalises(self) -> bool:
+        """Whether a penalty changes any logit."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
     @property
     def filters(self) -> bool:
+        """Whether some tokens are left out before one is drawn."""
         return self.temperature > 0 and (self.top_k, self.top_p, self.min_p) != (0, 1, 0)
 
 
@@ -77,6 +79,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, samplings: Sequence[Sampling], platform: str) -> "Plan":
+        """The plan for rows with these settings."""
         return cls(
             any(s.temperature > 0 for s in samplings),
             any(s.filters for s in samplings),
@@ -164,11 +167,12 @@ def filtered(logits_BV: Array, settings: Settings, plan: Plan) -> Array:
     found_B = (settings.top_k <= CANDIDATES) & (kept_BC[:, -1] == -jnp.inf)
     smallest_B = jnp.where(kept_BC == -jnp.inf, jnp.inf, kept_BC).min(axis=-1)
     kept_BV = jnp.where(logits_BV >= smallest_B[:, None], logits_BV, -jnp.inf)
-    return jax.lax.cond(
+    filtered_BV: Array = jax.lax.cond(
         (found_B | (settings.temperature == 0)).all(),
         lambda: kept_BV,
         lambda: jnp.where(found_B[:, None], kept_BV, _keep(logits_BV, settings)),
     )
+    return filtered_BV
 
 
 def _keep(logits_BV: Array, settings: Settings, total_B: Array | None = None) -> Array:

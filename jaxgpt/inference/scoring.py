@@ -163,12 +163,14 @@ def _score(
 
     def one_more(step: Array, scores: SpanScore) -> SpanScore:
         begin = jnp.minimum(step * size, S - size)  # the last chunk may overlap the one before it
-        return jax.tree.map(
+        longer: SpanScore = jax.tree.map(
             lambda all_S, new_C: jax.lax.dynamic_update_slice_in_dim(all_S, new_C, begin, axis=0),
             scores,
             chunk_at(begin),
         )
+        return longer
 
     shapes: Any = jax.eval_shape(chunk_at, jnp.int32(0))
     empty = jax.tree.map(lambda leaf: jnp.zeros((S, *leaf.shape[1:]), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, -(-count // size), one_more, empty)
+    scores: SpanScore = jax.lax.fori_loop(0, -(-count // size), one_more, empty)
+    return scores

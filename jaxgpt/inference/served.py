@@ -68,7 +68,7 @@ class Served:
     @property
     def platform(self) -> str:
         """The kind of these devices: `cpu`, `gpu` or `tpu`."""
-        return self.mesh.devices.flat[0].platform
+        return str(self.mesh.devices.flat[0].platform)
 
     @property
     def model(self) -> Model:

@@ -32,13 +32,15 @@ class ServedLayers:
         config: GPTConfig,
         inputs: int,
         outputs: tuple[int, ...],
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs,  # noqa: ARG002  Nothing is drawn: the numbers come from a trained model.
         *,
-        std: float = INIT_STD,
+        std: float = INIT_STD,  # noqa: ARG002
     ) -> "ServedLinear":
+        """A linear layer from `inputs` to `outputs`."""
         return ServedLinear(config, inputs, outputs, self)
 
-    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> "ServedTable":
+    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> "ServedTable":  # noqa: ARG002
+        """A table of token embeddings."""
         return ServedTable(config, self)
 
 
@@ -55,6 +57,7 @@ class ServedLinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if config.bias else None
 
     def __call__(self, x: Array) -> Array:
+        """[..., inputs] to [..., *outputs]."""
         x_LI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = product(x_LI, self.kernel[...].astype(self.dtype), turned=self.turned)
         if self.kernel_scale is not None:
@@ -77,10 +80,12 @@ class ServedTable(nnx.Module):
         self.embedding_scale = nnx.Param(jnp.zeros(config.padded_vocab)) if layers.int8 else None
 
     def rows(self, tokens: Array) -> Array:
+        """The float32 embeddings of tokens, [..., D]."""
         rows = self.embedding[tokens].astype(jnp.float32)
         return rows if self.embedding_scale is None else rows * self.embedding_scale[tokens][..., None]
 
     def scores(self, x_LD: Array) -> Array:
+        """The float32 product of each row of x with every row of the table, [L, V]."""
         table_VD = self.embedding[...].astype(x_LD.dtype)
         if self.turned and x_LD.dtype == jnp.float32:
             scores_LV = _turned_product(table_VD, x_LD).T

@@ -162,7 +162,8 @@ def splash(
     arrays = {"heads": (q_BTHK, k_BTHK, v_BTHK)} | ({} if segments_BT is None else {"tokens": (segments_BT,)})
     names = [name for name, group in arrays.items() for _ in group]
     given = [x for group in arrays.values() for x in group]
-    return placement.on_each_device(each, names, "heads", given)(*given)
+    context_BTHK: Array = placement.on_each_device(each, names, "heads", given)(*given)
+    return context_BTHK
 
 
 def _splash_kernel(
@@ -192,13 +193,14 @@ def _splash_kernel(
         block_q_dq=size,
         block_kv_dq=size,
     )
-    return splash_attention_kernel.make_splash_mha(
+    kernel: Callable[..., Array] = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
     )
+    return kernel
 
 
 def attend_cached(

@@ -8,6 +8,7 @@ after another where `unrolled` is asked for: the same numbers, another trade of 
 model laid out for serving has `h` as a tuple of N single blocks. What is stored is always the stacked form.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -29,7 +30,7 @@ Params = dict[str, Any]
 
 
 class GPT(nnx.Module):
-    """What stands around the blocks: the embeddings before them, the last LayerNorm and the output head behind."""
+    """What stands around the blocks: embeddings before them, a last LayerNorm and the output head behind."""
 
     def __init__(
         self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers = AS_TRAINED, placement: Placement = NOWHERE
@@ -135,7 +136,7 @@ def define(
     outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), layers, placement)), nnx.Param)
     inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), layers, placement)), nnx.Param)
 
-    exactly = jax.default_matmul_precision(config.matmul_precision)
+    exactly = functools.partial(jax.default_matmul_precision, config.matmul_precision)
 
     def init(key: Array) -> Params:
         ends, blocks = jax.random.split(key)
@@ -158,7 +159,6 @@ def define(
                 rest[name] = rest[name] | {"embedding": placement(lies, rest[name]["embedding"])}
         return nnx.merge(outside, rest)
 
-    @exactly
     def hidden(
         params: Params,
         tokens_BT: Array | np.ndarray,
@@ -169,36 +169,37 @@ def define(
         keep: bool = False,
         key: Array | None = None,
     ) -> tuple[Array, KVCache | None]:
-        B, T = tokens_BT.shape
-        if positions_BT is None:
-            start_B1 = 0 if cache is None else cache.length_B[:, None]
-            positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T)) + start_B1
-        model = around(params)
-        x_BTD = model.embed(
-            jnp.asarray(tokens_BT),
-            positions_BT,
-            None if key is None else jax.random.fold_in(key, config.layers),
-        )
+        with exactly():
+            B, T = tokens_BT.shape
+            if positions_BT is None:
+                start_B1 = 0 if cache is None else cache.length_B[:, None]
+                positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T)) + start_B1
+            model = around(params)
+            x_BTD = model.embed(
+                jnp.asarray(tokens_BT),
+                positions_BT,
+                None if key is None else jax.random.fold_in(key, config.layers),
+            )
 
-        def step(
-            x_BTD: Array, layer: Array | int, block: Params, cached: Cached | None = None
-        ) -> tuple[Array, tuple[Array, Array] | None]:
-            layer_key = None if key is None else jax.random.fold_in(key, layer)
-            x_BTD, new = run_block(block, x_BTD, layer, positions_BT, segments_BT, cached, layer_key)
-            return x_BTD, new if keep or cached is not None else None
+            def step(
+                x_BTD: Array, layer: Array | int, block: Params, cached: Cached | None = None
+            ) -> tuple[Array, tuple[Array, Array] | None]:
+                layer_key = None if key is None else jax.random.fold_in(key, layer)
+                x_BTD, new = run_block(block, x_BTD, layer, positions_BT, segments_BT, cached, layer_key)
+                return x_BTD, new if keep or cached is not None else None
 
-        blocks = params["h"]
-        if unrolled and not isinstance(blocks, tuple):
-            blocks = unstacked(blocks)
-        x_BTD, news = _run_blocks(step, blocks, x_BTD, cache)
-        if news is not None:
-            before_B: Array | int = 0 if cache is None else cache.length_B
-            cache = KVCache(*news, before_B + jnp.full(B, T))
-        return model.ln_f(x_BTD).astype(config.compute_dtype), cache
+            blocks = params["h"]
+            if unrolled and not isinstance(blocks, tuple):
+                blocks = unstacked(blocks)
+            x_BTD, news = _run_blocks(step, blocks, x_BTD, cache)
+            if news is not None:
+                before_B: Array | int = 0 if cache is None else cache.length_B
+                cache = KVCache(*news, before_B + jnp.full(B, T))
+            return model.ln_f(x_BTD).astype(config.compute_dtype), cache
 
-    @exactly
     def unembed(params: Params, x: Array) -> Array:
-        return around(params).unembed(x)
+        with exactly():
+            return around(params).unembed(x)
 
     def apply(
         params: Params,
@@ -209,7 +210,8 @@ def define(
         key: Array | None = None,
     ) -> Array:
         x_BTD, _ = hidden(params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, key=key)
-        return unembed(params, x_BTD)[..., : config.vocab]
+        logits_BTV: Array = unembed(params, x_BTD)[..., : config.vocab]
+        return logits_BTV
 
     return Model(init, hidden, unembed, apply)
 

@@ -77,6 +77,7 @@ class Linear(nnx.LinearGeneral):
         )
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """[..., inputs] to [..., *outputs]."""
         y = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
         return y.reshape(*inputs.shape[:-1], *y.shape[1:])
 
@@ -90,9 +91,11 @@ class TokenTable(nnx.Embed):
         )
 
     def rows(self, tokens: Array) -> Array:
+        """The float32 embeddings of tokens, [..., D]."""
         return self.embedding[tokens].astype(jnp.float32)
 
     def scores(self, x_LD: Array) -> Array:
+        """The float32 product of each row of x with every row of the table, [L, V]."""
         table_VD = self.embedding[...].astype(x_LD.dtype)
         return jnp.einsum("ld,vd->lv", x_LD, table_VD, preferred_element_type=jnp.float32)
 
@@ -110,9 +113,11 @@ class TrainedLayers:
         *,
         std: float = INIT_STD,
     ) -> Linear:
+        """A linear layer from `inputs` to `outputs`."""
         return Linear(config, inputs, outputs, rngs, std=std)
 
     def table(self, config: GPTConfig, rngs: nnx.Rngs) -> TokenTable:
+        """A table of token embeddings."""
         return TokenTable(config, rngs)
 
 
@@ -127,7 +132,7 @@ def normal(std: float) -> nnx.Initializer:
 def _padded_normal(vocab: int) -> nnx.Initializer:
     """Initialiser: normal rows for the vocabulary, zero rows for the padding behind it."""
 
-    def initialise(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+    def initialise(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:  # noqa: ARG001  NNX passes it.
         rows_VD = INIT_STD * jax.random.normal(key, shape, dtype)
         return jnp.where(jnp.arange(shape[0])[:, None] < vocab, rows_VD, 0)
 

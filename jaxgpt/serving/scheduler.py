@@ -97,8 +97,9 @@ class Job:
 class Scheduler:
     """Runs an engine in a thread of its own from `start` to `stop`. The docstring of this file explains how.
 
-    `waiting` is how many requests may wait in addition to those that have a slot. `on_failure` is called, from
-    the engine's thread, when the engine has raised an error; from then on every request gets EngineFailed.
+    `waiting` is how many requests may wait in addition to those that have a slot. `on_failure` is called,
+    from the engine's thread, when the engine has raised an error; from then on every request gets
+    EngineFailed.
     """
 
     def __init__(
