@@ -21,7 +21,7 @@ from jaxgpt.inference.served import Served
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
-from jaxgpt.verbs.generate import SamplingFlags
+from jaxgpt.verbs.flags import SamplingFlags
 
 BYTES = load_tokenizer("bytes")
 

@@ -32,14 +32,14 @@ class ServedLayers:
         config: GPTConfig,
         inputs: int,
         outputs: tuple[int, ...],
-        rngs: nnx.Rngs,  # noqa: ARG002  Nothing is drawn: the numbers come from a trained model.
+        rngs: nnx.Rngs,
         *,
-        std: float = INIT_STD,  # noqa: ARG002
+        std: float = INIT_STD,
     ) -> "ServedLinear":
         """A linear layer from `inputs` to `outputs`."""
         return ServedLinear(config, inputs, outputs, self)
 
-    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> "ServedTable":  # noqa: ARG002
+    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> "ServedTable":
         """A table of token embeddings."""
         return ServedTable(config, self)
 

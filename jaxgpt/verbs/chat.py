@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jaxgpt.errors import DataError
-from jaxgpt.verbs.flags import EngineFlags
-from jaxgpt.verbs.generate import SamplingFlags
+from jaxgpt.verbs.flags import EngineFlags, SamplingFlags
 
 if TYPE_CHECKING:
     from jaxgpt.inference.conversation import Conversation

@@ -1,14 +1,69 @@
-"""The flags that generate, chat and serve share: how a model is held in memory to be used."""
+"""Flags that several verbs take: how the next token is chosen, and how a model is held in memory."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import tyro
+
 from jaxgpt.config import MeshConfig
+from jaxgpt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from jaxgpt.inference.sampling import Sampling
     from jaxgpt.inference.served import Served
     from jaxgpt.language_model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags:
+    """How the next token is chosen: the flags that `generate` and `chat` share."""
+
+    max_new_tokens: int = 100
+    """Largest number of tokens that the model writes. It may end its text earlier."""
+    temperature: float = 0.8
+    """Below 1, the model prefers probable tokens more strongly, and its text becomes more predictable.
+    Above 1, improbable tokens are chosen more often, and its text becomes more varied.
+    0 always takes the most probable token (greedy decoding)."""
+    top_k: int = 50
+    """Choose only among this many most probable tokens. 0 means among all."""
+    top_p: float = 1.0
+    """Choose only among the most probable tokens that together have at least this probability.
+    1 means among all."""
+    min_p: float = 0.0
+    """Choose only among tokens that have at least this share of the most probable token's probability.
+    0 means among all."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that occur in the text so far become less probable. The prompt counts.
+    1 changes nothing."""
+    presence_penalty: float = 0.0
+    """Number that is subtracted from the logit of every token that was written already.
+    The prompt does not count."""
+    frequency_penalty: float = 0.0
+    """Number that is subtracted from a token's logit for each time it was written.
+    The prompt does not count."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End the text before this string. The flag may be given several times."""
+    seed: int = 0
+    """Starting point of the random numbers. The same seed gives the same text."""
+
+    def sampling(self) -> "Sampling":
+        """Return these settings for the engine. Raises ConfigError for values that are impossible."""
+        from jaxgpt.inference.sampling import Sampling
+
+        if self.max_new_tokens < 0:
+            raise ConfigError(
+                f"max_new_tokens = {self.max_new_tokens}",
+                why="it must be 0 or more",
+                fix="give the number of tokens to write",
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(
+                f"seed = {self.seed}",
+                why="it must be a 32-bit unsigned integer",
+                fix=f"give a whole number from 0 to {2**32 - 1}",
+            )
+        return Sampling(**{name: getattr(self, name) for name in Sampling.__dataclass_fields__})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +82,6 @@ class EngineFlags:
         """Return the model, on these devices. Raises ConfigError if there are fewer devices."""
         import jax
 
-        from jaxgpt.errors import ConfigError
         from jaxgpt.language_model import load
         from jaxgpt.parallel import mesh_of
 
