@@ -1,4 +1,4 @@
-"""Pretraining as a task: tokens of a text, the loss of the next token, validation losses and samples."""
+"""Pretraining as a task: the tokens of a text, the next-token loss, validation losses and samples."""
 
 import contextlib
 import dataclasses
@@ -35,9 +35,8 @@ from jaxgpt.training.state import TrainState, training_model
 from jaxgpt.training.stop import Stop
 from jaxgpt.training.task import Task, TrainingData
 
-BASELINE_TOKENS = (
-    20_000_000  # of more training text n-gram baselines are not computed: they would take minutes
-)
+# For more training text than this, n-gram losses are not computed, because that takes too long.
+BASELINE_TOKENS = 20_000_000
 SAMPLE = Sampling(temperature=0.8, top_k=50)
 
 Tell = Callable[[str], None]
@@ -47,9 +46,10 @@ ProgressBar = Callable[[], contextlib.AbstractContextManager[Progress | None]]
 def pretraining(
     config: TrainConfig, *, tell: Tell, progress: ProgressBar = contextlib.nullcontext
 ) -> tuple[TrainConfig, Task]:
-    """The task of a recipe, and the recipe with the vocabulary of its data's tokenizer.
+    """The recipe, with the vocabulary of its data's tokenizer, and the task that it describes.
 
-    `progress` opens a display of how far the text is tokenized. Raises MissingError without a tokenizer.
+    `progress` opens a display of how far the text is tokenized. Raises MissingError where there is no
+    tokenizer.
     """
     given = Path(config.data.path)
     tokenizer = load_tokenizer(given / TOKENIZER_FILE if _is_prepared(given) else config.data.tokenizer)
@@ -96,7 +96,7 @@ def _is_prepared(folder: Path) -> bool:
 
 
 def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: ProgressBar) -> Path:
-    """The folder `own`, with the tokens of the recipe's text."""
+    """Write the tokens of the recipe's text into the folder `own`, and return it."""
 
     def write() -> None:
         with waiting(f"tokenizing {recipe.data.path}", tell), progress() as bar:
@@ -119,7 +119,7 @@ def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: 
 
 
 def _baselines(train: TokenStream, val: TokenStream, vocab: int, tell: Tell) -> dict[str, Any]:
-    """What counting words alone would reach on the validation split."""
+    """The losses that models which only count tokens reach on the validation split."""
     if not 1 < len(train) <= BASELINE_TOKENS:
         return {}
     losses = ngram_losses(train.read(0, len(train)), val.read(0, len(val)), vocab)
@@ -131,7 +131,7 @@ def _baselines(train: TokenStream, val: TokenStream, vocab: int, tell: Tell) -> 
 def _events(
     recipe: TrainConfig, loss: Loss, val: TokenStream, tokenizer: Tokenizer, mesh: Mesh, stop: Stop
 ) -> list[Event]:
-    """Validation loss and a sample, every `eval_every` steps."""
+    """The events of pretraining: a validation loss and a sample every `eval_every` steps."""
     model = recipe.model
     batches = ValidationBatches(val, context=model.context, sequences=recipe.batch, vocab=model.vocab)
     evaluate = validation_loss(loss, batches, mesh, limit=recipe.eval_batches, check=stop.check)
@@ -153,7 +153,7 @@ def _events(
         return {"sample": text}
 
     events = [Event("val_loss", recipe.eval_every, measure)]
-    if recipe.sample_tokens and jax.process_count() == 1:  # decoding is a loop on one host
+    if recipe.sample_tokens and jax.process_count() == 1:  # the engine runs on one host
         events.append(Event("sample", recipe.eval_every, write_sample))
     return events
 
@@ -161,7 +161,7 @@ def _events(
 def _report(folder: Path) -> None:
     """Write report.md where it is missing or older than the log.
 
-    So a finished run that is asked for again stays as it is.
+    A finished run therefore stays as it is when it is asked for again.
     """
     report, log = folder / REPORT_FILE, folder / METRICS_FILE
     if not report.is_file() or report.stat().st_mtime_ns < log.stat().st_mtime_ns:

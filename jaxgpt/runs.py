@@ -1,4 +1,4 @@
-"""Training for people: `train(recipe)` trains or resumes, and gives the run that came out of it."""
+"""Training from Python: `train(recipe)` begins or resumes a run, and returns it when it is finished."""
 
 import contextlib
 import contextvars
@@ -23,13 +23,13 @@ from jaxgpt.training.stop import Stop, stop_on_signal
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: what it measured, and the model that it made."""
+    """A training run: what it measured, and the model that it trained."""
 
     directory: Path
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of its log: `step`, and what was measured at that step. Losses are in nats a token."""
+        """The rows of its log. Each has `step` and what was measured then. Losses are in nats a token."""
         return read_rows(self.directory / METRICS_FILE)
 
     @functools.cached_property
@@ -49,17 +49,17 @@ def train(
     progress: bool = True,
     **more: Any,
 ) -> Run:
-    """Train a model as a recipe says, or go on where the run in its `out_dir` stopped.
+    """Train a model as a recipe says, or continue the run in its `out_dir` where it stopped.
 
     `recipe` is a TrainConfig, a preset name such as `nano`, or a TOML file. `settings` changes some of it by
-    dotted names, such as `{"model.layers": 6}`; keywords do the same, such as `steps=200`. A setting that a
-    resumed run may change by name only (`training.resume`) must be among these.
+    dotted names, such as `{"model.layers": 6}`. Keywords do the same, such as `steps=200`. Some settings of a
+    resumed run may change only when they are named here (`training.resume`).
 
-    Ctrl-C, or a notebook's stop button, saves the step that was reached and raises StoppedError. The same call
-    again goes on from there. With `handle_signals`, in the main thread, SIGTERM does so too; otherwise no signal
-    handler is installed.
+    Ctrl-C, or a notebook's stop button, saves the step that was reached and raises StoppedError. The same
+    call again continues from there. With `handle_signals`, in the main thread, SIGTERM does the same.
+    Otherwise no signal handler is installed.
 
-    `progress` shows how training goes, in a terminal and in a notebook. Without it nothing is printed. Raises
+    `progress` shows how training goes, in a terminal or in a notebook. Without it nothing is printed. Raises
     what `training.run.run` raises.
     """
     changed = {**(settings or {}), **more}
@@ -72,7 +72,7 @@ def train(
     in_main_thread = threading.current_thread() is threading.main_thread()
     with hosts.one_error_ends_all(), contextlib.ExitStack() as stack:
         work = functools.partial(_train, recipe, frozenset(changed), progress=progress)
-        if not in_main_thread:  # where no Ctrl-C ever arrives
+        if not in_main_thread:  # Ctrl-C never arrives here
             work(Stop())
         elif handle_signals:
             work(stack.enter_context(stop_on_signal()))
@@ -95,14 +95,14 @@ def _train(recipe: TrainConfig, named: frozenset[str], stop: Stop, *, progress: 
 
 
 def _say_nothing(text: str) -> None:
-    """Where nothing is shown."""
+    """Take the place of a display where nothing is shown."""
 
 
 def _interruptible(work: Callable[[Stop], None]) -> None:
     """Do the work in a thread of its own. Ctrl-C, which comes to the main thread only, asks it to stop.
 
-    Raised inside the work itself, KeyboardInterrupt could come when a step has consumed the old state and its
-    result has no name yet: then there would be nothing left to save. A second Ctrl-C does not wait.
+    In the work itself, KeyboardInterrupt could be raised after a step has consumed the old state, but before
+    its result has a name. There would be no state left to save. A second Ctrl-C does not wait for the work.
     """
     stop, pool = Stop(), ThreadPoolExecutor(1, "jaxgpt.train")
     try:

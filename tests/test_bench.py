@@ -159,6 +159,6 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(capsys: pytest.Captur
 
 def test_texts_longer_than_the_context_are_refused(capsys: pytest.CaptureFixture) -> None:
     bench(*SIZES, "--prompt", "10", "--new", "7", code=2, what="generate")
-    assert "prompt = 10, new = 7: at least 1 and 2 are needed, and together at most the context of 16" in (
+    assert "prompt = 10, new = 7: prompt must be at least 1, new at least 2, and their sum at most 16" in (
         capsys.readouterr().err
     )

@@ -313,7 +313,7 @@ def test_a_new_run_starts_from_given_weights(data: Path, whole: Path, tmp_path: 
 
 def test_weights_of_another_model_are_no_start(data: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
     pretrain(tmp_path / "run", data, "--steps", "1", "--from", whole, "--model.activation", "relu", code=2)
-    assert "activation is 'gelu_tanh' there, 'relu' here; give the run that model" in capsys.readouterr().err
+    assert "activation is 'gelu_tanh' there, 'relu' here; set each of these" in capsys.readouterr().err
 
 
 def test_16_bit_weights_are_widened_and_said_to_be(

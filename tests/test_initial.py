@@ -108,7 +108,7 @@ def test_rows_beyond_the_tokenizers_ids_are_kept_and_never_predicted(tmp_path: P
 
 def test_more_rows_than_the_run_stores_are_refused_with_advice_that_works(tmp_path: Path) -> None:
     written(tmp_path / "model", dataclasses.replace(SMALL, vocab=400))
-    with pytest.raises(ConfigError, match=r"400 rows, the run's 384; .*: --model.vocab-multiple 400"):
+    with pytest.raises(ConfigError, match=r"400 rows, the run's has 384; .*: --model.vocab-multiple 400"):
         begin(tmp_path / "model")
     state = begin(tmp_path / "model", model=dataclasses.replace(SMALL, vocab_multiple=400))
     assert state.params["wte"]["embedding"].shape == (400, 8)
@@ -122,7 +122,9 @@ def test_fewer_ids_than_the_tokenizer_has_are_refused(tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     written(tmp_path / "model", SMALL)
-    with pytest.raises(ConfigError, match="activation is 'gelu_tanh' there, 'relu' here; give the run that"):
+    with pytest.raises(
+        ConfigError, match="activation is 'gelu_tanh' there, 'relu' here; set each of these to"
+    ):
         begin(tmp_path / "model", model=dataclasses.replace(SMALL, activation="relu"))
 
 

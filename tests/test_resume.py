@@ -123,7 +123,7 @@ def test_all_that_is_refused_is_told_at_once() -> None:
         "seed: 0 then, 9 now",
         "model.layers: 4 then, 5 now",
         "optim.beta1: 0.9 then, 0.3 now",
-        "it has done 4, 3 are asked for",
+        "it has done 4, but 3 are asked for",
         "--optim.beta1 0.3",
         "name another --out-dir",
     ):
@@ -185,7 +185,7 @@ def test_nothing_is_found_where_nothing_was_saved(tmp_path: Path) -> None:
 
 def test_checkpoints_that_were_taken_away_are_missed(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 1.0}\n')
-    with pytest.raises(MissingError, match=r"checkpoints\): .* goes to step 3; put it back"):
+    with pytest.raises(MissingError, match=r"checkpoints\): .* goes to step 3; put the folder back"):
         find_run(tmp_path)
 
 

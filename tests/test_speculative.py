@@ -191,7 +191,7 @@ def test_the_drafts_own_texts_are_not(tiny_pair: Pair, monkeypatch: pytest.Monke
 
 
 def test_judging_by_hand() -> None:
-    """q always proposes 0. Where p is sure of 0 it stays; where p is sure of another, that is drawn instead."""
+    """q always proposes 0. Where p is sure of 0 it stays; where p is sure of another, that is drawn."""
     zero, one, two = jnp.eye(3)
     q_BTV = jnp.stack([jnp.stack([zero, zero])] * 4)
     p_BTV = jnp.stack(

@@ -1,1 +1,1 @@
-"""Is this installation sound, and does JAX use the machine? What is wrong, and the line that mends it."""
+"""Checks of the installation and the machine. Each says what is wrong, and which command mends it."""

@@ -1,19 +1,19 @@
-"""What a check hands back."""
+"""What a check of the installation or the machine returns."""
 
 from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """Something that is wrong."""
+    """One thing that is wrong."""
 
     what: str
     """What is wrong and why it matters."""
     fix: str
-    """The one line that mends it."""
+    """The command, or the advice, that mends it."""
 
 
 class Check(NamedTuple):
-    """One side of the machine, looked at. Nothing is wrong with it where there are no findings."""
+    """The result of one check. Without findings, nothing is wrong."""
 
     name: str
     result: str

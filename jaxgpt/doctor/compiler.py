@@ -1,4 +1,4 @@
-"""What the compiler makes of a program: right results, and a fused attention where there is one."""
+"""Checks of the compiler: whether its results are right, and whether fused attention works."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -12,18 +12,16 @@ from jaxgpt.doctor.packages import bounds_of
 if TYPE_CHECKING:
     import jax
 
-ROWS = 32_769  # the fewest rows whose last one jaxlib 0.10.2 gets wrong on CPU
-AMPERE = (8, 0)  # the oldest compute capability with cuDNN's fused attention
-WITHOUT_FUSION = (
-    "export XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=   # leaves out what is broken on CPU"
-)
+ROWS = 32_769  # with fewer rows, jaxlib 0.10.2 gets all of them right on CPU
+AMPERE = (8, 0)  # the lowest compute capability that has cuDNN's fused attention
+WITHOUT_FUSION = "export XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=   # turns the broken fusion off"
 SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention"
 
 
 def check_results(device: "jax.Device") -> Check:
-    """Compare a program that jaxlib 0.10.2 miscompiles on CPU (jax issue 39103) with NumPy, row by row.
+    """Run a program that jaxlib 0.10.2 miscompiles on CPU (jax issue 39103), and compare it with NumPy.
 
-    The numbers are small integers, so that float32 and what accelerators round to hold them exactly.
+    The numbers are small integers, which the reduced precision of accelerators represents exactly too.
     """
     import jax
     import jax.numpy as jnp
@@ -38,7 +36,7 @@ def check_results(device: "jax.Device") -> Check:
         return Check("results", f"{ROWS:,} rows computed on {device.platform} equal NumPy's", [])
     first, supported = wrong[0], Requirement(bounds_of("jax"))
     finding = Finding(
-        f"JAX {jax.__version__} computes wrong results on {device.platform} (as jax issue 39103): "
+        f"JAX {jax.__version__} computes wrong results on {device.platform} (as in jax issue 39103): "
         f"row {first} of {ROWS} is {got[first]:g} instead of {want[first]:g}",
         WITHOUT_FUSION if jax.__version__ in supported.specifier else f"pip install '{supported}'",
     )
@@ -52,18 +50,18 @@ def check_attention(device: "jax.Device") -> Check:
     if device.platform == "tpu":
         return _splash()
     return Check(
-        "attention", f"{device.platform} has no fused kernel: attention goes over blocks of queries", []
+        "attention", f"{device.platform} has no fused kernel: attention is computed in blocks of queries", []
     )
 
 
 def _cudnn(device: "jax.Device") -> Check:
-    """Compile and run cuDNN's attention, forward and backward, on a few numbers in bfloat16."""
+    """Compile and run cuDNN's attention, forward and backward, on a small bfloat16 array."""
     import jax
     import jax.numpy as jnp
 
     capability = str(getattr(device, "compute_capability", "0.0"))
     if tuple(int(part) for part in capability.split(".")) < AMPERE:
-        told = f"a GPU of compute capability {capability} has no fused kernel of cuDNN (8.0 and newer have)"
+        told = f"cuDNN's fused kernel needs compute capability 8.0 or more, and this GPU has {capability}"
         return Check("attention", told, [])
 
     def total(qkv_BTHK: "jax.Array") -> "jax.Array":
@@ -74,10 +72,10 @@ def _cudnn(device: "jax.Device") -> Check:
         with jax.default_device(device):
             gradient = jax.jit(jax.grad(total))(jnp.ones((1, 64, 2, 64), jnp.bfloat16))
             jax.block_until_ready(gradient)
-    except Exception as error:  # a missing or old cuDNN raises kinds of every layer below
+    except Exception as error:  # noqa: BLE001  JAX, XLA and cuDNN raise many kinds; each is the finding.
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         finding = Finding(
-            f"cuDNN's fused attention does not run here, so attention takes longer and more memory: {why}",
+            f"cuDNN's fused attention does not run here, so attention needs more time and memory: {why}",
             "pip install --upgrade 'jaxgpt[cuda13]'   # or cuda12; it brings a cuDNN of its own",
         )
         return Check("attention", "cuDNN's fused kernel was tried", [finding])
@@ -85,7 +83,7 @@ def _cudnn(device: "jax.Device") -> Check:
 
 
 def _splash() -> Check:
-    """Splash attention is a part of JAX: it is there or it is not. It is not run here."""
+    """Look whether splash attention, which is a part of JAX, can be imported. It is not run."""
     try:
         importlib.import_module(SPLASH)
     except ImportError as error:
@@ -93,4 +91,4 @@ def _splash() -> Check:
             f"JAX's splash attention does not import: {error}", f"pip install '{bounds_of('jax')}'"
         )
         return Check("attention", "splash attention was looked for", [finding])
-    return Check("attention", "splash attention is there; it was not run", [])
+    return Check("attention", "splash attention can be imported; it was not run", [])

@@ -1,4 +1,4 @@
-"""What the machine has: accelerators that JAX does not use, memory, disk."""
+"""Checks of the machine: accelerators that JAX does not use, free memory, free disk space."""
 
 import re
 import shutil
@@ -16,24 +16,23 @@ DEVICES = Path("/dev")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 MEMORY = Path("/proc/meminfo")
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # the limit of a container
 
-GOOGLE = "0x1ae0"  # the vendor of TPUs on the PCI bus
-CUDA13_DRIVER = (
-    580  # the oldest driver for CUDA 13 (NVIDIA's release notes of CUDA 13.0); CUDA 12 takes older ones
-)
-LEAST_MEMORY = (
-    2e9  # bytes: the parameters of GPT-2 124M, their gradients and AdamW's two moments, 0.5 GB each
-)
-LEAST_DISK = 5e9  # bytes: three checkpoints of GPT-2 124M (two are kept, one is being written), 1.5 GB each
+GOOGLE = "0x1ae0"  # the vendor number of TPUs on the PCI bus
+# The oldest driver for CUDA 13 (NVIDIA's release notes of CUDA 13.0). CUDA 12 works with older ones.
+CUDA13_DRIVER = 580
+# In bytes. The parameters of GPT-2 124M, their gradients and AdamW's two moments take 0.5 GB each.
+LEAST_MEMORY = 2e9
+# In bytes. Three checkpoints of GPT-2 124M take 1.5 GB each: two are kept while a third is written.
+LEAST_DISK = 5e9
 WHY_NOT = "-c 'import jax; jax.devices()'   # says why JAX does not use it"
 
 
 def check_accelerators(platform: str, asked: str | None) -> Check:
     """Look for a GPU or TPU that JAX does not use.
 
-    `platform` is what JAX runs on, `asked` what JAX_PLATFORMS says. Who asks for the CPU by name gets no
-    finding: that is no silent fall back.
+    `platform` is what JAX runs on, and `asked` is the value of JAX_PLATFORMS. There is no finding where
+    JAX_PLATFORMS asks for the CPU, because JAX then runs on CPU on purpose.
     """
     if platform != "cpu":
         return Check("accelerators", f"JAX runs on {platform}", [])
@@ -46,7 +45,9 @@ def check_accelerators(platform: str, asked: str | None) -> Check:
 
 
 def _unused_gpu() -> Iterator[Finding]:
-    if not (any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "dxg").exists()):  # dxg: under Windows
+    if not (
+        any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "dxg").exists()
+    ):  # dxg: a GPU under WSL on Windows
         return
     installed = [name for name in ("jax-cuda12-plugin", "jax-cuda13-plugin") if version_of(name)]
     driver = _driver()
@@ -69,7 +70,7 @@ def _unused_gpu() -> Iterator[Finding]:
 
 
 def _driver() -> int | None:
-    """The main number of the NVIDIA driver's version."""
+    """The major version of the NVIDIA driver; None where it is not known."""
     try:
         found = re.search(r"Module .*?(\d+)\.\d+", NVIDIA_DRIVER.read_text())
     except OSError:
@@ -101,7 +102,7 @@ def _unused_tpu() -> Iterator[Finding]:
 
 
 def _tpu_is_here() -> bool:
-    """Whether the files of a TPU are here: its own, or a number under VFIO and a device made by Google."""
+    """Whether the machine has a TPU: its own device file, or a VFIO device beside a PCI device by Google."""
     if any(DEVICES.glob("accel[0-9]*")):
         return True
     vendors = (path.read_text().strip() for path in PCI_DEVICES.glob("*/vendor"))
@@ -118,7 +119,7 @@ def check_memory(devices: Sequence["jax.Device"]) -> Check:
     findings = [
         Finding(
             f"{name} has {amount / 1e9:.1f} GB of memory free: too little to train GPT-2 124M",
-            "end what else runs there (top or nvidia-smi names it), or train less: jaxgpt pretrain nano",
+            "end other programs there (see top or nvidia-smi), or train a small model: jaxgpt pretrain nano",
         )
         for name, amount in free.items()
         if amount is not None and amount < LEAST_MEMORY
@@ -131,7 +132,7 @@ def check_memory(devices: Sequence["jax.Device"]) -> Check:
 
 
 def host_memory() -> int | None:
-    """Bytes that a new program can have, at most what a container allows; None where nothing says so."""
+    """Bytes of memory that a new program can use, within a container's limit; None where unknown."""
     try:
         available = re.search(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text())
     except OSError:
@@ -147,10 +148,10 @@ def host_memory() -> int | None:
 
 
 def memory_of(device: "jax.Device") -> tuple[int, int] | None:
-    """Bytes in use on a device, and bytes that there are for JAX; None where the backend does not say."""
+    """The bytes in use on a device, and all bytes that JAX may use; None where the backend does not say."""
     try:
         stats = device.memory_stats()
-    except Exception:  # backends without memory statistics raise kinds of their own
+    except Exception:  # noqa: BLE001  Backends without memory statistics raise kinds of their own.
         stats = None
     if not stats or "bytes_limit" not in stats:
         return None
@@ -158,14 +159,14 @@ def memory_of(device: "jax.Device") -> tuple[int, int] | None:
 
 
 def check_disk(folder: Path) -> Check:
-    """Look at the room for run directories."""
+    """Look at the free disk space in the folder for run directories."""
     free = shutil.disk_usage(folder).free
     findings = []
     if free < LEAST_DISK:
         findings.append(
             Finding(
                 f"{folder} has {free / 1e9:.1f} GB of disk free: too little for checkpoints of GPT-2 124M",
-                "make room, or name a folder on another disk: jaxgpt pretrain ... --out-dir /other/disk/run",
+                "delete files, or name a folder on another disk: jaxgpt pretrain ... --out-dir /disk/run",
             )
         )
     return Check("disk", f"{free / 1e9:.1f} GB free in {folder}", findings)

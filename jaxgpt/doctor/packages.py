@@ -1,4 +1,4 @@
-"""Whether the installed packages fit one another, by what their own metadata asks for. Imports no JAX."""
+"""Checks of the installed packages against the versions that their metadata asks for. Imports no JAX."""
 
 import importlib.metadata
 from collections.abc import Iterator
@@ -11,14 +11,16 @@ SHOWN = ("jax", "jaxlib", "flax")
 
 
 def check_packages() -> Check:
-    """Look for versions outside what jaxgpt, JAX and JAX's plugins for accelerators say they work with.
+    """Look for versions that do not satisfy jaxgpt, JAX, or JAX's plugins for accelerators.
 
-    The bounds are read from the metadata of the packages, so they are those that pip was given.
+    The bounds come from the metadata of the packages, so they are the ones that pip uses.
     """
     findings = [*_unmet("jaxgpt"), *_unmet("jax")]
     if version_of("jaxgpt") is None:
         findings.append(
-            Finding("jaxgpt is not installed as a package, so nothing says what it needs", "pip install .")
+            Finding(
+                "jaxgpt is not installed as a package, so the versions it needs are unknown", "pip install ."
+            )
         )
     plugins = []
     for extra, requirement in _accelerators():
@@ -50,13 +52,13 @@ def version_of(package: str) -> str | None:
 
 
 def bounds_of(package: str) -> str:
-    """What jaxgpt asks of a package on this Python, as pip takes it: `jax<0.13,>=0.12`."""
+    """The versions of a package that jaxgpt needs on this Python, as pip reads them: `jax<0.13,>=0.12`."""
     asked = [requirement for requirement in _requirements("jaxgpt") if requirement.name == package]
     return f"{package}{asked[0].specifier}" if asked else package
 
 
 def _unmet(package: str, extra: str = "") -> Iterator[Finding]:
-    """What a package needs and does not have. What an extra asks for must fit too, but it may be missing."""
+    """The requirements of a package that are not met. Those of an extra count only if they are installed."""
     for requirement in _requirements(package, extra):
         found, wanted = version_of(requirement.name), f"{requirement.name}{requirement.specifier}"
         asks = f"{package} {version_of(package)} needs {wanted}"
@@ -67,7 +69,7 @@ def _unmet(package: str, extra: str = "") -> Iterator[Finding]:
 
 
 def _accelerators() -> Iterator[tuple[str, Requirement]]:
-    """What the extras of JAX that jaxgpt's own extras ask for add, each with its extra."""
+    """The accelerator packages of JAX's extras that jaxgpt's own extras use, each with its extra."""
     for asked in _declared("jaxgpt"):
         for extra in sorted(asked.extras) if asked.name == "jax" else ():
             for requirement in _requirements("jax", extra):
@@ -76,14 +78,14 @@ def _accelerators() -> Iterator[tuple[str, Requirement]]:
 
 
 def _requirements(package: str, extra: str = "") -> list[Requirement]:
-    """What a package needs on this machine, with one of its extras or without."""
+    """The requirements of a package on this machine, with or without one of its extras."""
     return [
         each for each in _declared(package) if each.marker is None or each.marker.evaluate({"extra": extra})
     ]
 
 
 def _declared(package: str) -> list[Requirement]:
-    """All that a package's metadata says of what it needs, whenever; nothing where it is not installed."""
+    """All requirements in a package's metadata, for any machine; none where it is not installed."""
     if version_of(package) is None:
         return []
     return [Requirement(text) for text in importlib.metadata.requires(package) or []]

@@ -1,6 +1,6 @@
-"""Figures of a model: how well it predicts a validation split, and answers the examples of a task.
+"""Figures of a model: how well it predicts a validation split, and how well it answers examples of a task.
 
-Each figure carries the protocol it was measured by: without one, it cannot be compared with others.
+Each figure says by which protocol it was measured, because it cannot be compared with others otherwise.
 """
 
 import math
@@ -26,7 +26,7 @@ SLOTS = 8  # questions answered together
 
 
 class Figure(NamedTuple):
-    """A number, what it is, and by what protocol it was measured."""
+    """A number, what it means, and the protocol by which it was measured."""
 
     name: str
     value: float
@@ -76,7 +76,7 @@ def text_figures(
 
 
 def _check_same(config: GPTConfig, own: Tokenizer | None, of_data: Tokenizer, folder: Path) -> None:
-    """Raises ConfigError for ids of another tokenizer; of a model without one, their number must agree."""
+    """Raise ConfigError unless the tokenizers agree. Without `own`, the numbers of their ids must agree."""
     same = of_data.vocab == config.vocab if own is None else of_data.sha256 == own.sha256
     if not same:
         has = f"{own.name} of {own.vocab}" if own else f"one of {config.vocab}"
@@ -97,7 +97,7 @@ def mean_loss(model: Served, tokens: TokenStream) -> float:
 
 
 def bytes_of(tokens: TokenStream, tokenizer: Tokenizer) -> int:
-    """How many bytes of text all tokens but the first stand for; the end of a text has none."""
+    """How many bytes of text all tokens but the first stand for. The end-of-text token stands for none."""
     size_V = np.array([len(tokenizer.decode_bytes([token])) for token in range(tokenizer.end_of_text)] + [0])
     total, step = 0, 1 << 20
     for start in range(1, len(tokens), step):

@@ -1,6 +1,6 @@
-"""What a loss is worth: the losses of a unigram and a bigram model of the same text.
+"""Losses to compare a language model's loss with: those of a unigram and a bigram model of the same text.
 
-A language model that does not beat the bigram model has not learned to look further back than one token.
+A language model that does not beat the bigram model has not learned to use more than one token before.
 """
 
 from typing import NamedTuple
@@ -16,10 +16,10 @@ class NgramLosses(NamedTuple):
 
 
 def ngram_losses(train: np.ndarray, val: np.ndarray, vocab: int) -> NgramLosses:
-    """Losses on `val` of models counted on `train`, both arrays of token ids below `vocab`.
+    """Losses on `val` of the models counted on `train`. Both are arrays of token ids below `vocab`.
 
-    As a language model is scored, every token but the first of `val` is predicted from what precedes it. Takes at most
-    about 35 bytes of memory per token of `train`.
+    Every token of `val` but the first is predicted, as when a language model is scored. The memory needed
+    grows with the length of `train`.
     """
     assert train.size >= 2 and val.size >= 2, "an n-gram model needs two tokens to count and two to score"
     assert max(train.max(), val.max()) < vocab, "token ids lie below the size of the vocabulary"
@@ -32,12 +32,14 @@ def ngram_losses(train: np.ndarray, val: np.ndarray, vocab: int) -> NgramLosses:
 
 
 class Bigram:
-    """Absolute discounting, interpolated (Ney, Essen and Kneser 1994, "On structuring probabilistic dependences").
+    """A bigram model with interpolated absolute discounting.
 
-    P(w | v) = max(c(v, w) - d, 0) / c(v) + d n(v) / c(v) P(w), where n(v) counts the distinct successors of v, and
-    d = n1 / (n1 + 2 n2) with n1 and n2 the numbers of pairs seen once and twice (their estimate of the best discount).
-    The unigram P(w) = (c(w) + 1) / (N + V) adds one to every count, so no token of the vocabulary is impossible.
-    After a token that was never followed by anything, P(w | v) is P(w).
+    The method is that of Ney, Essen and Kneser 1994, "On structuring probabilistic dependences":
+    P(w | v) = max(c(v, w) - d, 0) / c(v) + d n(v) / c(v) P(w). Here c counts tokens and pairs of tokens, and
+    n(v) counts the distinct successors of v. The discount d = n1 / (n1 + 2 n2) is their estimate of the best
+    one, with n1 and n2 the numbers of pairs seen once and twice. The unigram P(w) = (c(w) + 1) / (N + V), for
+    N tokens and a vocabulary of V, adds one to every count, so that no token is impossible. After a token
+    that nothing ever followed, P(w | v) is P(w).
     """
 
     def __init__(self, train: np.ndarray, vocab: int) -> None:
@@ -50,22 +52,26 @@ class Bigram:
         self.discount = _discount(self._counts)
 
     def probability(self, previous: np.ndarray, following: np.ndarray) -> np.ndarray:
-        """P(following | previous), elementwise over two arrays of token ids of one shape."""
+        """P(following | previous) for each pair from two arrays of token ids, which have the same shape."""
         codes = self._code(previous, following)
         index = np.minimum(np.searchsorted(self._pairs, codes), self._pairs.size - 1)
         counts = np.where(self._pairs[index] == codes, self._counts[index], 0)
         totals = self._totals_V[previous]
         held_back = np.where(totals > 0, self.discount * self._successors_V[previous], 1.0)
-        return (np.maximum(counts - self.discount, 0) + held_back * self.unigram_V[following]) / np.maximum(
-            totals, 1
-        )
+        weights = np.maximum(counts - self.discount, 0) + held_back * self.unigram_V[following]
+        probabilities: np.ndarray = weights / np.maximum(totals, 1)
+        return probabilities
 
     def _code(self, previous: np.ndarray, following: np.ndarray) -> np.ndarray:
-        """One number for each pair."""
-        return previous.astype(np.int64) * self._vocab + following
+        """A number for each pair of tokens, which no other pair has."""
+        codes: np.ndarray = previous.astype(np.int64) * self._vocab + following
+        return codes
 
 
 def _discount(counts: np.ndarray) -> float:
-    """n1 / (n1 + 2 n2); a half when no pair was seen just once, so that an unseen pair still keeps some probability."""
+    """n1 / (n1 + 2 n2), or a half where no pair was seen exactly once.
+
+    The discount must not be 0, because unseen pairs would then have no probability.
+    """
     once, twice = (int(np.count_nonzero(counts == k)) for k in (1, 2))
     return once / (once + 2 * twice) if once else 0.5

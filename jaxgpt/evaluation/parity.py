@@ -1,8 +1,8 @@
-"""The certificate of a conversion: every byte and every logit that was written, compared with what was meant.
+"""The certificate of a conversion: what was written, compared with what should have been written.
 
-For the bytes, each tensor is read back from the destination and hashed, and so is the source's. For the
-numbers, jaxgpt computes logits, losses and greedy tokens of the destination, and a float64 NumPy forward pass
-that shares no line with the model (`evaluation.reference`) computes those of the source.
+To compare the bytes, each tensor of the destination is read back and hashed, and so is each tensor of the
+source. To compare the numbers, jaxgpt computes logits, losses and greedy tokens of the destination. A float64
+NumPy forward pass that shares no code with the model (`evaluation.reference`) computes those of the source.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from jaxgpt.weights.tensors import StoredModel, Tensor
 PARITY_FILE = "parity.json"
 TEXT = "The weights of a model are only numbers, and a certificate says that they are still the same numbers."
 TOKENS, GREEDY = 32, 8  # the most tokens that are read, and that are generated
-# How far logits in float32 may be from those in float64 after 48 layers: for small logits, and as a share of
-# large.
+# How far logits in float32 may be from those in float64 after 48 layers. The first holds for small logits;
+# the second is a share of large ones.
 ABSOLUTE, RELATIVE = 2e-4, 2e-5
 LIBRARIES = ("jaxgpt", "jax", "flax", "numpy", "orbax-checkpoint", "safetensors", "ml_dtypes")
 
@@ -37,9 +37,8 @@ LIBRARIES = ("jaxgpt", "jax", "flax", "numpy", "orbax-checkpoint", "safetensors"
 def certificate(source: StoredModel, wanted: StoredModel, written: StoredModel) -> dict[str, Any]:
     """Return the content of `parity.json`: whether it `passed`, and if not, which `problems` there are.
 
-    `source` is the model as it was found. `wanted` is the same model after what was asked for (a cast,
-    another vocabulary) and what the format needed (biases of zeros). `written` is the destination as it reads
-    back.
+    `source` is the model as it was found. `wanted` is that model with the changes that were asked for (a
+    cast, another vocabulary) or that the format needed (biases of zeros). `written` is what was read back.
     """
     tensors, problems = _compared_tensors(source, wanted, written)
     config = wanted.config.differences(written.config)
@@ -106,8 +105,8 @@ def _compared_numbers(wanted: StoredModel, written: StoredModel) -> dict[str, An
     reference_TV = reference_logits(wanted.config, wanted.tensors, np.array(tokens))
     largest, difference = float(abs(reference_TV).max()), float(abs(ours_TV - reference_TV).max())
     tolerance = max(ABSOLUTE, RELATIVE * largest)
-    # The reference reads all tokens in one pass. Given those before it, it should have chosen each greedy
-    # token too.
+    # The reference reads all tokens in one pass. Given the tokens before it, the reference should choose each
+    # greedy token too.
     steps_TV = reference_TV[len(prompt) - 1 : -1]
     lost = (
         steps_TV.max(axis=-1)
@@ -174,7 +173,7 @@ def _losses(reference_TV: np.ndarray, ours_TV: np.ndarray, tokens: list[int]) ->
 
 
 def _effect(source: StoredModel, wanted: StoredModel, tokens: list[int]) -> dict[str, Any]:
-    """Return what the changes did to the logits of the ids that both models have, by the reference alone."""
+    """Return how the changes moved the logits of the ids that both models have, by the reference."""
     both = min(source.config.vocab, wanted.config.vocab)
     ids = np.array(tokens) % source.config.vocab
     before_TV = reference_logits(source.config, source.tensors, ids)[:, :both]

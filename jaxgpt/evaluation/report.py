@@ -2,10 +2,10 @@
 
 The same run always gives the same report.
 
-Beside `loss` and `val_loss`, a report uses what rows of metrics.jsonl hold of: `sample` (text),
-`tokens_per_second`, `unigram_loss` and `bigram_loss` (nats per token on the validation split; the latest
-counts), and what `device_facts` says of the devices. A row of those opens a stage: the speeds that follow it,
-up to the next such row, are theirs.
+A report uses these entries of the rows of metrics.jsonl, if they exist: `loss`, `val_loss`, `sample` (a
+text), `tokens_per_second`, `unigram_loss` and `bigram_loss` (nats per token on the validation split; the
+latest ones count), and what `device_facts` says of the devices. A row about devices begins a stage. The
+speeds after it, up to the next such row, were reached on these devices.
 """
 
 import re
@@ -29,8 +29,8 @@ CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not i
 def write_report(run_dir: Path) -> Path:
     """Write report.md and, where matplotlib is installed, loss.png from a run's settings and log.
 
-    Returns the path of report.md. Raises MissingError when `run_dir` has no config.json, DataError when that
-    or the metrics are damaged. A run without rows gets a report that says so.
+    Returns the path of report.md. A run without rows gets a report that says so. Raises MissingError when
+    `run_dir` has no config.json, and DataError when config.json or the metrics are damaged.
     """
     config, rows = read_config(run_dir), read_rows(run_dir / METRICS_FILE)
     parts = [
@@ -45,7 +45,7 @@ def write_report(run_dir: Path) -> Path:
         _speed(config, rows),
     ]
     path = run_dir / REPORT_FILE
-    # A sample may hold half of a surrogate pair, which no encoding has room for.
+    # A sample may contain half of a surrogate pair, which UTF-8 cannot encode.
     path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8", errors="backslashreplace")
     return path
 
@@ -85,7 +85,7 @@ def _trained(config: TrainConfig, rows: Rows, tokenizer: Path) -> str:
 
 
 def _hardware(stages: list[tuple[Devices, Rows]]) -> str:
-    """The devices in the order in which the run was on them, each but the last with the step it came to."""
+    """The devices in the order of their use. All but the last have the step up to which they were used."""
     if not stages:
         return "not recorded"
     before = [f"{devices} up to step {rows[-1]['step']:,}" for devices, rows in stages[:-1]]
@@ -93,7 +93,7 @@ def _hardware(stages: list[tuple[Devices, Rows]]) -> str:
 
 
 def _curve(rows: Rows, path: Path) -> str:
-    """Draw the losses over the steps; the line of the report that shows them."""
+    """Draw the losses over the steps. Returns the line of the report that shows the picture."""
     train, val = _series(rows, "loss"), _series(rows, "val_loss")
     if not train and not val:
         return "No loss was recorded."
@@ -142,9 +142,9 @@ def _samples(rows: Rows) -> str:
 
 
 def _fenced(text: str) -> str:
-    """The text in a fence longer than any run of backticks in it, so that it cannot end its own fence.
+    """The text in a fence longer than any run of backticks in it, so that the text cannot end the fence.
 
-    Control characters are shown by their pictures (U+2400 and up): a NUL would make the report a binary file.
+    Control characters become their pictures (U+2400 and up), since a NUL would make the report a binary file.
     """
     fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
     return f"{fence}text\n{text.translate(CONTROL_PICTURES)}\n{fence}"
@@ -163,9 +163,9 @@ def _speed(config: TrainConfig, rows: Rows) -> str:
     if not told:
         return "No speed was recorded."
     told.append(
-        f"A token takes {train_flops_per_token(config.model):.4g} FLOPs: 6 x parameters + 12 x layers x width "
-        "x context (PaLM, appendix B), with the output head and without the look-ups; causal masking is not "
-        "discounted."
+        f"A token takes {train_flops_per_token(config.model):.4g} FLOPs: 6 x parameters + 12 x layers x "
+        "width x context (PaLM, appendix B). The parameters include the output head, but not the look-ups. "
+        "Causal masking does not lower the count."
     )
     return "\n\n".join(told)
 
@@ -180,5 +180,5 @@ def _mfu(model: GPTConfig, devices: Devices, speed: float, measured: float | Non
     unknown = f"{name}: unknown, because no data sheet figure is known for {devices.kind} in {dtype}."
     if (share := utilisation(speed, model, measured, devices.number)) is None:
         return unknown
-    reached = f"{measured:.4g} FLOP/s a device that a matrix product reached here"
+    reached = f"{measured:.4g} FLOP/s a device that a matrix product reached"
     return f"{unknown} It is {share:.1%} of the {reached}."

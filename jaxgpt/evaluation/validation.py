@@ -1,4 +1,4 @@
-"""The validation loss: mean cross-entropy in nats over a split, or the beginning of it."""
+"""The validation loss: the mean cross-entropy in nats over a split, or over its first batches."""
 
 import functools
 from collections.abc import Callable
@@ -21,9 +21,10 @@ def validation_loss(
     limit: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> Callable[[Any], float]:
-    """A function params -> mean loss in nats over the first `limit` batches (0: all), every prediction weighing alike.
+    """A function that takes parameters and returns their mean loss in nats over the first `limit` batches.
 
-    `check` is called between batches and may raise, to stop early.
+    A limit of 0 means all batches. Every prediction has the same weight. `check` is called between batches,
+    and may raise an exception to stop early.
     """
 
     def sums(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:

@@ -32,14 +32,14 @@ class ServedLayers:
         config: GPTConfig,
         inputs: int,
         outputs: tuple[int, ...],
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs,  # noqa: ARG002  Nothing is drawn: the numbers come from a trained model.
         *,
-        std: float = INIT_STD,
+        std: float = INIT_STD,  # noqa: ARG002
     ) -> "ServedLinear":
         """A linear layer from `inputs` to `outputs`."""
         return ServedLinear(config, inputs, outputs, self)
 
-    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> "ServedTable":
+    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> "ServedTable":  # noqa: ARG002
         """A table of token embeddings."""
         return ServedTable(config, self)
 

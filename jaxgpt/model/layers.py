@@ -132,7 +132,12 @@ def normal(std: float) -> nnx.Initializer:
 def _padded_normal(vocab: int) -> nnx.Initializer:
     """Initialiser: normal rows for the vocabulary, zero rows for the padding behind it."""
 
-    def initialise(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+    def initialise(
+        key: Array,
+        shape: Any,
+        dtype: Any = jnp.float32,
+        out_sharding: Any = None,  # noqa: ARG001  NNX passes it.
+    ) -> Array:
         rows_VD = INIT_STD * jax.random.normal(key, shape, dtype)
         return jnp.where(jnp.arange(shape[0])[:, None] < vocab, rows_VD, 0)
 

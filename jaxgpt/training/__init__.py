@@ -1,1 +1,1 @@
-"""Predictions become better: the loss, the optimizer, the step, the loop."""
+"""Make a model's predictions better: the loss, the optimizer, the training step, the loop."""

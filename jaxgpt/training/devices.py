@@ -1,4 +1,4 @@
-"""Which devices a run trained on: what its log says of them, and the speeds that are theirs."""
+"""The devices that a run trained on, as its log records them."""
 
 from typing import Any, NamedTuple
 
@@ -11,20 +11,21 @@ Rows = list[dict[str, Any]]
 
 
 class Devices(NamedTuple):
-    """Devices that a run trained on; None where the log does not say."""
+    """Devices that a run trained on. A field is None where the log does not record it."""
 
     number: int | None = None
     kind: str | None = None
-    """JAX's name for them."""
+    """JAX's name for this kind of device."""
 
     def __str__(self) -> str:
         return "devices that were not recorded" if self.kind is None else f"{self.number} x {self.kind}"
 
 
 def device_facts(mesh: Mesh, model: GPTConfig, rows: Rows) -> dict[str, Any]:
-    """What the log must say of these devices before steps run on them; nothing where `rows` end on them.
+    """What the log must record about the devices of `mesh` before steps run on them.
 
-    Where no data sheet has a figure for them, that includes the FLOP/s that a matrix product reaches here.
+    This is nothing where the last `rows` of the log already come from the same devices. Where no data sheet
+    gives the FLOP/s of these devices, it includes the FLOP/s that a matrix product reaches here.
     """
     device = mesh.local_devices[0]
     here, so_far = Devices(mesh.size, device.device_kind), stages(rows)
@@ -37,7 +38,7 @@ def device_facts(mesh: Mesh, model: GPTConfig, rows: Rows) -> dict[str, Any]:
 
 
 def stages(rows: Rows) -> list[tuple[Devices, Rows]]:
-    """The rows, cut where the run went on on other devices."""
+    """The rows of a log, divided at each row where the run continued on other devices."""
     found: list[tuple[Devices, Rows]] = []
     for row in rows:
         if "device_kind" in row:

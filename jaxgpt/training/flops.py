@@ -1,9 +1,9 @@
-"""How much arithmetic training takes, and what share of the hardware's arithmetic it gets.
+"""How much arithmetic training takes, and what share of the hardware's arithmetic it reaches.
 
-The convention is that of PaLM (Chowdhery et al. 2022, appendix B): a token costs 6 FLOPs for every parameter
-it is multiplied with (2 forward, 4 backward) and 12 x layers x width x context for attention's two products
-with the whole context. It counts the model's arithmetic, not the machine's: causal masking is not discounted,
-recomputation not added.
+The convention is that of PaLM (Chowdhery et al. 2022, appendix B). A token costs 6 FLOPs for every parameter
+that it is multiplied with: 2 in the forward pass and 4 in the backward pass. Attention's two products with
+the whole context cost another 12 x layers x width x context. This counts what the model asks for, not what
+the machine does. Causal masking therefore does not lower the count, and recomputation does not raise it.
 """
 
 import statistics
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import jax
 
 PEAK_FLOPS = {
-    # Google Cloud's page of each TPU version, "peak compute per chip (bf16)". One jax device is one chip, but
-    # half a chip on TPU7x. Both spellings of a name occur (jax/_src/pallas/mosaic/tpu_info.py).
+    # The source is Google Cloud's page on each TPU version, "peak compute per chip (bf16)". One JAX device is
+    # one chip, but on TPU7x it is half a chip. JAX spells some names in two ways
+    # (jax/_src/pallas/mosaic/tpu_info.py).
     "TPU v4": 275e12,  # Cloud TPU v4
     "TPU v5 lite": 197e12,  # Cloud TPU v5e
     "TPU v5e": 197e12,  # the same
@@ -25,9 +26,9 @@ PEAK_FLOPS = {
     "TPU v5p": 459e12,  # the same
     "TPU v6 lite": 918e12,  # Cloud TPU v6e
     "TPU v6e": 918e12,  # the same
-    "TPU7x": 2307e12 / 2,  # Cloud TPU7x, two devices a chip
-    # Where a figure is halved, NVIDIA's data sheet gives it with 2:4 sparsity. The T4 has no bfloat16, so no
-    # figure.
+    "TPU7x": 2307e12 / 2,  # Cloud TPU7x, two devices on each chip
+    # A figure is halved where NVIDIA's data sheet gives it with 2:4 sparsity. The T4 is missing because it
+    # does not compute in bfloat16.
     "NVIDIA A100-SXM4-40GB": 312e12,  # A100 Tensor Core GPU data sheet
     "NVIDIA A100-SXM4-80GB": 312e12,  # the same
     "NVIDIA A100-PCIE-40GB": 312e12,  # the same
@@ -41,30 +42,30 @@ PEAK_FLOPS = {
     "NVIDIA GeForce RTX 3090": 71e12,  # GA102 architecture white paper, float32 accumulation
     "NVIDIA GeForce RTX 4090": 165.2e12,  # Ada GPU architecture white paper, float32 accumulation
 }
-"""Dense bfloat16 FLOP/s of one device, by jax's `device_kind`."""
+"""FLOP/s of one device on dense bfloat16 matrix products, by JAX's `device_kind`."""
 
 
 def count_parameters(config: GPTConfig) -> int:
-    """Parameters of the model as published: without the rows that pad the embedding."""
+    """The number of parameters of the model. The rows that pad the embedding are not counted."""
     head = 0 if config.tied_head else config.vocab * config.width
     positions = config.context * config.width if config.position == "learned" else 0
     return config.vocab * config.width + positions + head + _parameters_of_blocks(config)
 
 
 def train_flops_per_token(config: GPTConfig, context: int | None = None) -> float:
-    """FLOPs to train on one token of a sequence of `context` tokens (None: the model's own context).
+    """FLOPs to train on one token of a sequence of `context` tokens. None means the model's own context.
 
-    6 x parameters + 12 x layers x width x context (PaLM, appendix B). Counted are all parameters but the two
-    look-ups: the blocks and the last LayerNorm with their biases, and the output head's vocab x width matrix,
-    tied or not, without padding rows. Not discounted: the masked half of the attention scores. Not added:
-    softmax, GELU, what is computed again in the backward pass.
+    The formula is 6 x parameters + 12 x layers x width x context (PaLM, appendix B). The parameters are those
+    of the blocks and of the last LayerNorm, with their biases, and the vocab x width matrix of the output
+    head, whether it is tied or not. The two embedding look-ups and padding rows do not count. The masked half
+    of the attention scores does count. Softmax, GELU and recomputation in the backward pass do not.
     """
     parameters = _parameters_of_blocks(config) + config.vocab * config.width
     return 6.0 * parameters + 12.0 * config.layers * config.width * (context or config.context)
 
 
 def _parameters_of_blocks(config: GPTConfig) -> int:
-    """The blocks and the LayerNorm after them."""
+    """The number of parameters in the blocks and in the LayerNorm after them."""
     width, mlp = config.width, config.mlp_size
     matrices = 4 * width * width + 2 * width * mlp  # c_attn (3), attn.c_proj (1); c_fc, mlp.c_proj
     biases = (3 + 1) * width + mlp + width if config.bias else 0
@@ -75,7 +76,7 @@ def _parameters_of_blocks(config: GPTConfig) -> int:
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     """FLOP/s that the maker states for one device, for dense matrix products in `dtype`; None when unknown.
 
-    Only bfloat16 is known: what a float32 product runs at depends on the precision XLA picks for it.
+    Only bfloat16 is known. The speed of a float32 product depends on the precision that XLA picks for it.
     """
     return PEAK_FLOPS.get(device_kind) if dtype == "bfloat16" else None
 
@@ -83,12 +84,12 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
 def measured_matmul_flops(
     config: GPTConfig, device: "jax.Device", *, size: int | None = None, seconds: float = 1.0
 ) -> float:
-    """FLOP/s that one device reaches on square matrix products, by their median time over about `seconds`.
+    """FLOP/s that one device reaches on square matrix products, from their median time.
 
-    This is a ceiling to compare with where no data sheet has one, so the product has the type and the
-    precision that this model's own products have. The matrices have `size` rows; None is 1024 on CPU and 8192
-    elsewhere, large enough that starting the product costs nothing beside it. At least three products are
-    timed.
+    It serves as the upper limit where no data sheet gives one. The product therefore has the type and the
+    precision of this model's own products. The matrices have `size` rows. None means 1024 on CPU and 8192
+    elsewhere, so that the time to start a product hardly counts. Products are timed for about `seconds`, and
+    at least three of them.
     """
     if size is None:
         size = 1024 if device.platform == "cpu" else 8192
@@ -105,7 +106,7 @@ def measured_matmul_flops(
 def _matrix_product(
     config: GPTConfig, device: "jax.Device", size: int
 ) -> tuple["jax.stages.Compiled", "jax.Array", "jax.Array"]:
-    """A square product as this model computes its own, compiled for the device, and two matrices on it."""
+    """A compiled square product with this model's type and precision, and two matrices on the device."""
     import jax
 
     with jax.default_device(device), jax.default_matmul_precision(config.matmul_precision):
@@ -117,10 +118,10 @@ def _matrix_product(
 def utilisation(
     tokens_per_second: float, config: GPTConfig, peak: float | None, devices: int, context: int | None = None
 ) -> float | None:
-    """Model FLOPs utilisation (MFU): FLOP/s of training over those of all devices; None when `peak` is.
+    """Model FLOPs utilisation (MFU): the FLOP/s of training divided by the peak FLOP/s of all devices.
 
-    `tokens_per_second` over all devices, `peak` FLOP/s of one device, `context` as in
-    `train_flops_per_token`.
+    `tokens_per_second` counts all devices together. `peak` is the FLOP/s of one device; the result is None
+    when it is None. `context` is as in `train_flops_per_token`.
     """
     if peak is None:
         return None

@@ -1,4 +1,4 @@
-"""The state that a new run begins with: random parameters, or those of a model that is there already."""
+"""The state that a new run begins with: random parameters, or the parameters of an existing model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,8 @@ def initial_state(
 ) -> TrainState:
     """The state before the first step, sharded over the task's mesh.
 
-    Raises ConfigError where the model of `--from` is another one than the recipe's or has another tokenizer.
+    Raises ConfigError where the model of `--from` differs from the recipe's model, or its tokenizer from the
+    tokenizer of the data.
     """
     if recipe.init_from is None:
         return create_state(task.model, optimizer, recipe.seed, task.mesh)
@@ -30,9 +31,10 @@ def initial_state(
 
 
 def _opened(source: str, model: GPTConfig, tokenizer: Tokenizer, tell: Callable[[str], None]) -> StoredModel:
-    """The model of `--from`, to be read in float32 and into the rows that the recipe's model has.
+    """The model of `--from`, in float32, with as many rows in its embedding as the recipe's model has.
 
-    It may have more rows than the tokenizer has ids. They are kept, and no such id is ever probable.
+    It may have more rows than the tokenizer has ids. These rows are kept, but their ids are given no
+    probability.
     """
     given = open_model(source)
     for text in given.notes:
@@ -42,12 +44,14 @@ def _opened(source: str, model: GPTConfig, tokenizer: Tokenizer, tell: Callable[
         told = ", ".join(
             f"{name} is {there!r} there, {here!r} here" for name, (there, here) in different.items()
         )
-        raise ConfigError(f"--from {source}", why=told, fix="give the run that model, as --model.NAME VALUE")
+        raise ConfigError(
+            f"--from {source}", why=told, fix="set each of these to the value there, as --model.NAME VALUE"
+        )
     if given.config.vocab > model.padded_vocab:
         raise ConfigError(
             f"--from {source}",
-            why=f"its embedding has {given.config.vocab:,} rows, the run's {model.padded_vocab:,}",
-            fix=f"give the run as many: --model.vocab-multiple {given.config.vocab}",
+            why=f"its embedding has {given.config.vocab:,} rows, the run's has {model.padded_vocab:,}",
+            fix=f"give the run as many rows: --model.vocab-multiple {given.config.vocab}",
         )
     if given.dtype != "float32":
         tell(f"{source}: widened from {given.dtype} to float32")
@@ -64,6 +68,6 @@ def _refuse_other_tokenizer(
         mine, its = (f"{each.name} (sha256 {each.sha256[:12]})" for each in (tokenizer, given.tokenizer))
         raise ConfigError(
             f"--from {source}",
-            why=f"its tokenizer is {its}, the data's is {mine}: the same ids stand for other texts",
+            why=f"its tokenizer is {its}, the data's is {mine}: the same ids stand for different texts",
             fix=f"prepare the text with the model's tokenizer: jaxgpt prepare TEXT --tokenizer {source}",
         )

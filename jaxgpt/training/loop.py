@@ -1,6 +1,7 @@
-"""The training loop: it owns the clock and the log, and knows no model, no evaluation and no sampling.
+"""The training loop: it runs the steps, keeps the time, and writes the log.
 
-What happens every so many steps is an `Event`: a function of the state that returns what it measured.
+It knows nothing about models, evaluation or sampling. What else happens every so many steps is an `Event`: a
+function of the state that returns what it measured.
 """
 
 import math
@@ -17,23 +18,28 @@ from jaxgpt.training.stop import Stop, StopRequested
 
 @dataclass(frozen=True)
 class Event:
-    """`run(state)` before the first step, every `every` steps and after the last. It measures at least `name`."""
+    """A measurement: `run(state)` before the first step, at every `every`-th step and after the last step.
+
+    What it returns has at least the entry `name`.
+    """
 
     name: str
     every: int
     run: Callable[[TrainState], dict[str, Any]]
 
     def due(self, number: int, last: int) -> bool:
+        """Whether to run when `number` steps are done and `last` is the number of the last step."""
         return number % self.every == 0 or number == last
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """All that training needs besides the state. Steps are counted from 1; `step` makes a new state of a batch."""
+    """Everything that training needs besides the state. Steps are counted from 1."""
 
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+    """`step(state, batch)` returns the next state, and what the step measured."""
     batch_at: Callable[[int], Any]
-    """The global batch of a step, counted from 0."""
+    """`batch_at(number)` is the global batch of a step. Here alone the steps are counted from 0."""
     steps: int
     tokens_per_step: int
     log_every: int
@@ -45,7 +51,7 @@ class Loop:
 
 
 class _Clock:
-    """Tokens per second between rows of the log: compilation, events and saving not counted."""
+    """Measures tokens per second between rows of the log, without compilation, events and saving."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self._tokens, self._steps, self._since = tokens_per_step, 0, float("nan")
@@ -54,7 +60,7 @@ class _Clock:
         self._steps, self._since = 0, time.perf_counter()
 
     def tick(self) -> None:
-        """A step has been seen to finish; the first one starts the clock."""
+        """Count a step that has finished. The first one only starts the clock."""
         if math.isnan(self._since):
             self.restart()
         else:
@@ -67,13 +73,13 @@ class _Clock:
 
 
 def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int, str], bool]) -> TrainState:
-    """Train from step `start` (steps done so far) to the last.
+    """Train up to the last step, when `start` steps are done already.
 
-    The metrics of a step are read after the next one is launched, so the device never waits for the log.
-    `measured` tells which events the log already holds for step `start`, when a run is resumed.
+    The metrics of a step are read after the next step was launched, so the device never waits for the log.
+    `measured(step, name)` says whether the log of a resumed run already holds what an event measured there.
 
-    Raises DivergedError when the loss, the gradient or what an event measured is not finite, before anything of
-    that step is saved. Raises StoppedError when a signal came, after saving.
+    Raises DivergedError when the loss, the gradient or what an event measured is not finite. Nothing of that
+    step is saved then. Raises StoppedError when a signal came, after the state is saved.
     """
     clock = _Clock(loop.tokens_per_step)
     pending: tuple[int, dict[str, Any]] | None = None
@@ -121,7 +127,7 @@ def stopped_error(stop: Stop, where: str) -> StoppedError:
 
 
 def _run_events(loop: Loop, state: TrainState, number: int, events: Sequence[Event]) -> bool:
-    """Run what is due and log it. True when a signal cut it short."""
+    """Run events and log what they measure. The result is True when a signal interrupted them."""
     for event in events:
         try:
             measured = event.run(state)
@@ -144,5 +150,5 @@ def _refuse_non_finite(number: int, row: dict[str, float]) -> None:
         raise DivergedError(
             f"diverged at step {number}",
             why=", ".join(wrong),
-            fix="lower --optim.learning-rate or lengthen --optim.warmup-steps; earlier checkpoints are intact",
+            fix="lower --optim.learning-rate or raise --optim.warmup-steps; earlier checkpoints are intact",
         )

@@ -1,8 +1,8 @@
 """The loss of a language model: cross-entropy of the next token, in nats.
 
-A loss is a function `loss(params, batch, key) -> (sum, weight, metrics)`: the weighted sum over the batch's
-predictions, the sum of their weights, and further weighted sums by name. Sums, not means, so that micro-batches add
-up exactly; whoever wants the mean divides once.
+A loss is a function `loss(params, batch, key) -> (sum, weight, metrics)`. It returns the weighted sum over
+the batch's predictions, the sum of their weights, and further weighted sums by name. These are sums and not
+means, so that the results of micro-batches can be added up. The mean is the sum divided by the weight.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Loss = Callable[[Params, Any, Array | None], tuple[Array, Array, dict[str, Array
 
 
 def cross_entropy(logits_V: Array, targets: Array) -> Array:
-    """-log softmax(logits)[target] in nats: float32 logits [..., V] and ids [...] give [...]."""
+    """-log softmax(logits)[target] in nats, of shape [...], from float32 logits [..., V] and ids [...]."""
     chosen = jnp.take_along_axis(logits_V, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_V, axis=-1) - chosen
 
@@ -27,8 +27,8 @@ def cross_entropy(logits_V: Array, targets: Array) -> Array:
 def next_token_loss(model: Model, *, chunk: int = 0) -> Loss:
     """The training loss of a language model.
 
-    With `chunk`, logits exist for that many positions of each sequence at a time, in the forward and in the backward
-    pass (they are computed again), instead of for all: [B, chunk, V] floats rather than [B, T, V].
+    With `chunk`, the logits of only that many positions of each sequence exist at one time: [B, chunk, V]
+    floats rather than [B, T, V]. The backward pass computes them again.
     """
 
     def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array, dict[str, Array]]:
@@ -47,7 +47,7 @@ def next_token_loss(model: Model, *, chunk: int = 0) -> Loss:
 
 
 def _by_chunks(summed: Callable[..., Array], chunk: int, *arrays_BT: Array) -> Array:
-    """`summed` over pieces of the second axis, added up; the last piece may be shorter."""
+    """The sum of `summed` over pieces of the second axis. The last piece may be shorter."""
     T = arrays_BT[0].shape[1]
     if chunk == 0 or chunk >= T:
         return summed(*arrays_BT)

@@ -1,7 +1,7 @@
-"""Where measurements go: metrics.jsonl always, TensorBoard besides when asked for.
+"""Where measurements are written: always to metrics.jsonl, and to TensorBoard too when asked for.
 
-A row is one JSON object on one line: `step`, and whatever was measured at that step. Floats are printed so that they
-read back exactly.
+A row is one JSON object on one line. It holds `step`, and whatever was measured at that step. Floats are
+written so that they read back exactly.
 """
 
 import json
@@ -29,8 +29,8 @@ class Sink(Protocol):
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file, in order; none when there is no file.
 
-    What follows the last newline is a write that was cut short and is left out. Raises DataError when another line is
-    not a row.
+    What follows the last newline is left out, because it is a write that was interrupted. Raises DataError
+    when any other line is not a row.
     """
     rows = []
     complete = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -41,16 +41,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 raise TypeError
         except (ValueError, TypeError, KeyError):
             why = f"line {number} is not a JSON object with a whole number `step`"
-            raise DataError("metrics are damaged", path=path, why=why, fix="remove the line") from None
+            raise DataError("metrics are damaged", path=path, why=why, fix=f"remove line {number}") from None
         rows.append(row)
     return rows
 
 
 class MetricsLog:
-    """The metrics file of a run: rows are appended, each is on disk when `write` returns.
+    """The metrics file of a run. Rows are appended, and each is in the file when `write` returns.
 
-    Opening it drops the end of a write that was cut short, and nothing else. Raises DataError when a line is not a row,
-    StorageError when the file cannot be written.
+    Opening it removes the end of a write that was interrupted, and nothing else. Raises DataError when a line
+    is not a row, and StorageError when the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class MetricsLog:
             raise self._unwritable(error) from error
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append a row. A number may be a numpy or jax scalar. Raises ValueError for one that is not finite."""
+        """Append a row. Numbers may be NumPy or JAX scalars. Raises ValueError where one is not finite."""
         assert "step" not in metrics, "the step is an argument of its own"
         row = {"step": step, **{key: _plain(key, value) for key, value in metrics.items()}}
         try:
@@ -82,7 +82,7 @@ class MetricsLog:
         return (step, key) in self._measured
 
     def cut_back(self, step: int) -> None:
-        """Drop the rows of later steps, all at once: a run resumed at `step` writes them anew."""
+        """Remove the rows of later steps, all at once. A run resumed at `step` writes them again."""
         rows = self.rows()
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) == len(rows):
@@ -99,21 +99,21 @@ class MetricsLog:
         self._measured = {(row["step"], key) for row in kept for key in row}
 
     def close(self) -> None:
-        """Nothing is left to do: every row is on disk."""
+        """Do nothing: every row is in the file already."""
 
     def _unwritable(self, error: OSError) -> StorageError:
         return StorageError(
             "metrics were not written",
             path=self._path,
             why=str(error.strerror),
-            fix="make room or name another directory",
+            fix="free some disk space, or name another directory",
         )
 
 
 class TensorBoardSink:
-    """TensorBoard event files in `folder`; needs the extra `tensorboard`, and raises ConfigError without it.
+    """Writes TensorBoard event files into `folder`. Raises ConfigError where tensorboardX is not installed.
 
-    `resumed_at` hides what an earlier process recorded after that step.
+    With `resumed_at`, TensorBoard no longer shows what an earlier process recorded after that step.
     """
 
     def __init__(self, folder: Path, *, resumed_at: int | None = None) -> None:
@@ -123,13 +123,13 @@ class TensorBoardSink:
             raise ConfigError(
                 "tensorboard = true",
                 why="tensorboardX is not installed",
-                fix="pip install 'jaxgpt[tensorboard]', or turn it off",
+                fix="pip install 'jaxgpt[tensorboard]', or leave out --tensorboard",
             ) from None
         purge_step = None if resumed_at is None else resumed_at + 1
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Numbers become scalars, texts become texts."""
+        """Record numbers as TensorBoard scalars, and texts as TensorBoard texts."""
         for key, value in metrics.items():
             if isinstance(value, str):
                 self._writer.add_text(key, value, step)
@@ -142,8 +142,8 @@ class TensorBoardSink:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A Python number or text, of a numpy or jax scalar too."""
+    """The measurement as a Python number or text. Raises ValueError where it is not finite."""
     plain = value.item() if hasattr(value, "item") else value
     if isinstance(plain, float) and not math.isfinite(plain):
-        raise ValueError(f"{key} = {plain} is not finite: training stops before it records one")
+        raise ValueError(f"{key} = {plain} is not finite, and the log holds finite numbers only")
     return plain

@@ -11,14 +11,17 @@ from jax import Array
 from jaxgpt.config import OptimConfig
 from jaxgpt.parallel import path_of
 
-DECAYED = ("kernel", "embedding")  # by name: a stacked bias has rank 2, so rank says nothing
+# Chosen by name and not by rank: the blocks are stacked, so that a bias has rank 2 like a matrix.
+DECAYED = ("kernel", "embedding")
 
 
 def learning_rate(config: OptimConfig, steps: int) -> Callable[[Array], Array]:
-    """The schedule: step (from 0) -> learning rate, reaching `final_fraction` of the peak at the last of `steps`.
+    """The schedule: a function from the step, counted from 0, to the learning rate.
 
-    Linear warm-up, then cosine (Loshchilov & Hutter 2017, SGDR, equation 5), linear, constant, or warm-up, stable,
-    decay (Hu et al. 2024, MiniCPM, section 4.2, here with a linear decay).
+    The rate first rises linearly. Then `cosine` (Loshchilov & Hutter 2017, SGDR, equation 5) and `linear` let
+    it fall at once, and `constant` keeps it. `wsd` (warm-up, stable, decay: Hu et al. 2024, MiniCPM, section
+    4.2) keeps it too, and lets it fall linearly at the end. A rate that falls reaches `final_fraction` of its
+    peak at the last of `steps`.
     """
     last = steps - 1
     decay_start = {"wsd": last - round(config.decay_fraction * steps)}.get(
@@ -41,14 +44,18 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[[Array], Array]:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: matrices and embeddings, not biases or LayerNorms."""
+    """True for the leaves that weight decay applies to: matrices and embeddings."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path_of(path).rpartition("/")[2] in DECAYED, params
     )
 
 
 def adamw(config: OptimConfig, schedule: Callable[[Array], Array]) -> optax.GradientTransformation:
-    """Clip to a global norm, AdamW (Loshchilov & Hutter 2019) with decay by name, then the average if asked for."""
+    """Gradient clipping, then AdamW (Loshchilov & Hutter 2019), then an average of the weights.
+
+    Gradients are clipped by their global norm. Weight decay applies as `decay_mask` says. Clipping and the
+    average are left out where the settings for them are 0.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(
@@ -70,9 +77,10 @@ class AverageState(NamedTuple):
 
 
 def track_average(decay: float) -> optax.GradientTransformation:
-    """Keeps average = decay * average + (1 - decay) * new parameters, from the initial ones; updates pass unchanged.
+    """Keep an exponential moving average of the parameters, which begins with the initial ones.
 
-    Must stand last in a chain: what it receives is taken to be the step that is made.
+    At each step, average = decay * average + (1 - decay) * new parameters. The updates are not changed. This
+    must be the last transformation in a chain, because it adds the updates it receives to the parameters.
     """
 
     def update(updates: Any, state: AverageState, params: Any = None) -> tuple[Any, AverageState]:
@@ -83,7 +91,7 @@ def track_average(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Any) -> Any | None:
-    """The moving average of the weights that an optimizer state keeps, or None."""
+    """The moving average of the weights in an optimizer state; None where it keeps no average."""
     found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_average) if _is_average(leaf)]
     return found[0].average if found else None
 

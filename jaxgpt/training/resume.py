@@ -1,6 +1,6 @@
-"""Whether the run that is in a directory may go on with the settings that are asked for now.
+"""Whether the run in a directory may continue with the settings that are asked for now.
 
-Everything is compared before anything is written: a refusal leaves the directory as it was.
+Everything is compared before anything is written, so a refusal leaves the directory as it was.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from jaxgpt.weights.checkpoint import CHECKPOINTS, latest_step, read_meta
 class Change(Enum):
     """When a setting may differ from the one that a run was begun with."""
 
-    FREELY = "whenever the run goes on"
-    BY_NAME = "when the command line, or the call, names it: the recipe may have been edited for another run"
-    NEVER = "never: it would be another run"
+    FREELY = "whenever the run is resumed"
+    BY_NAME = "only when the command line or the call names it, as the recipe may be meant for another run"
+    NEVER = "never, because it would then be another run"
 
 
-# Every setting, once. What joins two settings with " x " is compared as their product.
+# Every setting stands here once. Two settings joined with " x " are compared by their product.
 MAY_CHANGE: dict[Change, tuple[str, ...]] = {
     Change.FREELY: (
         "steps",
@@ -41,7 +41,7 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "loss_chunk",
         "distributed",
         "tensorboard",
-        "data.path",  # the fingerprint of the tokens decides, wherever they lie
+        "data.path",  # the tokens may move: their fingerprint is compared instead
         "data.tokenizer",
         "data.val_fraction",
         "mesh.data",
@@ -88,21 +88,22 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """A run that is there and has saved a step."""
+    """A run that was found in a directory, and that has saved at least one step."""
 
     step: int
     """The newest step that it saved."""
     recipe: TrainConfig
     fingerprint: str
-    """Of its data."""
+    """The fingerprint of its data."""
     measured: frozenset[str]
-    """What its log holds of that step."""
+    """The names of what its log records for that step."""
 
 
 def find_run(folder: Path) -> Found | None:
-    """The run to go on with; None where there is none, or none that has saved anything.
+    """The run to continue; None where there is no run, or it has not saved anything yet.
 
-    Raises ConfigError for weights that were converted, MissingError where a run's checkpoints are missing.
+    Raises ConfigError where the directory holds converted weights, and MissingError where the run's
+    checkpoints are missing.
     """
     rows, saved = read_rows(folder / METRICS_FILE), folder / CHECKPOINTS
     if rows and not saved.is_dir():
@@ -110,7 +111,7 @@ def find_run(folder: Path) -> Found | None:
             "the run has lost its checkpoints",
             path=saved,
             why=f"the folder is not there, while {METRICS_FILE} goes to step {rows[-1]['step']}",
-            fix="put it back, name another --out-dir, or delete the whole run directory to begin again",
+            fix="put the folder back, name another --out-dir, or delete the run directory to begin again",
         )
     step = latest_step(saved) if saved.is_dir() else None
     if step is None:
@@ -121,18 +122,18 @@ def find_run(folder: Path) -> Found | None:
             "weights without a training state are here",
             path=folder,
             why="they were converted, not trained here",
-            fix=f"start from them elsewhere: --from {folder} --out-dir ANOTHER",
+            fix=f"begin a new run with them in another directory: --from {folder} --out-dir ANOTHER",
         )
     measured = frozenset(name for row in rows if row["step"] == step for name in row)
     return Found(step, read_config(folder), before["fingerprint"], measured)
 
 
 def accepted(found: Found, recipe: TrainConfig, named: Collection[str], folder: Path) -> TrainConfig:
-    """The recipe with which the run that was found goes on, if all that differs from its own may change.
+    """The recipe with which the run continues, if every setting that differs from the run's own may change.
 
-    `named` are the settings, or whole sections of them, that were asked for by name. Where --from is left out,
-    the run keeps its own. Raises ConfigError, which names every setting that may not change, with its old and new
-    value, and the flag of every one that may change by name.
+    `named` are the settings, or whole sections of them, that were asked for by name. Where --from is left
+    out, the run keeps its own. Otherwise raises ConfigError. The error names every setting that may not
+    change, with its old and new value, and gives the flag for every setting that may change by name.
     """
     if recipe.init_from is None:
         recipe = dataclasses.replace(recipe, init_from=found.recipe.init_from)
@@ -144,12 +145,12 @@ def accepted(found: Found, recipe: TrainConfig, named: Collection[str], folder: 
     problems = [f"{_shown(name)}: {before[name]} then, {now[name]} now" for name in (*others, *unnamed)]
     fixes = []
     if found.step > recipe.steps:
-        problems.append(f"steps: it has done {found.step}, {recipe.steps} are asked for")
+        problems.append(f"steps: it has done {found.step}, but {recipe.steps} are asked for")
     if unnamed:
         flags = " ".join(f"{flag_of(name)} {now[name]}" for name in unnamed)
         fixes.append(f"to change {', '.join(unnamed)} on purpose, say so on the command line: {flags}")
     if len(problems) > len(unnamed):
-        fixes.append("name another --out-dir, or ask for the run that is there")
+        fixes.append("name another --out-dir, or give the settings that the run in this directory has")
     if problems:
         raise ConfigError("another run is here", path=folder, why=", ".join(problems), fix="; ".join(fixes))
     return recipe
@@ -162,7 +163,7 @@ def changes(before: TrainConfig, now: TrainConfig) -> dict[str, list[Any]]:
 
 
 def _compared(recipe: TrainConfig) -> dict[str, Any]:
-    """The settings by name. Where two say the same thing in different ways, they have the same value here."""
+    """The settings by name, written so that settings which mean the same have the same value."""
     values = flat(recipe)
     values["batch x accumulate"] = values.pop("batch") * values.pop("accumulate")
     values["data.stride"] = recipe.data.stride or recipe.model.context

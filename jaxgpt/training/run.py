@@ -1,7 +1,7 @@
-"""One training run, whatever is trained: lock, compare, restore or create, compile, loop, save.
+"""One training run of any task, from locking its directory to saving its last state.
 
-It prints nothing and listens to no signal. What it has to say goes to `tell`, what it measures goes to the
-sinks, and it ends early when `stop` asks for that.
+It prints nothing and handles no signals. It passes messages to `tell` and measurements to the sinks, and it
+ends early when `stop` asks for that.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ from jaxgpt.training.task import Task, TrainingData
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
 
 Tell = Callable[[str], None]
-PATHS = ("out_dir", "init_from", "data.path")  # may differ between hosts; what lies there is compared itself
+# These may differ between hosts, because what they point to is compared instead.
+PATHS = ("out_dir", "init_from", "data.path")
 
 
 def run(
@@ -41,14 +42,15 @@ def run(
     sinks: Sequence[Sink] = (),
     named: Collection[str] = (),
 ) -> None:
-    """Train the task in the recipe's `out_dir`, or go on where the run that is there stopped.
+    """Train the task in the recipe's `out_dir`. If it holds a run already, continue where that run stopped.
 
-    `sinks` get what is measured, beside the run's own log. `named` are the settings that were asked for by
-    name: some may change only so on a resume (`training.resume`). Nothing is written before all is accepted.
+    `sinks` receive every measurement, as the run's own log does. `named` are the settings that were asked for
+    by name, since a resume may change some settings only by name (`training.resume`). Nothing is written
+    before all settings are accepted.
 
     Raises ConfigError where the directory holds another run, MissingError where its checkpoints are missing,
-    BusyError while another process trains there, StoppedError when `stop` asked for it and the state is saved,
-    DivergedError when a loss is not finite, and StorageError when something cannot be written.
+    BusyError while another process trains there, DivergedError when a loss is not finite, and StorageError
+    when something cannot be written. Raises StoppedError after saving when `stop` asked the run to end.
     """
     folder = Path(recipe.out_dir)
     check_batch(recipe.batch, task.mesh)
@@ -82,7 +84,7 @@ def _open_data(task: Task, folder: Path, stop: Stop, found: Found | None) -> Tra
             "another run is here",
             path=folder,
             why=f"data fingerprint: {found.fingerprint[:12]} then, {data.fingerprint[:12]} now",
-            fix="name the data that it was begun with, or another --out-dir",
+            fix="give the run the data that it began with, or name another --out-dir",
         )
     return data
 
@@ -115,7 +117,7 @@ def _train(
     )
     with waiting("compiling the training step", tell):
         compiled = compile_step(step, state, mesh).lower(state, batch_at(start)).compile()
-    write_settings(folder, recipe, task.tokenizer, found, tell)  # up to here nothing was changed
+    write_settings(folder, recipe, task.tokenizer, found, tell)  # until here nothing was changed
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=recipe.keep_checkpoints))
         own = [stack.enter_context(contextlib.closing(sink)) for sink in _sinks(recipe, folder, start)]
@@ -141,7 +143,7 @@ def _train(
 
 
 def _sinks(recipe: TrainConfig, folder: Path, start: int) -> list[Sink]:
-    """The run's own records of what is measured, its log first; one process writes them."""
+    """The run's own sinks, its log first. Only the first process has any."""
     if not hosts.is_first():
         return []
     sinks: list[Sink] = [MetricsLog(folder / METRICS_FILE)]

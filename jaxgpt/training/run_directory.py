@@ -1,7 +1,7 @@
-"""A run directory: one writer at a time; its settings and their history; its state saved and restored.
+"""A run directory: locking it, writing its settings, and saving and restoring its state.
 
 It holds `config.json`, `settings.jsonl` (a line for each time that settings were changed), `metrics.jsonl`,
-`checkpoints/`, the tokenizer's file, `report.md`, and `data/` where the run prepared its own.
+`checkpoints/`, the tokenizer's file, `report.md`, and `data/` if the run prepared its own tokens.
 """
 
 import contextlib
@@ -29,10 +29,11 @@ SETTINGS_FILE = "settings.jsonl"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The run directory, made if need be, for this run alone; of several processes the first holds the lock.
+    """Make the run directory if it is missing, and lock it for this run alone.
 
-    Raises BusyError while another run holds it, StorageError when it cannot be made, ConfigError when it is not the
-    same directory for every process.
+    Of several processes the first one holds the lock. Raises BusyError while another run holds it,
+    StorageError when the directory cannot be made, and ConfigError when it is not the same directory for
+    every process.
     """
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     hosts.decide(lambda: _acquire(lock, folder))
@@ -40,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
         hosts.check_shared(folder)
         yield
     finally:
-        lock.release()  # where it was not acquired, nothing
+        lock.release()  # does nothing in a process that did not acquire it
 
 
 def _acquire(lock: filelock.FileLock, folder: Path) -> None:
@@ -56,17 +57,17 @@ def _acquire(lock: filelock.FileLock, folder: Path) -> None:
         ) from None
     except OSError as error:
         raise StorageError(
-            "no run directory", path=folder, why=str(error), fix="name another --out-dir"
+            "the run directory cannot be made", path=folder, why=str(error), fix="name another --out-dir"
         ) from None
 
 
 def write_settings(
     folder: Path, recipe: TrainConfig, tokenizer: Tokenizer, found: Found | None, tell: Callable[[str], None]
 ) -> None:
-    """Write the settings and the tokenizer of a run that begins, or goes on from what was found.
+    """Write the settings and the tokenizer of a run that begins, or that continues what was found.
 
-    The log is cut back to the step that it goes on from. The log of an attempt that saved nothing is kept under
-    another name. Raises StorageError.
+    Rows of the log beyond the step where the run continues are removed. The log of an attempt that saved
+    nothing is kept under another name. Raises StorageError when something cannot be written.
     """
 
     def write() -> None:
@@ -109,9 +110,10 @@ def _append_changes(folder: Path, found: Found, recipe: TrainConfig) -> None:
 
 
 def save_state(checkpoints: Checkpoints, fingerprint: str, state: TrainState, step: int) -> None:
-    """Begin to save a state; `fingerprint` is that of the data.
+    """Begin to save a state. `fingerprint` is the fingerprint of the data.
 
-    Parameters, their average where one is kept, and what only training needs are an item each.
+    The checkpoint has an item for the parameters, one for their average if the run keeps it, and one for what
+    only training needs.
     """
     items = _items(state)
     average = averaged(state.opt_state)

@@ -1,4 +1,4 @@
-"""The train state and the train step: a pure function of state and batch."""
+"""The training state, and the training step, which is a pure function of a state and a batch."""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
@@ -23,20 +24,20 @@ Blocks = Literal["scan", "unrolled", "auto"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything a step needs and changes."""
+    """Everything that a training step needs and changes."""
 
     step: Array
-    """Steps done, int32."""
+    """The number of steps done, int32."""
     key: Array
-    """The run's random key; a step uses fold_in(key, step)."""
+    """The run's random key. A step uses fold_in(key, step)."""
     trainable: Params
     """The parameters that train."""
     frozen: Params
-    """The others, which stay bit for bit what they were; empty in pretraining."""
+    """The other parameters, which never change. Pretraining has none."""
     opt_state: Any
-    """The optimizer's state, of the trainable parameters alone."""
+    """The optimizer's state, for the trainable parameters only."""
     chosen: Chosen = field(default=EVERYTHING, metadata={"static": True})
-    """Which parameters are which."""
+    """Which parameters train."""
 
     @property
     def params(self) -> Params:
@@ -45,7 +46,10 @@ class TrainState:
 
 
 def training_model(config: GPTConfig, mesh: Mesh, *, remat: bool = False, blocks: Blocks = "auto") -> Model:
-    """The model as a run on this mesh computes it. `auto` blocks take what measured best on the platform."""
+    """The model as a run on this mesh computes it.
+
+    With `blocks="auto"`, blocks are unrolled on CPU and scanned elsewhere, whichever is faster there.
+    """
     placement = Placement(mesh)
     unrolled = blocks == "unrolled" or (blocks == "auto" and placement.platform == "cpu")
     return define(config, remat=remat, unrolled=unrolled, placement=placement)
@@ -54,7 +58,7 @@ def training_model(config: GPTConfig, mesh: Mesh, *, remat: bool = False, blocks
 def start_state(
     params: Params, optimizer: optax.GradientTransformation, key: Array, chosen: Chosen = EVERYTHING
 ) -> TrainState:
-    """The state before the first step, from parameters; an average of the weights starts from these too."""
+    """The state before the first step, made from parameters. An average of weights begins with them."""
     trainable, frozen = partition(params, chosen)
     return TrainState(jnp.zeros((), jnp.int32), key, trainable, frozen, optimizer.init(trainable), chosen)
 
@@ -62,7 +66,7 @@ def start_state(
 def new_state(
     model: Model, optimizer: optax.GradientTransformation, seed: int, chosen: Chosen = EVERYTHING
 ) -> TrainState:
-    """The state of a fresh model. Traceable: jit it with `out_shardings` and no host holds a full copy."""
+    """The state before the first step with random parameters. It may be called under `jax.jit`."""
     init_key, key = jax.random.split(jax.random.key(seed))
     return start_state(model.init(init_key), optimizer, key, chosen)
 
@@ -76,24 +80,28 @@ def create_state(
     params: Params | None = None,
     chosen: Chosen = EVERYTHING,
 ) -> TrainState:
-    """The state before the first step, created in its shards.
+    """The state before the first step, created in its shards, so that no host holds a full copy.
 
-    It is that of a fresh model, or begins with the given `params`, which it takes over: they are of no use afterwards.
+    It begins with the given `params`, or else with random ones. Given arrays are donated, so they must not be
+    used afterwards.
     """
     if params is None:
         create = functools.partial(new_state, model, optimizer, seed, chosen)
-        return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh))()
+        fresh: TrainState = jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh))()
+        return fresh
     _, key = jax.random.split(jax.random.key(seed))
     begin = functools.partial(start_state, optimizer=optimizer, key=key, chosen=chosen)
     target = shardings(jax.eval_shape(begin, params), mesh)
-    return jax.jit(begin, out_shardings=target, donate_argnums=0)(params)
+    begun: TrainState = jax.jit(begin, out_shardings=target, donate_argnums=0)(params)
+    return begun
 
 
 def abstract_state(
     model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, chosen: Chosen = EVERYTHING
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, no arrays."""
-    return abstract(jax.eval_shape(lambda: new_state(model, optimizer, 0, chosen)), mesh)
+    """The shapes, dtypes and shardings of the state, without any arrays."""
+    state: TrainState = abstract(jax.eval_shape(lambda: new_state(model, optimizer, 0, chosen)), mesh)
+    return state
 
 
 def train_step(
@@ -105,11 +113,12 @@ def train_step(
     schedule: Callable[[Array], Array],
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step on one global batch (any pytree whose leaves share their first axis).
+    """One optimizer step on one global batch, which is any pytree whose leaves share their first axis.
 
-    The batch is cut into `accumulate` micro-batches. Sums and weights are added up and divided once, so the result
-    is that of the big batch, also where micro-batches weigh differently. Returns the new state and, as means,
-    `loss` (nats), `grad_norm` (before clipping), `learning_rate` and whatever else the loss reports.
+    The batch is divided into `accumulate` micro-batches. Their sums and their weights are added up, and
+    divided once at the end. The result is therefore the one for the whole batch, even where the micro-batches
+    have different weights. Returns the new state and the metrics: the mean `loss` (nats), `grad_norm` (before
+    clipping), `learning_rate`, and the mean of whatever else the loss reports.
     """
     key = jax.random.fold_in(state.key, state.step)
 
@@ -118,7 +127,7 @@ def train_step(
         return total, (weight, metrics)
 
     grads, sums, weight = _accumulated(objective, state.trainable, batch, key, accumulate)
-    weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+    weight = jnp.maximum(weight, np.finfo(np.float32).tiny)
     grads = jax.tree.map(lambda grad: grad / weight, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     metrics = {name: total / weight for name, total in sums.items()}
@@ -130,7 +139,7 @@ def train_step(
 def _accumulated(
     objective: Callable[..., Any], trainable: Params, batch: Any, key: Array, parts: int
 ) -> tuple[Params, dict[str, Array], Array]:
-    """Gradients, sums (the loss among them) and weight, added over the micro-batches."""
+    """The gradients, the sums (the loss is one of them) and the weight, added over the micro-batches."""
 
     def one(micro_batch: Any, key: Array) -> tuple[Params, dict[str, Array], Array]:
         gradient = jax.value_and_grad(objective, has_aux=True)
@@ -140,7 +149,9 @@ def _accumulated(
     if parts == 1:
         return one(batch, key)
 
-    def every_nth_row(leaf: Array) -> Array:  # [parts * b, ...] -> [parts, b, ...]; no row leaves its device
+    def every_nth_row(
+        leaf: Array,
+    ) -> Array:  # [parts * b, ...] -> [parts, b, ...]; every row stays on its device
         return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
 
     def add(total: Any, numbered: Any) -> tuple[Any, None]:
@@ -150,11 +161,13 @@ def _accumulated(
     micro_batches = jax.tree.map(every_nth_row, batch)
     shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], micro_batches), key)
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    return jax.lax.scan(add, zeros, (jnp.arange(parts), micro_batches))[0]
+    total: tuple[Params, dict[str, Array], Array]
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), micro_batches))
+    return total
 
 
 def compile_step(step: Any, state: TrainState, mesh: Mesh) -> Any:
-    """`step` jitted: state donated and kept in its shardings, metrics on every device."""
+    """`step` under `jax.jit`: the state is donated and keeps its shardings; metrics are on every device."""
     placed = shardings(state, mesh)
     return jax.jit(
         step, in_shardings=(placed, None), out_shardings=(placed, NamedSharding(mesh, P())), donate_argnums=0

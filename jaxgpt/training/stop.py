@@ -1,4 +1,4 @@
-"""Stopping in good order: a signal asks, the loop saves and ends."""
+"""Stopping a run safely: a signal asks for it, and the loop saves the state and ends."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 
 class StopRequested(Exception):
-    """Raised by `Stop.check` inside long work so that the loop can save and end."""
+    """Raised by `Stop.check` to interrupt long work, so that the loop can save and end."""
 
 
 class Stop:
@@ -22,22 +22,22 @@ class Stop:
         self._first_step: int | None = None
 
     def ask(self, number: signal.Signals) -> None:
-        """Ask the run to end. With several processes all are asked: JAX tells the others of a SIGTERM."""
+        """Ask the run to end. JAX passes a SIGTERM on, so that several processes are all asked."""
         self.signal = number
         if jax.process_count() > 1 and number != signal.SIGTERM:
-            os.kill(os.getpid(), signal.SIGTERM)  # JAX listens to this one alone, and catches it
+            os.kill(os.getpid(), signal.SIGTERM)  # the only signal that JAX handles
 
     def check(self) -> None:
-        """Raise StopRequested if a signal has come. For work of one process alone; see `agreed`."""
+        """Raise StopRequested if a signal has come and this is the only process; see `agreed`."""
         if self.signal is not None and jax.process_count() == 1:
             raise StopRequested
 
     def agreed(self, step: int) -> bool:
-        """Whether to stop after this step: with several processes all get the same answer at the same step.
+        """Whether to stop after this step. Several processes all get the same answer for the same step.
 
-        It must be called after every step. JAX stops all at the step after the last one that any of them has
-        asked about, and at step 1 when a signal came before the first. So it is told steps counted from the
-        first of this process: those of a resumed run may all lie behind 1.
+        It must be called after every step. JAX lets all processes stop at the step after the last one that it
+        was asked about, or at step 1 when a signal came before that. A resumed run would never reach step 1,
+        so the steps are counted here from the first one that was asked about.
         """
         if jax.process_count() == 1:
             return self.signal is not None
@@ -48,13 +48,13 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Listen for SIGINT (Ctrl-C) and SIGTERM. The first asks to stop; a second one ends the process as usual.
+    """Listen for SIGINT (Ctrl-C) and SIGTERM. The first asks to stop, and a second ends the process as usual.
 
-    With several processes SIGTERM is left to JAX, which passes it on and ignores a second one.
+    With several processes JAX handles SIGTERM. It passes the signal on, and ignores a second one.
     """
     stop = Stop()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
         stop.ask(signal.Signals(number))

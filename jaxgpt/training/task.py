@@ -1,7 +1,7 @@
-"""What a training run trains: a model, its loss, the data, and what is measured on the way.
+"""What a training run trains: a model, its loss, its data, and what is measured during training.
 
-Pretraining is one task; whatever else trains a model by gradient steps is another. The run itself
-(`training.run`) is the same for all of them: it locks, compares, restores, compiles, loops and saves.
+Pretraining is one task. Anything else that trains a model by gradient steps is another task. The run itself
+(`training.run`) is the same for all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,21 +20,24 @@ from jaxgpt.training.stop import Stop
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """The data of a task, opened."""
+    """The data of a task, ready to be read."""
 
     fingerprint: str
-    """A hash of everything that decides the examples: a run goes on only with the data it began with."""
+    """A hash of everything that decides the examples. A run continues only with the data it began with."""
     rows: Callable[[int, int, int], Any]
-    """`rows(step, start, stop)`: these rows of the batch of a step (from 0), a pytree of NumPy arrays."""
+    """`rows(step, start, stop)` gives these rows of a step's batch, as a pytree of NumPy arrays.
+
+    Steps are counted from 0.
+    """
     events: Sequence[Event] = ()
-    """What is measured on the way."""
+    """What is measured during training."""
     facts: Callable[[], dict[str, Any]] = dict
-    """What a new run writes into its log at step 0, such as losses to compare with."""
+    """What a new run writes into its log at step 0, such as the losses of simpler models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Everything a training run needs beside its recipe."""
+    """Everything that a training run needs besides its recipe."""
 
     mesh: Mesh
     """The devices that it trains on."""
@@ -42,12 +45,12 @@ class Task:
     """The model as these devices compute it."""
     loss: Loss
     tokenizer: Tokenizer
-    """It is written into the run directory."""
+    """The tokenizer of the data. It is written into the run directory."""
     tokens_per_step: int
     open_data: Callable[[Path, Stop], TrainingData]
     """`open_data(own, stop)` opens the data, or makes it in the folder `own` of the run directory.
 
-    It calls `stop.check` now and then where that takes long.
+    Where that takes long, it calls `stop.check` from time to time.
     """
     report: Callable[[Path], None]
-    """`report(directory)` describes a run that has reached its last step, where that is not described yet."""
+    """`report(directory)` writes the report of a finished run, unless its report is up to date."""

@@ -1,4 +1,4 @@
-"""Which parameters train: by the names of their paths and, for the stacked blocks, by layer."""
+"""Which parameters train. They are chosen by their paths and, in the blocks, by layer."""
 
 import re
 from dataclasses import dataclass
@@ -15,19 +15,21 @@ from jaxgpt.parallel import path_of
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """A choice of parameters; the default is all of them.
+    """A choice of parameters. The default is all of them.
 
-    A leaf of the blocks has a leading axis of layers. Where `layers` is given, only these layers of it train, so a
-    leaf can belong to both sides. Leaves outside the blocks know no layers.
+    A leaf of the blocks is an array whose first axis is the layer. Where `layers` is given, only these layers
+    of it train, so one part of a leaf can train while the rest is frozen. `layers` does not affect leaves
+    outside the blocks.
     """
 
     pattern: str = ".*"
     """A regular expression that the whole path of a leaf must match, such as `h/.*|ln_f/.*`."""
     layers: tuple[int, int] | None = None
-    """The first layer that trains, and the one behind the last; None trains all layers."""
+    """The first layer that trains, and the first one after them that does not. None trains all layers."""
 
     @property
     def is_everything(self) -> bool:
+        """Whether all parameters are chosen."""
         return self == Chosen()
 
 
@@ -35,11 +37,11 @@ EVERYTHING = Chosen()
 
 
 def partition(params: Params, chosen: Chosen) -> tuple[Params, Params]:
-    """The parameters that train, and those that stay frozen, each a nested dict with the leaves it has.
+    """The parameters that train, and those that stay frozen, each as a nested dict.
 
-    A leaf that is cut by layer is in both: its trained layers in one, the others in the other, in order.
-
-    Raises ConfigError when nothing is chosen, or layers that the model does not have.
+    A leaf of which only some layers train is in both: its chosen layers in the first, the others in the
+    second, in their order. Raises ConfigError when the choice matches no parameter, or names layers that the
+    model does not have.
     """
     if chosen.is_everything:
         return params, {}
@@ -67,7 +69,7 @@ def partition(params: Params, chosen: Chosen) -> tuple[Params, Params]:
 
 
 def combine(trainable: Params, frozen: Params, chosen: Chosen) -> Params:
-    """The whole parameters again: the inverse of `partition`. Gradients flow to `trainable` alone."""
+    """All parameters together again. This is the inverse of `partition`."""
     if chosen.is_everything:
         return trainable
     params: Params = {}
@@ -92,8 +94,8 @@ def _checked_layers(layers: tuple[int, int], count: int) -> tuple[int, int]:
     if not 0 <= first < last <= count:
         raise ConfigError(
             f"layers {first} to {last}",
-            why=f"the model has layers 0 to {count - 1}, and the second number is the one behind the last",
-            fix=f"choose two numbers from 0 to {count}, the first one smaller",
+            why=f"the model has layers 0 to {count - 1}; the second number is one more than the last layer",
+            fix=f"choose two numbers from 0 to {count}, the smaller one first",
         )
     return first, last
 

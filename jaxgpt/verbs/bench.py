@@ -1,4 +1,4 @@
-"""`jaxgpt bench`: how fast this machine trains and generates, against what it could do."""
+"""`jaxgpt bench`: how fast this machine trains and generates, compared with what it could reach."""
 
 import dataclasses
 import json
@@ -39,19 +39,19 @@ class BenchArgs:
     batch: int = 8
     """Sequences in a step, or texts generated side by side."""
     steps: int = 10
-    """Steps or batches of texts timed, after warm-up."""
+    """How many steps, or batches of texts, are timed after warm-up."""
     prompt: int = 64
     """generate: tokens of each prompt."""
     new: int = 64
-    """generate: tokens made for each."""
+    """generate: new tokens after each prompt."""
     int8: bool = False
-    """generate: weights in int8."""
+    """generate: round the weights to int8."""
     blocks: Literal["scan", "unrolled", "auto"] = "auto"
-    """train: how the blocks run."""
+    """train: run the blocks as one scan, or unrolled. auto picks the faster one for the platform."""
     remat: bool = False
     """train: recompute activations in the backward pass."""
     loss_chunk: int = 0
-    """train: positions whose logits exist at one time; 0 is all."""
+    """train: positions of each sequence whose logits exist at one time. 0 means all of them."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """The mesh of devices."""
     json: Path | None = None
@@ -59,7 +59,7 @@ class BenchArgs:
 
 
 def run(args: BenchArgs) -> None:
-    """Measure, print the figures to stdout, write them where asked."""
+    """Measure, print the figures to stdout, and write them to the file that --json names."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`jaxgpt bench generate`: how fast the engine writes, and how near that is to what memory allows."""
+"""`jaxgpt bench generate`: how fast the engine writes, compared with what the memory allows."""
 
 import dataclasses
 import statistics
@@ -20,7 +20,7 @@ from jaxgpt.inference.served import Served
 from jaxgpt.model.gpt import define
 from jaxgpt.training.flops import count_parameters
 
-COPIED = 1 << 29  # bytes of the copy that measures the memory's bandwidth: more than caches hold
+COPIED = 1 << 29  # bytes copied to measure the memory's bandwidth; more than caches hold
 
 
 def generate_figures(
@@ -34,8 +34,8 @@ def generate_figures(
     if new < 2 or prompt < 1 or prompt + new > config.context:
         raise ConfigError(
             f"prompt = {prompt}, new = {new}",
-            why=f"at least 1 and 2 are needed, and together at most the context of {config.context}",
-            fix="choose lengths that add up to no more, or a model with a longer --context",
+            why=f"prompt must be at least 1, new at least 2, and their sum at most {config.context}",
+            fix=f"choose --prompt and --new with a sum of at most {config.context}, or a longer --context",
         )
     note(f"measuring memory, then {repeats} times {batch} texts of {prompt} + {new} tokens ...")
     device = mesh.local_devices[0]
@@ -74,7 +74,7 @@ def generate_figures(
 
 
 def _timed(engine: Engine, requests: list[Request]) -> tuple[float, float]:
-    """Seconds to the first token of all, and to the last of all."""
+    """Seconds until the first token of any request, and until the last."""
     start, first = time.perf_counter(), None
     for _ in engine.run(requests):
         first = first or time.perf_counter() - start
@@ -83,7 +83,7 @@ def _timed(engine: Engine, requests: list[Request]) -> tuple[float, float]:
 
 
 def copy_bandwidth(device: jax.Device) -> float:
-    """Bytes that one device reads and writes a second when it doubles numbers in place, the best of five."""
+    """Bytes a second that one device reads and writes when it doubles an array in place; the best of five."""
     with jax.default_device(device):
         numbers, doubled = jnp.ones(COPIED // 4, jnp.float32), jax.jit(lambda x: x * 2, donate_argnums=0)
         times = []

@@ -1,4 +1,4 @@
-"""`jaxgpt bench train`: how fast training steps are, and how near that is to what the devices can compute."""
+"""`jaxgpt bench train`: how fast training steps are, compared with what the devices can compute."""
 
 import dataclasses
 import functools
@@ -34,8 +34,8 @@ def train_figures(
 ) -> dict[str, Any]:
     """Figures of training steps on `batch` sequences of random tokens.
 
-    The utilisations compare with the products that one device reaches, and with its data sheet. Raises
-    ConfigError for a batch that the mesh does not divide.
+    One utilisation is relative to the FLOP/s that matrix products reach here, the other to the data sheet's.
+    Raises ConfigError where the batch cannot be divided over the mesh.
     """
     check_batch(batch, mesh)
     note(f"measuring matrix products, then {steps} steps of {batch} x {config.context} tokens ...")
@@ -75,7 +75,7 @@ def train_figures(
 def _compiled_step(
     config: GPTConfig, mesh: Mesh, *, blocks: Blocks, remat: bool, loss_chunk: int
 ) -> tuple[TrainState, Any]:
-    """A new training state, and the step that takes it on; it compiles when it first runs."""
+    """A new training state, and a training step, which is compiled when it first runs."""
     model, optim = training_model(config, mesh, remat=remat, blocks=blocks), OptimConfig()
     schedule = learning_rate(optim, 1000)
     optimizer = adamw(optim, schedule)

@@ -43,7 +43,7 @@ class EvaluateArgs:
 
 
 def run(args: EvaluateArgs) -> None:
-    """Measure, print the figures to stdout, write them where asked."""
+    """Measure, print the figures to stdout, and write them to the file that --json names."""
     from jaxgpt.display import waiting
     from jaxgpt.evaluation.figures import task_figures, text_figures
     from jaxgpt.inference.prompts import read_examples
@@ -89,7 +89,7 @@ def run(args: EvaluateArgs) -> None:
 
 
 def data_folder(given: Path) -> Path:
-    """The folder of tokens: the one given, or the one inside the run directory given."""
+    """The folder of tokens: `given` itself, or the one inside it where `given` is a run directory."""
     from jaxgpt.text.manifest import MANIFEST_FILE
 
     inside = given / RUN_DATA
@@ -97,7 +97,7 @@ def data_folder(given: Path) -> Path:
 
 
 def _show(figures: list["Figure"]) -> None:
-    """A table for each protocol."""
+    """Print a table for each protocol."""
     from rich.console import Console
     from rich.table import Table
 

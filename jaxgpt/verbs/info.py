@@ -1,4 +1,4 @@
-"""`jaxgpt info`: what this machine and installation are, and with --check whether they are sound."""
+"""`jaxgpt info`: facts about this machine and installation. With --check it examines them too."""
 
 import json
 import os
@@ -17,21 +17,21 @@ PACKAGES = ("jaxgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 
 @dataclass(frozen=True, kw_only=True)
 class InfoArgs:
-    """Versions, backend, devices, data type and memory; warns when an accelerator is there but not used.
+    """Print versions, backend, devices, data type and memory, and warn about an accelerator that is not used.
 
-    With --check it examines the installation and the machine too, and says for each thing that is wrong which
-    line mends it. It then exits with 2 if anything is wrong, and with 0 if nothing is.
+    With --check it examines the installation and the machine too. For each thing that is wrong, it prints the
+    command that mends it. It then exits with 2 if anything is wrong, and with 0 if nothing is.
     """
 
     check: bool = False
-    """Look for wrong results, versions that do not fit, accelerators that are not used, little memory or
-    disk, and fused attention."""
+    """Check the results of computations, the versions of packages, the use of accelerators, fused attention,
+    and the free memory and disk space."""
     json: Path | None = None
     """Write what was found to this file too."""
 
 
 def run(args: InfoArgs) -> None:
-    """Print facts to stdout and what is wrong to stderr. Raises ConfigError when --check finds any."""
+    """Print facts to stdout and findings to stderr. Raises ConfigError when --check finds anything wrong."""
     import jax
     from rich.console import Console
 
@@ -66,13 +66,14 @@ def _devices() -> list["jax.Device"]:
     from jaxgpt.errors import ConfigError
 
     try:
-        return jax.local_devices()
-    except (AssertionError, RuntimeError) as error:  # what JAX raises for a platform it has no plugin for
+        devices: list[jax.Device] = jax.local_devices()
+    except (AssertionError, RuntimeError) as error:  # JAX raises these for a platform without a plugin
         raise ConfigError(
             f"JAX does not start (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})",
             why=str(error).splitlines()[0] if str(error) else "it has no such platform here",
             fix="install its plugin (pip install 'jaxgpt[cuda13]', cuda12 or tpu), or unset JAX_PLATFORMS",
         ) from error
+    return devices
 
 
 def _further_checks(devices: list["jax.Device"]) -> list["Check"]:
@@ -90,7 +91,7 @@ def _further_checks(devices: list["jax.Device"]) -> list["Check"]:
 
 
 def _facts(devices: list["jax.Device"]) -> list[tuple[str, str]]:
-    """What a bug report needs, a name and a text each."""
+    """The facts that a bug report needs, each a name and a text."""
     import jax
 
     from jaxgpt.doctor.packages import version_of

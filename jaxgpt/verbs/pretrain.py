@@ -1,4 +1,4 @@
-"""`jaxgpt pretrain`: text or prepared tokens become a trained run directory."""
+"""`jaxgpt pretrain`: train a model on a text, or on prepared tokens, in a run directory."""
 
 import contextlib
 from collections.abc import Collection
@@ -18,13 +18,13 @@ from jaxgpt.training.flops import count_parameters, measured_matmul_flops, peak_
 from jaxgpt.training.run import run as train
 from jaxgpt.training.stop import stop_on_signal
 
-EXPECTED_UTILISATION = 0.4  # of the device's peak, for the time in the plan
+EXPECTED_UTILISATION = 0.4  # of the device's peak, to estimate the time in the plan
 
 
 def run(config: TrainConfig, named: Collection[str] = ()) -> None:
-    """Train as configured, or go on where the run in `out_dir` stopped.
+    """Train as configured, or continue the run in `out_dir` where it stopped.
 
-    `named` are the settings that flags named: some may change only so when a run goes on.
+    `named` are the settings that were given as flags. A resumed run may change some settings only that way.
     """
     if config.distributed:
         hosts.initialize()
@@ -42,13 +42,13 @@ def run(config: TrainConfig, named: Collection[str] = ()) -> None:
 
 
 def _note(text: str) -> None:
-    """Show a line for the person at the terminal; of several processes the first one does."""
+    """Show a line at the terminal. Of several processes, only the first one does."""
     if hosts.is_first():
         note(text)
 
 
 def plan(config: TrainConfig, mesh: Mesh) -> str:
-    """What is about to happen, in a line: devices, types, mesh, parameters, tokens, steps, time."""
+    """One line about the training to come: devices, mesh, types, parameters, tokens, steps and time."""
     device, model = mesh.devices.flat[0], config.model
     peak = peak_flops(device.device_kind, model.compute_dtype)
     if peak is None:
@@ -65,7 +65,8 @@ def plan(config: TrainConfig, mesh: Mesh) -> str:
         only_xla=model.dropout > 0 or model.position == "alibi",
     )
     return (
-        f"plan: {mesh.size} x {device.device_kind} ({axes}), {model.compute_dtype}, attention by {attention}; "
+        f"plan: {mesh.size} x {device.device_kind} ({axes}), {model.compute_dtype}, "
+        f"attention by {attention}; "
         f"{count_parameters(model):,} parameters, vocabulary {model.vocab:,}, context {model.context:,}; "
         f"{config.steps:,} steps of {config.batch} x {config.accumulate} sequences = {tokens:,} tokens; "
         f"roughly {duration(seconds)} at {EXPECTED_UTILISATION:.0%} of the device's peak"
