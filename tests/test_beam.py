@@ -93,7 +93,8 @@ def test_enough_beams_find_the_most_probable_text_of_all(tiny: Served, logprobs_
 
 def test_more_beams_find_nothing_worse(tiny: Served) -> None:
     scores = [search(tiny, beams)[0].score for beams in (1, 2, 5, 25, 125)]
-    assert scores == sorted(scores) and scores[0] < scores[-1]
+    # The same text may get a last digit more or less from products of another number of rows.
+    assert (np.diff(scores) > -1e-6).all() and scores[0] < scores[-1] - 0.01
 
 
 @pytest.mark.parametrize("end", range(TINY.vocab))
