@@ -109,7 +109,7 @@ def _interruptible(work: Callable[[Stop], None]) -> None:
         ended = pool.submit(contextvars.copy_context().run, work, stop)
         with contextlib.suppress(KeyboardInterrupt):
             return ended.result()
-        stop.signal = signal.SIGINT
+        stop.ask(signal.SIGINT)
         ended.result()
     finally:
         pool.shutdown(wait=False)
