@@ -333,7 +333,7 @@ def test_our_token_files_are_texts_again(prose, tmp_path):
 
 def test_the_verb_says_what_was_made_and_then_that_nothing_changed(prose, tmp_path, capsys):
     args = PrepareArgs(texts=(prose,), out=tmp_path / "out")
-    for word in (": prepared:", ": unchanged,"):
+    for word in (": prepared:", ": it was prepared already and is unchanged:"):
         run(args)
         captured = capsys.readouterr()
         train = Manifest.load(tmp_path / "out").splits["train"].tokens

@@ -24,8 +24,8 @@ class InfoArgs:
     """
 
     check: bool = False
-    """Check the results of computations, the versions of packages, the use of accelerators, fused attention,
-    and the free memory and disk space."""
+    """Check computed results, versions of packages, use of accelerators, fused attention, memory and disk.
+    For each thing that is wrong, the line that mends it is printed."""
     json: Path | None = None
     """Write what was found to this file too."""
 
