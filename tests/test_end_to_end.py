@@ -154,7 +154,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
         (("--batch", "16"), ["batch x accumulate: 8 then, 16 now"]),
         (("--data.stride", "3"), ["data.stride: 16 then, 3 now"]),
         (("--model.width", "32"), ["model.width: 16 then, 32 now"]),
-        (("--steps", "3"), ["it has done 12, 3 are"]),
+        (("--steps", "3"), ["it has done 12, but 3 are asked for"]),
         (("--optim.ema-decay", "0.9"), ["optim.ema_decay: 0.0 then, 0.9 now"]),
         (("--from", "nowhere"), ["from: None then, nowhere now"]),
         (("--seed", "2", "--from", "nowhere"), ["seed: 0 then, 2 now", "from: None then, nowhere now"]),
