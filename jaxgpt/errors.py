@@ -78,6 +78,18 @@ class DivergedError(JaxgptError):
     exit_code = 76
 
 
+def unreadable(path: str | Path | None, error: OSError, what: str = "cannot read") -> StorageError:
+    """The error for what the system could not read."""
+    fix = "see that it is still there, that you have permission to read it, and that its disk is sound"
+    return StorageError(what, path=path, why=str(error), fix=fix)
+
+
+def unwritable(path: str | Path | None, error: OSError, what: str = "cannot write") -> StorageError:
+    """The error for what the system could not write."""
+    fix = "free some disk space, or choose a folder that you have permission to write to"
+    return StorageError(what, path=path, why=str(error), fix=fix)
+
+
 def explain(error: BaseException) -> JaxgptError:
     """What a person is told of any error: ours as it is, others with a message and a fitting exit code."""
     if isinstance(error, JaxgptError):
@@ -85,7 +97,7 @@ def explain(error: BaseException) -> JaxgptError:
     if isinstance(error, KeyboardInterrupt):
         return StoppedError.worded("stopped by Ctrl-C")
     if isinstance(error, OSError):
-        advice = "check that the disk has free space and that you may read and write there"
+        advice = "see that the disk has free space and that you have permission to read and write there"
         return StorageError("input/output failed", why=str(error), fix=advice)
     advice = "run the command again with --debug and report what it prints"
     return JaxgptError("internal error", why=repr(error), fix=advice)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxgpt.errors import StorageError
+from jaxgpt.errors import unwritable
 
 
 @contextlib.contextmanager
@@ -26,8 +26,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        fix = "free some disk space, or choose a folder that you may write to"
-        raise StorageError("cannot write", path=path, why=str(error), fix=fix) from error
+        raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

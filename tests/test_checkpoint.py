@@ -20,7 +20,8 @@ from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import DataError, JaxgptError, MissingError, StorageError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import abstract, mesh_of, shardings
-from jaxgpt.weights.checkpoint import Checkpoints, digests, latest_step, read_meta, restore
+from jaxgpt.weights.checkpoint import Checkpoints, latest_step, read_meta, restore
+from jaxgpt.weights.digests import digests
 
 Tree = dict[str, Any]
 

@@ -150,7 +150,9 @@ def _stored(tensors: Tensors, name: str, *shape: int) -> np.ndarray:
     tensor = tensors.get(name)
     if tensor is None or tensor.shape != shape:
         why = f"it is {list(tensor.shape) if tensor else 'missing'}, where {list(shape)} is meant"
-        raise DataError(f"tensor {name}", why=why, fix="check that weights and settings belong together")
+        raise DataError(
+            f"tensor {name}", why=why, fix="take the weights and the settings from the same model"
+        )
     return tensor.read()
 
 
@@ -178,7 +180,9 @@ def _check(config: GPTConfig, tensors: Tensors, tokens_T: np.ndarray) -> None:
     if len(tensors) != expected:
         why = f"{len(tensors)} tensors, where {expected} are meant"
         raise DataError(
-            "weights do not fit the model", why=why, fix="check that weights and settings belong together"
+            "weights do not fit the model",
+            why=why,
+            fix="take the weights and the settings from the same model",
         )
     if tokens_T.ndim != 1 or tokens_T.dtype.kind not in "iu" or not 0 < len(tokens_T) <= config.context:
         why = f"it is {tokens_T.dtype}{list(tokens_T.shape)}"

@@ -20,12 +20,9 @@ from jaxgpt.model.mask import Mask
 from jaxgpt.parallel import NOWHERE, Placement
 
 QUERY_BLOCK = 128  # queries in a block of `blocks`
-SPLASH_BLOCKS = (
-    1024,
-    512,
-    256,
-    128,
-)  # the first that divides the sequence; larger ones do not fit a TPU's memory
+# Sizes of a block of the splash kernel. The first that divides the sequence is taken; a TPU has no memory for
+# larger ones.
+SPLASH_BLOCKS = (1024, 512, 256, 128)
 CUDNN_LARGEST_HEAD = 128
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.errors import DataError, MissingError, unreadable, unwritable
 from jaxgpt.files import file_sha256
 from jaxgpt.text.download import DOWNLOADS, Progress, fetch
 from jaxgpt.text.shards import TokenStream
@@ -62,9 +62,7 @@ class Text:
                 "damaged gzip file", path=self.name, why=str(error), fix="copy it again"
             ) from error
         except OSError as error:
-            raise StorageError(
-                "cannot read", path=self.name, why=str(error), fix="check that the file can be read"
-            ) from error
+            raise unreadable(self.name, error) from error
         if empty:
             raise DataError("empty input", path=self.name, why="it holds no text", fix="leave it out")
 
@@ -163,9 +161,7 @@ def _spool_stdin(spool: Path) -> Path:
         with spool.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
     except OSError as error:
-        raise StorageError(
-            "cannot keep standard input", path=spool, why=str(error), fix="check free space and permissions"
-        ) from error
+        raise unwritable(spool, error, "cannot keep standard input") from error
     return spool
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from jaxgpt.errors import BusyError, DataError, MissingError, StorageError
+from jaxgpt.errors import BusyError, DataError, MissingError, StorageError, unwritable
 from jaxgpt.files import file_sha256, write_atomically
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ def fetch(download: Download, *, folder: Path | None = None, progress: Progress 
             fix="wait for that process and try again",
         ) from error
     except OSError as error:
-        raise StorageError(
-            "cannot store the download", path=path, why=str(error), fix="check free space and permissions"
-        ) from error
+        raise unwritable(path, error, "cannot store the download") from error
     return path
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from jaxgpt.errors import BusyError, ConfigError, DataError, StorageError
+from jaxgpt.errors import BusyError, ConfigError, DataError, unwritable
 from jaxgpt.files import write_atomically
 from jaxgpt.text.corpus import Block, open_texts
 from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
@@ -83,9 +83,7 @@ def prepare(
             fix="wait for that process, or choose another folder",
         ) from error
     except OSError as error:
-        raise StorageError(
-            "cannot prepare the folder", path=folder, why=str(error), fix="check free space and permissions"
-        ) from error
+        raise unwritable(folder, error, "cannot prepare the folder") from error
 
 
 def encode_blocks(blocks: Iterable[Block], tokenizer: Tokenizer) -> np.ndarray:

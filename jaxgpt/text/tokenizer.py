@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.errors import DataError, MissingError, unreadable
 from jaxgpt.files import write_atomically
 from jaxgpt.text.tokenizer_json import END_OF_TEXT, format_json, parse_json
 
@@ -148,9 +148,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise StorageError(
-            "cannot read the tokenizer", path=path, why=str(error), fix="check that the file can be read"
-        ) from error
+        raise unreadable(path, error, "cannot read the tokenizer") from error
     parse = parse_json if path.suffix == ".json" else parse_ranks
     return Tokenizer(parse(content, path), source=path)
 

@@ -15,7 +15,7 @@ import filelock
 
 from jaxgpt import hosts
 from jaxgpt.config import TrainConfig, save_config
-from jaxgpt.errors import BusyError, StorageError
+from jaxgpt.errors import BusyError, unwritable
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, read_rows
 from jaxgpt.training.optim import averaged
@@ -56,9 +56,7 @@ def _acquire(lock: filelock.FileLock, folder: Path) -> None:
             fix="wait until it ends, or name another --out-dir",
         ) from None
     except OSError as error:
-        raise StorageError(
-            "the run directory cannot be made", path=folder, why=str(error), fix="name another --out-dir"
-        ) from None
+        raise unwritable(folder, error, "the run directory cannot be made") from None
 
 
 def write_settings(
@@ -82,12 +80,7 @@ def write_settings(
             if found is None or found.recipe != recipe:
                 save_config(recipe, folder)
         except OSError as error:
-            raise StorageError(
-                "cannot write the run's settings",
-                path=folder,
-                why=str(error),
-                fix="check that the disk has free space and that you may write there",
-            ) from error
+            raise unwritable(folder, error, "cannot write the run's settings") from error
 
     hosts.decide(write)
 

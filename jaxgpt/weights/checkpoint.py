@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import Array
 
 from jaxgpt import hosts
 from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.parallel import path_of
+from jaxgpt.weights.digests import digests, is_key, kind, storable
 
 CHECKPOINTS = "checkpoints"  # the name of their directory in a run directory
 
@@ -60,7 +60,7 @@ class Checkpoints:
         """
         meta = meta | {"digests": {name: digests(tree) for name, tree in items.items()}}
         arguments: dict[str, Any] = {
-            name: ocp.args.PyTreeSave(_storable(tree)) for name, tree in items.items()
+            name: ocp.args.PyTreeSave(storable(tree)) for name, tree in items.items()
         }
         try:
             self._manager.save(
@@ -136,7 +136,7 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
     tree = _read(path, _storable_target(target))
     _check_digests(path, expected, digests(tree))
     return jax.tree.map(
-        lambda want, have: jax.random.wrap_key_data(have) if _is_key(want) else have, target, tree
+        lambda want, have: jax.random.wrap_key_data(have) if is_key(want) else have, target, tree
     )
 
 
@@ -208,7 +208,7 @@ def _refuse_other(path: Path, expected: dict[str, Any], target: Any) -> None:
     Orbax itself would cast a leaf of another dtype without an error.
     """
     wanted = {
-        path_of(place): _kind(leaf)
+        path_of(place): kind(leaf)
         for place, leaf in jax.tree_util.tree_leaves_with_path(_storable_target(target))
     }
     saved = {leaf: str(digest).partition(":")[0] for leaf, digest in expected.items()}
@@ -227,78 +227,9 @@ def _refuse_other(path: Path, expected: dict[str, Any], target: Any) -> None:
         )
 
 
-def digests(tree: Any) -> dict[str, str]:
-    """Return a digest of every leaf by its path: dtype, shape, and 64 bits that any changed element changes.
-
-    It is computed where the arrays lie, and does not depend on how they are sharded. It protects against
-    accidents, not against forgery.
-    """
-    leaves = jax.tree_util.tree_flatten_with_path(_storable(tree))[0]
-    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
-    return {
-        path_of(path): f"{_kind(leaf)}:{int(low):08x}{int(high):08x}"
-        for (path, leaf), (low, high) in zip(leaves, sums, strict=True)
-    }
-
-
-def _kind(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-@jax.jit
-def _sums(leaves: list[Array]) -> list[tuple[Array, Array]]:
-    return [(_sum(leaf, 0x9E3779B9), _sum(leaf, 0x85EBCA6B)) for leaf in leaves]
-
-
-def _sum(leaf: Array, salt: int) -> Array:
-    """Return the sum, modulo 2^32, of the bits of every element, each mixed one to one with its place.
-
-    A change of a single element therefore always changes the sum. Stacked matrices are summed layer by layer;
-    otherwise the CPU would write the mixed bits of all layers to memory first.
-    """
-    if leaf.ndim < 3:
-        return _part_sum(leaf, jnp.uint32(salt))
-
-    def add(total: Array, layer: tuple[Array, Array]) -> tuple[Array, None]:
-        number, part = layer
-        return total + _part_sum(part, _mix(jnp.uint32(salt) ^ number)), None
-
-    layers = (jnp.arange(len(leaf), dtype=jnp.uint32), leaf)
-    total: Array = jax.lax.scan(add, jnp.uint32(0), layers)[0]
-    return total
-
-
-def _part_sum(part: Array, place: Array) -> Array:
-    """Return the sum over a leaf, or over a part of a leaf whose index is already mixed into `place`."""
-    size = part.dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(part, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size]).astype(
-        jnp.uint32
-    )
-    places = jnp.full(part.shape, place, jnp.uint32)
-    for axis in range(part.ndim):
-        places = _mix(places ^ jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis))
-    return jnp.sum(_mix(bits ^ places), dtype=jnp.uint32)
-
-
-def _mix(x: Array) -> Array:
-    """Permute the 32-bit numbers. Source: MurmurHash3's 32-bit finaliser (Appleby, public domain)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _storable(tree: Any) -> Any:
-    """Return the tree with each typed random key as the integers that it is made of."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
-
-
 def _storable_target(target: Any) -> Any:
     def describe(leaf: Any) -> Any:
-        if not _is_key(leaf):
+        if not is_key(leaf):
             return leaf
         data = jax.eval_shape(jax.random.key_data, leaf)
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.errors import ConfigError, DataError, StorageError
+from jaxgpt.errors import ConfigError, DataError, unwritable
 from jaxgpt.text.tokenizer import TOKENIZER_FILE
 from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, write_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, write_llmc
@@ -149,12 +149,7 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
             path.rmdir()  # it is empty, as the check above saw
         part.rename(path)
     except OSError as error:
-        raise StorageError(
-            "cannot write the model",
-            path=path,
-            why=str(error),
-            fix="check that the disk has room and that you may write there",
-        ) from error
+        raise unwritable(path, error, "cannot write the model") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return model

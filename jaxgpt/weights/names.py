@@ -81,7 +81,9 @@ def foreign_config(path: Path, **fields: Any) -> GPTConfig:
     ]
     try:
         if absurd:
-            raise ConfigError(", ".join(absurd), why="no model is that large", fix="check the file")
+            raise ConfigError(
+                ", ".join(absurd), why="no model is that large", fix="download or copy the file again"
+            )
         return GPTConfig(**fields)
     except ConfigError as error:
         raise DataError(
@@ -133,7 +135,7 @@ def fitted(config: GPTConfig, found: Mapping[str, Tensor], path: Path) -> dict[s
             "weights do not fit the model",
             path=path,
             why=f"there are {len(found)} tensors for {config.layers} layers",
-            fix="check that the weights and the settings belong together",
+            fix="take the weights and their config.json from the same model",
         )
     wanted = {place.name: place.shape for place in places(config)}
     problems = [f"unknown tensor {name[:80]}" for name in sorted(found.keys() - wanted.keys())]
@@ -150,7 +152,7 @@ def fitted(config: GPTConfig, found: Mapping[str, Tensor], path: Path) -> dict[s
             "weights do not fit the model",
             path=path,
             why=listed(problems),
-            fix="check that the weights and the settings belong together",
+            fix="take the weights and their config.json from the same model",
         )
     return present
 

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from jaxgpt.config import CONFIG_FILE
-from jaxgpt.errors import ConfigError, DataError, MissingError, StorageError
+from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
 from jaxgpt.text.tokenizer import JSON_FILE, TOKENIZER_FILE, Tokenizer, load_tokenizer
 from jaxgpt.weights.formats.huggingface import open_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc
@@ -46,9 +46,7 @@ def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -
     try:
         model = _open(path, layer_norm_epsilon)
     except OSError as error:
-        raise StorageError(
-            "cannot read the model", path=path, why=str(error), fix="check that you may read its files"
-        ) from error
+        raise unreadable(path, error, "cannot read the model") from error
     folder = path if path.is_dir() else path.parent
     return dataclasses.replace(model, tokenizer=tokenizer_of(folder, model.config.vocab))
 

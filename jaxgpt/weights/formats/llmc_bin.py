@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgpt.errors import DataError, StorageError
+from jaxgpt.errors import DataError, unreadable
 from jaxgpt.files import replacing
 from jaxgpt.weights.names import fitted, foreign_config, in_layout_of_torch, leaves
 from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor, bytes_of
@@ -87,9 +87,7 @@ class _Read:
                 file.seek(self.offset)
                 read = file.readinto(bytes_of(array))
         except OSError as error:
-            raise StorageError(
-                "cannot read", path=self.path, why=str(error), fix="check that the file can be read"
-            ) from error
+            raise unreadable(self.path, error) from error
         if read != array.nbytes:
             raise _refused(self.path, "it became shorter while it was read")
         return array

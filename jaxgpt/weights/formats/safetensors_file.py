@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxgpt.errors import DataError, StorageError
+from jaxgpt.errors import DataError, unreadable
 from jaxgpt.files import replacing
 from jaxgpt.weights.tensors import DTYPES, Tensor
 
@@ -46,9 +46,7 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, ValueError) as error:
         raise _damaged(path, error) from error
     except OSError as error:
-        raise StorageError(
-            "cannot read", path=path, why=str(error), fix="check that the file can be read"
-        ) from error
+        raise unreadable(path, error) from error
     return tensors
 
 

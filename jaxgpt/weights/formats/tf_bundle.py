@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
-from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.errors import DataError, MissingError, unreadable
 from jaxgpt.weights.formats.torch_storage import CHUNK, LARGEST_SHAPE, MOST_AXES, shown
 from jaxgpt.weights.tensors import DTYPES, Tensor, bytes_of
 
@@ -85,7 +85,7 @@ def open_bundle(index: Path) -> dict[str, Tensor]:
             "no weights", path=path, why="there is no such file", fix="fetch it as well"
         ) from None
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except ValueError as error:  # the functions below raise it for everything they refuse
         raise _refused(path, str(error)) from error
     return tensors
@@ -98,10 +98,6 @@ def _refused(path: Path, why: str) -> DataError:
         why=why,
         fix="fetch it again, or save it again with TensorFlow's Saver",
     )
-
-
-def _unreadable(path: Path, error: OSError) -> StorageError:
-    return StorageError("cannot read", path=path, why=str(error), fix="check that the file can be read")
 
 
 def _read(path: Path, variable: Variable) -> np.ndarray:
@@ -118,7 +114,7 @@ def _read(path: Path, variable: Variable) -> np.ndarray:
                 rest[: len(chunk)] = chunk
                 rest, crc = rest[len(chunk) :], google_crc32c.extend(crc, chunk)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if rest or _masked(crc) != expected:
         raise _refused(path, f"{shown(name)} is damaged")
     return array

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.errors import DataError, StorageError
+from jaxgpt.errors import DataError, unreadable
 from jaxgpt.weights.tensors import DTYPES, Tensor
 
 # torch's name for a class of storages -> the dtype of their numbers
@@ -147,9 +147,7 @@ class Storages:
                     count == storage.count or self._is_sound(file, storage.key)
                 )
         except OSError as error:
-            raise StorageError(
-                "cannot read", path=self.path, why=str(error), fix="check that the file can be read"
-            ) from error
+            raise unreadable(self.path, error) from error
         if not sound:
             raise refused(self.path, f"its storage {storage.key} is damaged")
         # In NumPy a bool of another byte than 0 and 1 counts as true in one place and as false in another.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.errors import JaxgptError, MissingError, StorageError
+from jaxgpt.errors import JaxgptError, MissingError, unreadable
 from jaxgpt.files import replacing
 from jaxgpt.weights.formats.torch_legacy import open_legacy
 from jaxgpt.weights.formats.torch_pickle import LARGEST_PICKLE, LONGEST_INTEGER, STORAGE_KEY, read_pickle
@@ -57,9 +57,7 @@ def open_torch(path: Path) -> Any:
             "no weights", path=path, why="there is no such file", fix="name a torch file"
         ) from None
     except OSError as error:
-        raise StorageError(
-            "cannot read", path=path, why=str(error), fix="check that the file can be read"
-        ) from error
+        raise unreadable(path, error) from error
     raise refused(path, "it is neither a zip nor torch's older format")
 
 

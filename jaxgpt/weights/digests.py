@@ -1,0 +1,80 @@
+"""A digest of every array of a pytree, by which a checkpoint is verified."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgpt.parallel import path_of
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """Return a digest of every leaf by its path: dtype, shape, and 64 bits that any changed element changes.
+
+    It is computed where the arrays lie, and does not depend on how they are sharded. It protects against
+    accidents, not against forgery.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(storable(tree))[0]
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    return {
+        path_of(path): f"{kind(leaf)}:{int(low):08x}{int(high):08x}"
+        for (path, leaf), (low, high) in zip(leaves, sums, strict=True)
+    }
+
+
+def kind(leaf: Any) -> str:
+    """Dtype and shape of an array, such as float32[768, 2304]."""
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+@jax.jit
+def _sums(leaves: list[Array]) -> list[tuple[Array, Array]]:
+    return [(_sum(leaf, 0x9E3779B9), _sum(leaf, 0x85EBCA6B)) for leaf in leaves]
+
+
+def _sum(leaf: Array, salt: int) -> Array:
+    """Return the sum, modulo 2^32, of the bits of every element, each mixed one to one with its place.
+
+    A change of a single element therefore always changes the sum. Stacked matrices are summed layer by layer;
+    otherwise the CPU would write the mixed bits of all layers to memory first.
+    """
+    if leaf.ndim < 3:
+        return _part_sum(leaf, jnp.uint32(salt))
+
+    def add(total: Array, layer: tuple[Array, Array]) -> tuple[Array, None]:
+        number, part = layer
+        return total + _part_sum(part, _mix(jnp.uint32(salt) ^ number)), None
+
+    layers = (jnp.arange(len(leaf), dtype=jnp.uint32), leaf)
+    total: Array = jax.lax.scan(add, jnp.uint32(0), layers)[0]
+    return total
+
+
+def _part_sum(part: Array, place: Array) -> Array:
+    """Return the sum over a leaf, or over a part of a leaf whose index is already mixed into `place`."""
+    size = part.dtype.itemsize
+    bits = jax.lax.bitcast_convert_type(part, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size]).astype(
+        jnp.uint32
+    )
+    places = jnp.full(part.shape, place, jnp.uint32)
+    for axis in range(part.ndim):
+        places = _mix(places ^ jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis))
+    return jnp.sum(_mix(bits ^ places), dtype=jnp.uint32)
+
+
+def _mix(x: Array) -> Array:
+    """Permute the 32-bit numbers. Source: MurmurHash3's 32-bit finaliser (Appleby, public domain)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array is a typed random key, which has no bytes of its own to store."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def storable(tree: Any) -> Any:
+    """Return the tree with each typed random key as the integers that it is made of."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
