@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, strict JAX, and the small model most tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 # The tests compile hundreds of tiny programs and run each only once or twice: with less optimisation, they
@@ -26,6 +27,8 @@ from jaxgpt.text.tokenizer import load_tokenizer
 hypothesis.settings.register_profile("jaxgpt", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("jaxgpt")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell starts commands in the background with Ctrl-C ignored. The tests that send it need it, there too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,9 @@ def test_a_run_directory_holds_what_it_should_and_the_loss_falls(whole: Path) ->
     assert [step for step, _, _ in measured(whole, "loss")] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("first", [1, 4, 7])
+@pytest.mark.parametrize(
+    "first", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_resume_is_bit_identical(
     data: Path, whole: Path, tmp_path: Path, first: int, monkeypatch: Any
 ) -> None:
@@ -264,7 +266,10 @@ def test_a_run_that_saved_nothing_begins_again_and_keeps_its_log(
     assert measured(out, *LOSSES) == measured(whole, *LOSSES)
 
 
-@pytest.mark.parametrize("mesh", [("--mesh.fsdp", "4"), ("--mesh.fsdp", "2", "--mesh.tensor", "2")])
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(("--mesh.fsdp", "4"), marks=pytest.mark.slow), ("--mesh.fsdp", "2", "--mesh.tensor", "2")],
+)
 def test_other_meshes_train_the_same(data: Path, whole: Path, tmp_path: Path, mesh: tuple[str, ...]) -> None:
     pretrain(tmp_path / "run", data, "--steps", "12", *mesh, "--model.vocab-multiple", "128")
     ours, theirs = (

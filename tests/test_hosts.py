@@ -260,7 +260,7 @@ def test_each_gives_every_process_what_all_of_them_got(agreed: list[dict[str, An
 def test_an_error_of_one_is_raised_on_each(agreed: list[dict[str, Any]]) -> None:
     said = "process 1: shard is damaged (a.bin): too short; make it anew"
     assert [one["one fails"] for one in agreed] == [["DataError", said, 65]] * 3
-    storage = "check that the disk has free space and that you may read and write there"
+    storage = "see that the disk has free space and that you have permission to read and write there"
     assert [one["two fail"] for one in agreed] == [
         ["StorageError", f"process 1: input/output failed: 1; {storage}", 74]
     ] * 3

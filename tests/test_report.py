@@ -155,6 +155,7 @@ def test_going_on_on_the_same_devices_writes_nothing_about_them_again(run_dir: P
     assert run.log.rows()[-4] == {"step": 20, "devices": 4, "device_kind": "TPU v5 lite"}
 
 
+@pytest.mark.slow
 def test_devices_of_a_run_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run on four devices, and resumed on eight; its data are prepared, which decides the tokenizer."""
     (tmp_path / "text.txt").write_text("word " * 400)

@@ -1,6 +1,7 @@
 """Scores of spans against a full forward pass of each text alone, whatever they are read beside."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -27,14 +28,18 @@ def drawn(count: int, longest: int, vocab: int = 61) -> list[Span]:
     return [(rng.integers(0, vocab, size).tolist(), int(rng.integers(1, size + 1))) for size in sizes]
 
 
+@functools.cache
+def full_forward(config: GPTConfig) -> jax.stages.Wrapped:
+    return jax.jit(define(config).apply)
+
+
 def alone(config: GPTConfig, params: Params, span: Span) -> tuple[np.ndarray, np.ndarray]:
     """[T, V] log-probabilities at the places of the span's tokens, and these tokens."""
     ids, start = span
-    tokens_1T = np.zeros(
-        (1, config.context), np.int32
-    )  # one shape; later tokens cannot change earlier logits
+    # One shape for all texts, because later tokens cannot change earlier logits.
+    tokens_1T = np.zeros((1, config.context), np.int32)
     tokens_1T[0, : len(ids) - 1] = ids[:-1]
-    logits_TV = jax.jit(define(config).apply)(params, tokens_1T)[0]
+    logits_TV = full_forward(config)(params, tokens_1T)[0]
     return np.asarray(jax.nn.log_softmax(logits_TV))[start - 1 : len(ids) - 1], np.array(ids[start:], int)
 
 
