@@ -49,8 +49,9 @@ class LanguageModel:
         if self.given_tokenizer is None:
             raise DataError(
                 "no tokenizer",
-                fix="put its tokenizer.json beside its weights",
-                why=f"the model came without one, and its {self.config.vocab} ids are not GPT-2's",
+                fix="put its tokenizer.json, of GPT-2's kind, beside its weights",
+                why=f"the model came without one that we read, and its {self.config.vocab} ids are not "
+                "GPT-2's",
             )
         return self.given_tokenizer
 

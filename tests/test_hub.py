@@ -74,6 +74,14 @@ def test_a_fetched_folder_is_the_repositorys_model_and_nothing_else(hub: FakeHub
         np.testing.assert_array_equal(found.tensors[name].read(), tensor.read())
 
 
+def test_the_older_files_of_a_tokenizer_are_fetched_where_there_is_no_tokenizer_json(
+    hub: FakeHub, fetched: Fetch
+) -> None:
+    older = dict.fromkeys(["vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"], b"x")
+    hub.push(stored("plain") | older)
+    assert older.keys() <= {path.name for path in fetched().iterdir()}
+
+
 def test_an_index_brings_its_shards(hub: FakeHub, fetched: Fetch) -> None:
     hub.push(stored("sharded"))
     folder = fetched()

@@ -12,8 +12,9 @@ from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError, StorageError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import mesh_of
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.weights import open as door
+from jaxgpt.weights.formats.huggingface import write_tokenizer
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import stored_params
 from jaxgpt.weights.run import write_run
@@ -24,12 +25,66 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def test_gpt2s_tokenizer_is_taken_only_where_there_is_room_for_it(tmp_path: Path) -> None:
     assert open_model(GOLDEN / "plain").tokenizer is None
-    with pytest.raises(DataError, match=r"no tokenizer: the model came without one, and its 61 ids"):
+    with pytest.raises(
+        DataError, match=r"no tokenizer: the model came without one that we read, and its 61 ids"
+    ):
         jaxgpt.load(GOLDEN / "plain").tokenizer  # noqa: B018
-    found = [door.tokenizer_of(tmp_path, vocab) for vocab in (50256, 50257, 50304)]
+    found = [door.tokenizer_of(tmp_path, vocab)[0] for vocab in (50256, 50257, 50304)]
     assert [tokenizer and tokenizer.name for tokenizer in found] == [None, "gpt2", "gpt2"]
     (tmp_path / "checkpoints").mkdir()  # a run directory has its own tokenizer or none
-    assert door.tokenizer_of(tmp_path, 50257) is None
+    assert door.tokenizer_of(tmp_path, 50257) == (None, ())
+
+
+def test_a_folders_own_vocabulary_is_used_and_never_gpt2s_in_its_place(tmp_path: Path) -> None:
+    """vocab.json and merges.txt without a tokenizer.json, with other ids than GPT-2's for the bytes."""
+    gpt2 = load_tokenizer("gpt2")
+    tokens = list(gpt2.ranks)
+    own = Tokenizer({token: rank for rank, token in enumerate([*reversed(tokens[:256]), *tokens[256:]])})
+    write_tokenizer(own, 1024, tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    found, notes = door.tokenizer_of(tmp_path, 50257)
+    assert found is not None and notes == () and found.vocab == 50257
+    assert found.name == own.name != "gpt2"
+    text = "Hello w\u00f6rld! 123 <|endoftext|>"
+    assert found.encode(text) == own.encode(text) != gpt2.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", '{"<pad>": 50257}'),
+        ("tokenizer_config.json", '{"add_prefix_space": true}'),
+        ("merges.txt", "a b\n"),
+        ("vocab.json", "[]"),
+    ],
+)
+def test_older_files_unlike_gpt2s_leave_the_weights_without_a_tokenizer(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    write_tokenizer(load_tokenizer("gpt2"), 1024, tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    assert door.tokenizer_of(tmp_path, 50257)[0] is not None
+    (tmp_path / name).write_text(content)
+    found, (note,) = door.tokenizer_of(tmp_path, 50257)
+    assert found is None and "used without a tokenizer" in note and str(tmp_path) in note
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt", "vocab.json"])
+def test_another_kind_of_tokenizer_is_named_and_gpt2s_is_not_taken_for_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    found, (note,) = door.tokenizer_of(tmp_path, 50257)
+    assert found is None and f"without a tokenizer: {name} is of a kind that we do not read" in note
+
+
+def test_a_tokenizer_that_we_do_not_read_leaves_the_weights_usable(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "plain", tmp_path / "model")
+    (folder / "tokenizer.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
+    with pytest.warns(
+        UserWarning, match="the model is used without a tokenizer, because we cannot read its own"
+    ):
+        lm = jaxgpt.load(folder)
+    assert lm.given_tokenizer is None
+    np.testing.assert_array_equal(lm.logits([[1, 2, 3]]), jaxgpt.load(GOLDEN / "plain").logits([[1, 2, 3]]))
 
 
 def test_an_epsilon_is_taken_only_where_the_files_state_none(

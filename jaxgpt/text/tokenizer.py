@@ -19,7 +19,14 @@ import tiktoken
 
 from jaxgpt.errors import DataError, MissingError, unreadable
 from jaxgpt.files import write_atomically
-from jaxgpt.text.tokenizer_json import END_OF_TEXT, format_json, parse_json
+from jaxgpt.text.tokenizer_json import (
+    END_OF_TEXT,
+    MERGES_FILE,
+    VOCAB_FILE,
+    format_json,
+    parse_json,
+    read_older_files,
+)
 
 TOKENIZER_FILE = "tokenizer.tiktoken"
 JSON_FILE = "tokenizer.json"
@@ -128,8 +135,8 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     """Return the tokenizer `gpt2`, `bytes`, or that of a file or folder.
 
     A file holds tiktoken ranks (`.tiktoken`), or it is a Hugging Face `tokenizer.json` with byte-level BPE of
-    GPT-2's kind. A folder holds `tokenizer.tiktoken` or `tokenizer.json`. Raises MissingError when there is
-    none, DataError for other content, StorageError when reading fails.
+    GPT-2's kind. A folder holds `tokenizer.tiktoken`, `tokenizer.json`, or `vocab.json` with `merges.txt`.
+    Raises MissingError when there is none, DataError for other content, StorageError when reading fails.
     """
     if spec == "gpt2":
         return _load_gpt2()
@@ -137,20 +144,27 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         return Tokenizer({bytes([byte]): byte for byte in range(256)})
     path = Path(spec)
     if path.is_dir():
-        path = next((path / name for name in (TOKENIZER_FILE, JSON_FILE) if (path / name).is_file()), path)
+        path = tokenizer_in(path) or path
     if path.is_dir() or not path.exists():
         raise MissingError(
             "no tokenizer",
             path=spec,
-            why=f"it is neither gpt2, bytes, a file, nor a folder with {TOKENIZER_FILE} or {JSON_FILE}",
+            why=f"it is neither gpt2, bytes, a file, nor a folder with {TOKENIZER_FILE}, {JSON_FILE}, or "
+            f"{VOCAB_FILE} with {MERGES_FILE}",
             fix="name an existing tokenizer",
         )
     try:
-        content = path.read_bytes()
+        content = read_older_files(path.parent) if path.name == VOCAB_FILE else path.read_bytes()
     except OSError as error:
         raise unreadable(path, error, "cannot read the tokenizer") from error
     parse = parse_json if path.suffix == ".json" else parse_ranks
     return Tokenizer(parse(content, path), source=path)
+
+
+def tokenizer_in(folder: Path) -> Path | None:
+    """Return the file in a folder that holds its tokenizer, or the first of several, or None."""
+    names = [TOKENIZER_FILE, JSON_FILE] + [VOCAB_FILE] * (folder / MERGES_FILE).is_file()
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:

@@ -14,6 +14,7 @@ from typing import Any
 from jaxgpt.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
+VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"  # what there was before tokenizer.json
 _UNUSED = (
     "dropout",
     "byte_fallback",
@@ -87,6 +88,47 @@ def format_json(ranks: Mapping[bytes, int]) -> bytes:
         "model": model,
     }
     return json.dumps(data, ensure_ascii=False, indent=1).encode()
+
+
+def read_older_files(folder: Path) -> bytes:
+    """Return the content of the tokenizer.json that a folder's vocab.json and merges.txt stand for.
+
+    Tokens in an added_tokens.json and the prefix space of a tokenizer_config.json are part of it. Raises
+    DataError when the files hold something else, OSError when they cannot be read.
+    """
+    try:
+        vocab = json.loads((folder / VOCAB_FILE).read_text(encoding="utf-8"))
+        added = _table(folder / "added_tokens.json") | (
+            {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
+        )
+        lines = (folder / MERGES_FILE).read_text(encoding="utf-8").split("\n")
+        merges = [line for line in lines[lines[0].startswith("#version") :] if line]
+        level = {
+            "type": "ByteLevel",
+            "add_prefix_space": _table(folder / "tokenizer_config.json").get("add_prefix_space", False),
+        }
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            "not GPT-2's kind of tokenizer",
+            path=folder / VOCAB_FILE,
+            why=f"{type(error).__name__}: {str(error)[:200]}",
+            fix="copy the tokenizer's files again",
+        ) from error
+    return json.dumps(
+        {
+            "added_tokens": [{"id": id, "content": content} for content, id in added.items()],
+            "pre_tokenizer": level,
+            "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+        }
+    ).encode()
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """Return the table in a JSON file, which is empty when there is no such file. Raises ValueError."""
+    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(table, dict):
+        raise ValueError(f"{path.name} holds no table")
+    return table
 
 
 def parse_json(content: bytes, path: Path) -> dict[bytes, int]:

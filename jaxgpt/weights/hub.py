@@ -17,6 +17,7 @@ from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.files import file_sha256
 from jaxgpt.text.tokenizer import JSON_FILE
+from jaxgpt.text.tokenizer_json import MERGES_FILE, VOCAB_FILE
 from jaxgpt.weights.formats.huggingface import SAFETENSORS
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ PUBLIC = {
 }
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 BESIDE = (JSON_FILE, "generation_config.json")  # fetched too if the repository has them
+# Fetched if it has no tokenizer.json.
+OLDER_TOKENIZER = (VOCAB_FILE, MERGES_FILE, "added_tokens.json", "tokenizer_config.json")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of a git blob, of a large file
 
@@ -196,8 +199,9 @@ def _wanted(files: Collection[str]) -> list[str] | None:
         weights = [index, *shards]
     else:
         return None
+    beside = BESIDE if JSON_FILE in files else (*BESIDE, *OLDER_TOKENIZER)
     return (
-        [CONFIG_FILE, *(file for file in BESIDE if file in files), *weights] if CONFIG_FILE in files else None
+        [CONFIG_FILE, *(file for file in beside if file in files), *weights] if CONFIG_FILE in files else None
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
-from jaxgpt.text.tokenizer import JSON_FILE, TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_in
 from jaxgpt.weights.formats.huggingface import open_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc
 from jaxgpt.weights.formats.nanogpt import CHECKPOINT, open_nanogpt
@@ -18,6 +18,15 @@ from jaxgpt.weights.run import is_run, open_run
 from jaxgpt.weights.tensors import StoredModel
 
 GPT2_VOCAB = 50257
+# Files of other kinds of tokenizers: sentencepiece, WordPiece, or a table of tokens without merges.
+OTHER_TOKENIZERS = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "vocab.txt",
+    "vocab.json",
+)
 
 
 def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -> StoredModel:
@@ -48,7 +57,8 @@ def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -
     except OSError as error:
         raise unreadable(path, error, "cannot read the model") from error
     folder = path if path.is_dir() else path.parent
-    return dataclasses.replace(model, tokenizer=tokenizer_of(folder, model.config.vocab))
+    tokenizer, notes = tokenizer_of(folder, model.config.vocab)
+    return dataclasses.replace(model, tokenizer=tokenizer, notes=(*model.notes, *notes))
 
 
 def _open(path: Path, layer_norm_epsilon: float | None) -> StoredModel:
@@ -80,21 +90,32 @@ def _open_file(path: Path) -> StoredModel:
     return open_nanogpt(path)
 
 
-def tokenizer_of(folder: Path, vocab: int) -> Tokenizer | None:
+def tokenizer_of(folder: Path, vocab: int) -> tuple[Tokenizer | None, tuple[str, ...]]:
     """Return the tokenizer that belongs to weights in this folder, for a model of `vocab` ids.
 
-    It is the folder's own. A folder without one gets GPT-2's if the model has ids enough for it; a run
-    directory does not, and returns None. Raises DataError when the tokenizer has more ids than the model.
+    It is the folder's own. If that is of a kind that we do not read, it is None, and a note says so. A folder
+    without one gets GPT-2's if the model has ids enough for it; a run directory does not. Raises DataError
+    when the tokenizer has more ids than the model.
     """
-    own = any((folder / name).is_file() for name in (TOKENIZER_FILE, JSON_FILE))
-    if not own and (vocab < GPT2_VOCAB or is_run(folder)):
-        return None
-    tokenizer = load_tokenizer(folder if own else "gpt2")
-    if tokenizer.vocab > vocab:
+    tokenizer = None
+    if tokenizer_in(folder):
+        try:
+            tokenizer = load_tokenizer(folder)
+        except DataError as error:
+            if is_run(folder):
+                raise
+            return None, (f"the model is used without a tokenizer, because we cannot read its own: {error}",)
+    elif other := [name for name in OTHER_TOKENIZERS if (folder / name).is_file()]:
+        return None, (
+            f"the model is used without a tokenizer: {', '.join(other)} is of a kind that we do not read",
+        )
+    elif vocab >= GPT2_VOCAB and not is_run(folder):
+        tokenizer = load_tokenizer("gpt2")
+    if tokenizer is not None and tokenizer.vocab > vocab:
         raise DataError(
             "another model's tokenizer",
             path=folder,
             why=f"the tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}",
             fix="put the model's own tokenizer.json there",
         )
-    return tokenizer
+    return tokenizer, ()

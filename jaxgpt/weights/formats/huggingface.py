@@ -33,16 +33,16 @@ def open_huggingface(path: Path) -> StoredModel:
     file is not there, DataError that lists every problem of the config or every problem of the tensors.
     """
     folder = path if path.is_dir() else path.parent
-    config = read_config_json(folder / CONFIG_FILE)
+    config, notes = read_config_json(folder / CONFIG_FILE)
     found: dict[str, Tensor] = {}
     for file in _weight_files(folder) if path.is_dir() else [path]:
         tensors = open_torch(file) if _is_torch(file) else open_safetensors(file)
         found |= _state_dict(tensors, file, found)
     if config.tied_head and HEAD in found:
         head = found.pop(HEAD)
-        if EMBEDDING in found:
-            found[EMBEDDING] = same(found[EMBEDDING], head, folder)
-    return StoredModel(config, fitted(config, found, folder))
+        # safetensors' own save_model keeps only one of two tensors that share their numbers.
+        found[EMBEDDING] = same(found[EMBEDDING], head, folder) if EMBEDDING in found else head
+    return StoredModel(config, fitted(config, found, folder), notes=notes)
 
 
 def _is_torch(path: Path) -> bool:

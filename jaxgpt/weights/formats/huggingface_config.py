@@ -1,7 +1,8 @@
 """Hugging Face's config.json for GPT-2 becomes our GPTConfig, and the other way round.
 
-Every key is either understood, or known to change nothing, or refused by name. The keys mean what they mean
-in transformers' GPT2Config and GPT2LMHeadModel.
+The keys mean what they mean in transformers' GPT2Config and GPT2LMHeadModel. A key that changes what a model
+computes is understood, or the file is refused. Any other key changes nothing. It is left out, and named in a
+note unless transformers is known to write it.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 from jaxgpt.config import GPTConfig
 from jaxgpt.config.checks import field_types, fits
 from jaxgpt.errors import DataError, MissingError
+from jaxgpt.weights.formats.torch_storage import shown
 from jaxgpt.weights.names import foreign_config, listed
 
 logger = logging.getLogger(__name__)
@@ -40,16 +42,29 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-# Other keys that change the computation, with the values for which it is the same as ours.
+# Other keys that change the computation, with the values for which it is the same as ours. After those of
+# GPT-2 come keys of models that are like it and compute something else, and of code in a repository itself.
 REQUIRED: dict[str, tuple[object, ...]] = {
     "model_type": ("gpt2",),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
+    "auto_map": ({}, None),
+    "position_embedding_type": ("absolute", None),
+    "alibi": (False, None),
+    "rotary": (False, None),
+    "rotary_dim": (None,),
+    "rope_theta": (None,),
+    "rope_scaling": (None,),
+    "multi_query": (False, None),
+    "parallel_attn": (False, None),
+    "use_parallel_residual": (False, None),
+    "sliding_window": (None,),
 }
-# Keys about training, generation, classification heads or the file itself. They do not change the logits of
-# the next token. (reorder_and_upcast_attn computes the same product in another order.)
+# Keys that transformers writes, or wrote once, about training, generation, classification heads or the file
+# itself. They do not change the logits of the next token. (reorder_and_upcast_attn computes the same product
+# in another order. n_ctx repeats n_positions, and where it differs n_positions decides.)
 WITHOUT_EFFECT = frozenset(
     [
         "architectures",
@@ -64,6 +79,7 @@ WITHOUT_EFFECT = frozenset(
         "initializer_range",
         "bos_token_id",
         "eos_token_id",
+        "eos_token_ids",
         "pad_token_id",
         "sep_token_id",
         "cls_token_id",
@@ -80,6 +96,7 @@ WITHOUT_EFFECT = frozenset(
         "return_dict",
         "task_specific_params",
         "_name_or_path",
+        "_attn_implementation_autoset",
         "name_or_path",
         "problem_type",
         "id2label",
@@ -94,6 +111,9 @@ WITHOUT_EFFECT = frozenset(
         "torchscript",
         "tf_legacy_loss",
         "use_bfloat16",
+        "xla_device",
+        "n_ctx",
+        "n_special",
         "chunk_size_feed_forward",
         "tie_encoder_decoder",
         "is_decoder",
@@ -128,8 +148,8 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-def read_config_json(path: Path) -> GPTConfig:
-    """Return the architecture that a config.json states.
+def read_config_json(path: Path) -> tuple[GPTConfig, tuple[str, ...]]:
+    """Return the architecture that a config.json states, and a note if some of its keys were left out.
 
     Raises MissingError when there is no such file, DataError that names every key that does not fit.
     """
@@ -154,10 +174,6 @@ def read_config_json(path: Path) -> GPTConfig:
     activation = stored.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         wrong.append(f"activation_function = {str(activation)[:80]}")
-    if stored.get("n_ctx", stored.get("n_positions", 1024)) != stored.get("n_positions", 1024):
-        wrong.append("n_ctx is not n_positions")
-    known = FIELDS.keys() | REQUIRED.keys() | WITHOUT_EFFECT | {"n_ctx"}
-    wrong += [f"unknown key {key[:80]}" for key in stored if key not in known]
     fields = {ours: stored[theirs] for theirs, ours in FIELDS.items() if theirs in stored}
     types = field_types(GPTConfig)
     wrong += [
@@ -170,11 +186,17 @@ def read_config_json(path: Path) -> GPTConfig:
             "not a GPT-2 we compute",
             path=path,
             why=listed(wrong),
-            fix="use a GPT-2 model, or remove a key that you know to change nothing",
+            fix="use a GPT-2 model, or remove a key from config.json if you know that the model ignores it",
         )
     ignored = {key: stored[key] for key in stored if key in WITHOUT_EFFECT}
     logger.debug("%s: without effect on the logits: %s", path, ignored)
-    return foreign_config(path, **fields | {"activation": ACTIVATIONS[activation]})
+    unknown = [shown(key) for key in stored if key not in FIELDS.keys() | REQUIRED.keys() | WITHOUT_EFFECT]
+    notes = (
+        [f"{path.name} has keys that change nothing in a GPT-2: {listed(unknown, most=10)}"]
+        if unknown
+        else []
+    )
+    return foreign_config(path, **fields | {"activation": ACTIVATIONS[activation]}), tuple(notes)
 
 
 def config_json(config: GPTConfig) -> dict[str, Any]:
