@@ -224,12 +224,14 @@ def test_dropout_draws_anew_each_step_and_micro_batch_and_repeats_with_the_seed(
     assert abs(micro[0] - losses(jax.jit(step), jax.tree.map(lambda x: x[:2], batch))[0]) > 1e-6
 
 
+@pytest.mark.parametrize("given", [False, True])
 def test_state_is_created_in_its_shards_and_stays_there(
-    config: GPTConfig, monkeypatch: pytest.MonkeyPatch
+    config: GPTConfig, params: Any, given: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The program that creates it has the shardings as its outputs; nothing is placed afterwards."""
     mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
     step, optimizer = stepper(config, OptimConfig(), mesh)
+    begin = jax.device_put(params, shardings(params, mesh)) if given else None
     asked: list[Any] = []
 
     def watched(function: Any, **how: Any) -> Any:
@@ -240,7 +242,7 @@ def test_state_is_created_in_its_shards_and_stays_there(
     with monkeypatch.context() as patch:
         patch.setattr(train_state.jax, "jit", watched)
         patch.setattr(jax, "device_put", lambda *_: pytest.fail("the state was placed after it was made"))
-        state = create_state(define(config), optimizer, 0, mesh)
+        state = create_state(define(config), optimizer, 0, mesh, params=begin)
     placed = shardings(state, mesh)
     assert asked == [placed]
     new, _ = compile_step(step, state, mesh)(state, random_batch(config, 8))
