@@ -233,6 +233,7 @@ def test_a_finished_run_has_nothing_to_do_and_is_left_as_it_is(
         assert contents(whole) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_may_be_lengthened(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     schedule = ("--optim.schedule", "constant")
@@ -278,6 +279,7 @@ def test_other_meshes_train_the_same(data: Path, whole: Path, tmp_path: Path, me
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_trains_as_the_large_batch_does(data: Path, tmp_path: Path) -> None:
     """Every loss, and in the end every parameter."""
     parts = ("--accumulate", "2", "--batch", "4", "--mesh.data", "4", "--mesh.tensor", "2")

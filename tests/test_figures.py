@@ -49,6 +49,7 @@ def loss_by_hand(lm: LanguageModel, ids: np.ndarray, vocab: int) -> float:
     return float(np.mean(losses))
 
 
+@pytest.mark.slow
 def test_a_nanogpt_model_of_50304_rows_is_scored_on_text_of_gpt2s_tokenizer(tmp_path: Path) -> None:
     """The 47 ids that are no tokens take no part, as when the model writes text."""
     data = data_of("gpt2", tmp_path / "text")

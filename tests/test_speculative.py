@@ -169,6 +169,7 @@ def test_texts_are_distributed_as_the_targets(tiny_pair: Pair, sampling: Samplin
     assert surprise(drawn(*tiny_pair, sampling, lookahead), exact(tiny_pair[0], sampling)) < 1
 
 
+@pytest.mark.slow
 def test_the_drafts_own_texts_are_not(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: it does for the draft alone, and where the token after a refusal is drawn from
     p.
@@ -232,6 +233,7 @@ def test_the_end_token_ends_the_text_and_is_not_part_of_it(
     assert decoder.statistics.accepted_share == 1
 
 
+@pytest.mark.slow
 def test_texts_may_fill_the_smaller_context_to_its_end(target: Served, draft: Served) -> None:
     """The last round reads past it, and nothing of that may reach the texts: on both sides of the pair."""
     prompts = np.random.default_rng(0).integers(0, 61, (8, 12)).tolist()
