@@ -84,7 +84,7 @@ def test_the_reference_is_the_ladders_attention() -> None:
     np.testing.assert_allclose(jnp.moveaxis(found, 1, 2), expected, rtol=1e-5, atol=1e-6)
 
 
-def compared(
+def assert_agree(
     one: Callable[..., jax.Array], other: Callable[..., jax.Array], arrays: list[jax.Array], tolerance: float
 ) -> None:
     """Values and all three gradients of two functions of q, k and v."""
@@ -111,7 +111,7 @@ def test_blocks_are_the_reference(name: str, segments: bool, monkeypatch: pytest
     mask = Mask(
         causal=MASKS[name].causal, window=MASKS[name].window, segments_BT=packed(12) if segments else None
     )
-    compared(
+    assert_agree(
         lambda q, k, v: blocks(q, k, v, mask, scale=0.3),
         lambda q, k, v: plain(q, k, v, mask, scale=0.3),
         qkv(12),
@@ -155,7 +155,7 @@ def test_dropout_drops_weights_independently_in_every_block(monkeypatch: pytest.
 def test_the_splash_kernel_is_the_reference(name: str, dtype: str) -> None:
     """The kernel's own code, interpreted on the CPU, with its gradients; heads of 64 as GPT-2 has."""
     mask = Mask(segments_BT=packed(384)) if name == "packed" else MASKS[name]
-    compared(
+    assert_agree(
         lambda q, k, v: splash(q, k, v, mask, placement=NOWHERE, interpret=True),
         lambda q, k, v: plain(q, k, v, mask, scale=1.0),
         [x[:1] * s for x, s in zip(qkv(384, 1, 64, dtype), (0.125, 1, 1), strict=True)]
