@@ -231,7 +231,7 @@ def test_state_is_created_in_its_shards_and_stays_there(
     """The program that creates it has the shardings as its outputs; nothing is placed afterwards."""
     mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
     step, optimizer = stepper(config, OptimConfig(), mesh)
-    begin = jax.device_put(params, shardings(params, mesh)) if given else None
+    begin = jax.device_put(jax.tree.map(jnp.copy, params), shardings(params, mesh)) if given else None
     asked: list[Any] = []
 
     def watched(function: Any, **how: Any) -> Any:
