@@ -42,7 +42,7 @@ $(VENV)/pyvenv.cfg:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing jaxgpt into $(VENV) (minutes the first time, nothing after)"
-	@$(PIP) --editable '.[bpe,plots]'
+	@$(PIP) --editable '.[plots]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg

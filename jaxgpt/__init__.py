@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from jaxgpt.language_model import LanguageModel, load
     from jaxgpt.model.gpt import Model, define
     from jaxgpt.runs import Run, train
-    from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
+    from jaxgpt.text.tokenizer import Tokenizer
+    from jaxgpt.text.tokenizer_files import load_tokenizer
 
 _HOMES = {
     "GPTConfig": "config",
@@ -30,7 +31,7 @@ _HOMES = {
     "Run": "runs",
     "train": "runs",
     "Tokenizer": "text.tokenizer",
-    "load_tokenizer": "text.tokenizer",
+    "load_tokenizer": "text.tokenizer_files",
 }
 __all__ = [
     "GPTConfig",

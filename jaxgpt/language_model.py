@@ -49,7 +49,7 @@ class LanguageModel:
         if self.given_tokenizer is None:
             raise DataError(
                 "no tokenizer",
-                fix="put its tokenizer.json, of GPT-2's kind, beside its weights",
+                fix="put its tokenizer.json, with byte-level BPE, beside its weights",
                 why=f"the model came without one that we read, and its {self.config.vocab} ids are not "
                 "GPT-2's",
             )
@@ -98,7 +98,7 @@ class LanguageModel:
         self, prompt: str, *, max_new_tokens: int = 100, sampling: Sampling | None = None, seed: int = 0
     ) -> Request:
         """What the engine is asked for to continue a text; an empty one starts a new text."""
-        ids = self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
+        ids = self.tokenizer.prompt_ids(prompt)
         return Request(
             prompt=tuple(ids), max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), seed=seed
         )

@@ -26,7 +26,8 @@ from jaxgpt.text.download import Progress
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
 from jaxgpt.text.prepare import prepare
 from jaxgpt.text.shards import TokenStream, open_split
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from jaxgpt.text.tokenizer_files import load_ranks
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss, next_token_loss
 from jaxgpt.training.metrics import METRICS_FILE
@@ -52,7 +53,7 @@ def pretraining(
     tokenizer.
     """
     given = Path(config.data.path)
-    tokenizer = load_tokenizer(given / TOKENIZER_FILE if _is_prepared(given) else config.data.tokenizer)
+    tokenizer = load_ranks(given / TOKENIZER_FILE if _is_prepared(given) else config.data.tokenizer)
     if tokenizer.vocab != config.model.vocab:
         tell(f"the model's vocabulary is the data's: {tokenizer.vocab:,} instead of {config.model.vocab:,}")
     recipe = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=tokenizer.vocab))
@@ -141,7 +142,7 @@ def _events(
         row = {"val_loss": evaluate(state.params)}
         return row if average is None else row | {"average_val_loss": evaluate(average)}
 
-    prompt = tuple(tokenizer.encode(recipe.sample_prompt)) or (tokenizer.end_of_text,)
+    prompt = tuple(tokenizer.prompt_ids(recipe.sample_prompt))
     request = Request(prompt=prompt, max_new_tokens=recipe.sample_tokens, sampling=SAMPLE)
 
     def write_sample(state: TrainState) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pytest
 from jaxgpt.config import GPTConfig
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import Params, define
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 hypothesis.settings.register_profile("jaxgpt", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("jaxgpt")

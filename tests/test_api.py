@@ -14,9 +14,9 @@ from jaxgpt.inference.sampling import Sampling
 from jaxgpt.serving.answers import Answer, Choice, Piece
 from jaxgpt.serving.api import Call, Limits, Prompt, Reader
 from jaxgpt.serving.fields import ApiError, parse_object
-from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer
 
-BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
+BYTES = RankTokenizer({bytes([byte]): byte for byte in range(256)})
 END = BYTES.end_of_text
 READER = Reader("tiny", BYTES, 256, Limits(choices=8, tokens=100))
 SECRET = "SECRET7351"
@@ -183,7 +183,7 @@ def test_what_is_wrong_in_a_chat_is_refused_by_the_name_of_its_field(
 def test_the_context_counts_tokens_and_what_cannot_fit_is_not_even_encoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    merged = Tokenizer(BYTES.ranks | {b"aa": 256, b"aaaa": 257})
+    merged = RankTokenizer(BYTES.ranks | {b"aa": 256, b"aaaa": 257})
     reader = Reader("tiny", merged, 4, Limits())
     assert reader.completion(b'{"prompt": "%s"}' % (b"a" * 16)).prompts[0].ids == (257,) * 4
     for text in ("aaaaab" * 2, "b" * 5):
@@ -191,7 +191,7 @@ def test_the_context_counts_tokens_and_what_cannot_fit_is_not_even_encoded(
             refused(lambda text=text: reader.completion(json.dumps({"prompt": text}).encode())).param
             == "prompt"
         )
-    monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("it was encoded"))
+    monkeypatch.setattr(RankTokenizer, "encode", lambda *_: pytest.fail("it was encoded"))
     assert refused(lambda: reader.completion(b'{"prompt": "%s"}' % (b"a" * 17))).param == "prompt"
 
 

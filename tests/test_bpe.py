@@ -1,21 +1,21 @@
 """Training a vocabulary: both exports give the ids that the tokenizers library gives."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.text.bpe import train
 from jaxgpt.text.corpus import builtin_documents
-from jaxgpt.text.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import END_OF_TEXT, RankTokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.text.tokenizer_json import split_token
 from jaxgpt.verbs.tokenizer import TokenizerArgs, run
 
-tokenizers = pytest.importorskip("tokenizers")
 TOPICS = list(builtin_documents().values())
 SOME_TEXT = st.text() | st.text(st.sampled_from(" \n\t\xa0'abcdelnorstz09.,"), max_size=60)
 
@@ -81,7 +81,7 @@ def test_every_merge_joins_what_the_lower_ranks_make_of_its_token(trained):
 
 
 def test_ranks_that_no_merges_make_have_no_tokenizer_json(tmp_path):
-    odd = Tokenizer({bytes([byte]): byte for byte in range(256)} | {b"abc": 256})
+    odd = RankTokenizer({bytes([byte]): byte for byte in range(256)} | {b"abc": 256})
     with pytest.raises(DataError, match="no merge of two others"):
         odd.save_json(tmp_path / "odd.json")
 
@@ -94,12 +94,6 @@ def test_too_little_text_says_how_large_a_vocabulary_it_gives():
 def test_a_vocabulary_below_the_bytes_is_refused():
     with pytest.raises(ConfigError, match="at least 257"):
         train(iter(["ab"]), 256)
-
-
-def test_without_the_library_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ConfigError, match=r"pip install 'jaxgpt\[bpe\]'"):
-        train(iter(["ab"]), 300)
 
 
 @pytest.mark.parametrize("name", ["own.tiktoken", "own.json"])

@@ -22,7 +22,7 @@ from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference.conversation import CHAT_FILE, Conversation, room_for_prompt, template_of
 from jaxgpt.inference.prompts import chat_prompt
 from jaxgpt.language_model import LanguageModel
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.verbs.chat import _interruptible
 
 BYTES = load_tokenizer("bytes")

@@ -17,7 +17,7 @@ import jaxgpt
 from jaxgpt.cli import VERBS, main
 from jaxgpt.config import TrainConfig, save_config
 from jaxgpt.errors import BusyError, DivergedError, JaxgptError, StoppedError
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -11,7 +11,7 @@ import pytest
 import jaxgpt
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.weights.convert import FORMATS, with_dtype, with_vocab, write_model
 from jaxgpt.weights.names import places
 from jaxgpt.weights.open import open_model
@@ -255,3 +255,17 @@ def test_converted_weights_are_a_start_and_no_run(tmp_path: Path) -> None:
     ):
         find_run(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model"]["vocab"] == 61
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("name", ["older_added", "roberta"])
+def test_another_kind_of_tokenizer_goes_along_byte_for_byte(tmp_path: Path, name: str, to: str) -> None:
+    given = GOLDEN / "tokenizers" / name
+    config = GPTConfig(vocab=340, context=16, layers=1, heads=1, width=4)
+    tensors = {place.name: Tensor.of(np.ones(place.shape, np.float32)) for place in places(config)}
+    write_model(StoredModel(config, tensors, load_tokenizer(given)), tmp_path / to, to)
+    write_model(open_model(tmp_path / to), tmp_path / "back", "huggingface")
+    for path in given.iterdir():
+        if path.name not in ("config.json", "expected.json"):
+            assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["eos_token_id"] in (2, 330)

@@ -16,7 +16,7 @@ from jaxgpt.text import corpus
 from jaxgpt.text.corpus import Text, builtin_documents, open_texts
 from jaxgpt.text.download import DOWNLOADS, Download, cache_folder, fetch
 from jaxgpt.text.shards import ShardWriter
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 BODY = bytes(range(256)) * 400
 SHA256 = hashlib.sha256(BODY).hexdigest()

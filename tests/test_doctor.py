@@ -20,7 +20,7 @@ REQUIRES = {
         "jax<0.10.2,>=0.10.1; python_version >= '3.12'",
         "flax<0.13,>=0.12",
         "tyro<2,>=1.0",
-        "tokenizers>=0.22; extra == 'bpe'",
+        "matplotlib>=3.10; extra == 'plots'",
         "jax[cuda12]; extra == 'cuda12'",
         "jax[cuda13]; extra == 'cuda13'",
         "jax[tpu]; extra == 'tpu'",

@@ -24,7 +24,7 @@ from jaxgpt.model.gpt import define
 from jaxgpt.parallel import abstract
 from jaxgpt.text.batches import ValidationBatches
 from jaxgpt.text.shards import open_split
-from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer
 from jaxgpt.training.loss import next_token_loss
 from jaxgpt.weights.checkpoint import restore
 from jaxgpt.weights.run import one_device
@@ -392,7 +392,7 @@ def test_weights_of_another_tokenizer_are_no_start(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Though it has as many ids."""
-    other = Tokenizer({bytes([255 - byte]): byte for byte in range(256)})
+    other = RankTokenizer({bytes([255 - byte]): byte for byte in range(256)})
     model = shutil.copytree(whole, tmp_path / "model")
     other.save(model / "tokenizer.tiktoken")
     pretrain(tmp_path / "run", data, "--steps", "1", "--from", model, code=2)

@@ -16,7 +16,8 @@ from jaxgpt.config import GPTConfig, TrainConfig, save_config
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.text.shards import open_split
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, load_tokenizer
+from jaxgpt.text.tokenizer import TOKENIZER_FILE
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
 
 BYTES = load_tokenizer("bytes")

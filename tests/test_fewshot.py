@@ -16,7 +16,7 @@ from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.scoring import SpanScore
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 EXAMPLES = [(str(n), "even" if n % 2 == 0 else "odd") for n in range(6)]

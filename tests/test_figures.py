@@ -18,7 +18,8 @@ from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.text.prepare import prepare
 from jaxgpt.text.shards import open_split
-from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 TEXT = "The figures of a model are worth what their protocol is worth. " * 12 + "Ça va ? "
@@ -79,7 +80,7 @@ def test_ids_beyond_the_tokenizer_take_no_part(tmp_path: Path) -> None:
 
 def test_of_two_tokenizers_of_one_size_only_the_models_own_will_do(tmp_path: Path) -> None:
     ranks = {bytes([byte]): byte for byte in range(256)}
-    mine, other = Tokenizer(ranks | {b"th": 256}), Tokenizer(ranks | {b"ht": 256})
+    mine, other = RankTokenizer(ranks | {b"th": 256}), RankTokenizer(ranks | {b"ht": 256})
     mine.save(tmp_path / "mine.tiktoken")
     data, lm = data_of(tmp_path / "mine.tiktoken", tmp_path / "text"), model_of(258, mine)
     assert "without" not in text_figures(lm.served, mine, data)[0].protocol

@@ -20,7 +20,8 @@ from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.served import Served
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
-from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.verbs.flags import SamplingFlags
 
 BYTES = load_tokenizer("bytes")
@@ -244,7 +245,7 @@ def test_a_draft_needs_the_same_tokenizer_and_no_penalties(
     lm_folder: Path, generate: Any, tmp_path: Path
 ) -> None:
     config = GPTConfig(vocab=258, context=64, layers=1, heads=1, width=8)
-    pairs = Tokenizer({**BYTES.ranks, b"ab": 256})
+    pairs = RankTokenizer({**BYTES.ranks, b"ab": 256})
     LanguageModel(config, jax.jit(define(config).init)(jax.random.key(3)), pairs).save(tmp_path / "pairs")
     out, err = generate("ab", "--draft", tmp_path / "pairs", "--max-new-tokens", 5, code=2)
     assert not out and "it has another tokenizer" in err

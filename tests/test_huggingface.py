@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxgpt
 from jaxgpt.errors import DataError, MissingError
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.weights.formats.huggingface import open_huggingface, write_tokenizer
 from jaxgpt.weights.formats.huggingface_config import FIELDS, REQUIRED, config_json, read_config_json
 from jaxgpt.weights.formats.torch_zip import open_torch, write_torch

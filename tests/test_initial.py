@@ -13,7 +13,8 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.pretraining import pretraining
-from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.initial import initial_state
 from jaxgpt.training.optim import adamw, averaged, learning_rate
 from jaxgpt.training.state import TrainState
@@ -85,7 +86,7 @@ def test_the_rest_of_the_state_is_that_of_a_random_beginning(tmp_path: Path) -> 
 
 
 def test_a_model_of_another_tokenizer_is_refused_though_it_has_as_many_ids(tmp_path: Path) -> None:
-    turned = Tokenizer({bytes([255 - byte]): byte for byte in range(256)})
+    turned = RankTokenizer({bytes([255 - byte]): byte for byte in range(256)})
     written(tmp_path / "model", SMALL, turned)
     with pytest.raises(ConfigError) as refused:
         begin(tmp_path / "model")

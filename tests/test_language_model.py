@@ -21,11 +21,12 @@ from jaxgpt.inference.speculative import SpeculativeDecoder
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import mesh_of, shardings
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, RankTokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
 
 GOLDEN = Path(__file__).parent / "golden"
-BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
+BYTES = RankTokenizer({bytes([byte]): byte for byte in range(256)})
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError, StorageError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import mesh_of
-from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.weights import open as door
 from jaxgpt.weights.formats.huggingface import write_tokenizer
 from jaxgpt.weights.open import open_model
@@ -21,6 +22,21 @@ from jaxgpt.weights.run import write_run
 from jaxgpt.weights.tensors import StoredModel
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def gpt2_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2's tokenizer in the form that was there before tokenizer.json."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    write_tokenizer(load_tokenizer("gpt2"), 1024, folder)
+    (folder / "tokenizer.json").unlink()
+    return folder
+
+
+@pytest.fixture
+def gpt2_folder(gpt2_files: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(gpt2_files, tmp_path / "gpt2"))
 
 
 def test_gpt2s_tokenizer_is_taken_only_where_there_is_room_for_it(tmp_path: Path) -> None:
@@ -39,7 +55,7 @@ def test_a_folders_own_vocabulary_is_used_and_never_gpt2s_in_its_place(tmp_path:
     """vocab.json and merges.txt without a tokenizer.json, with other ids than GPT-2's for the bytes."""
     gpt2 = load_tokenizer("gpt2")
     tokens = list(gpt2.ranks)
-    own = Tokenizer({token: rank for rank, token in enumerate([*reversed(tokens[:256]), *tokens[256:]])})
+    own = RankTokenizer({token: rank for rank, token in enumerate([*reversed(tokens[:256]), *tokens[256:]])})
     write_tokenizer(own, 1024, tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     found, notes = door.tokenizer_of(tmp_path, 50257)
@@ -50,23 +66,34 @@ def test_a_folders_own_vocabulary_is_used_and_never_gpt2s_in_its_place(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "ids"),
     [
-        ("added_tokens.json", '{"<pad>": 50257}'),
-        ("tokenizer_config.json", '{"add_prefix_space": true}'),
-        ("merges.txt", "a b\n"),
-        ("vocab.json", "[]"),
+        ("added_tokens.json", '{"<pad>": 50257}', [15496, 50257]),
+        ("tokenizer_config.json", '{"add_prefix_space": true}', [18435, 27, 15636, 29]),
+        ("merges.txt", "a b\n", [39, 68, 75, 75, 78, 27, 79, 64, 67, 29]),
     ],
 )
-def test_older_files_unlike_gpt2s_leave_the_weights_without_a_tokenizer(
-    tmp_path: Path, name: str, content: str
+def test_older_files_unlike_gpt2s_are_the_models_tokenizer(
+    gpt2_folder: Path, name: str, content: str, ids: list[int]
 ) -> None:
-    write_tokenizer(load_tokenizer("gpt2"), 1024, tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    assert door.tokenizer_of(tmp_path, 50257)[0] is not None
-    (tmp_path / name).write_text(content)
-    found, (note,) = door.tokenizer_of(tmp_path, 50257)
-    assert found is None and "used without a tokenizer" in note and str(tmp_path) in note
+    (gpt2_folder / name).write_text(content)
+    found, notes = door.tokenizer_of(gpt2_folder, 50258)
+    assert found is not None and notes == () and found.encode("Hello<pad>") == ids
+
+
+def test_added_tokens_without_a_row_are_left_out_and_named(gpt2_folder: Path) -> None:
+    (gpt2_folder / "added_tokens.json").write_text('{"<pad>": 50257}')
+    found, notes = door.tokenizer_of(gpt2_folder, 50257)
+    assert found is not None and found.vocab == 50257
+    assert notes == ("added tokens without a row in the model are left out: <pad>",)
+    with pytest.raises(DataError, match="has 50257 ids, the model 50256"):
+        door.tokenizer_of(gpt2_folder, 50256)
+
+
+def test_files_that_are_no_tokenizer_leave_the_weights_without_one(gpt2_folder: Path) -> None:
+    (gpt2_folder / "vocab.json").write_text("[]")
+    found, (note,) = door.tokenizer_of(gpt2_folder, 50257)
+    assert found is None and "used without a tokenizer" in note and str(gpt2_folder) in note
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt", "vocab.json"])

@@ -21,7 +21,8 @@ from jaxgpt.text.documents import choose_validation, cut_blocks, find_border, gr
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
 from jaxgpt.text.prepare import JOURNAL_FILE, encode_blocks, prepare
 from jaxgpt.text.shards import ShardWriter, open_split
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, load_tokenizer
+from jaxgpt.text.tokenizer import TOKENIZER_FILE
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.verbs.prepare import PrepareArgs, run
 
 GPT2 = load_tokenizer("gpt2")

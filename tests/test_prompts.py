@@ -15,7 +15,7 @@ from jaxgpt.inference.prompts import (
     read_examples,
 )
 from jaxgpt.inference.text_stream import TextStream
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 PREAMBLE = (
     "Below is an instruction that describes a task. "

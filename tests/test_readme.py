@@ -100,7 +100,7 @@ def test_every_extra_that_is_named_exists() -> None:
     for sentence in re.findall(r"\bExtras: ([^.]*)\.", text):
         named |= set(re.findall(r"`([\w-]+)`", sentence))
     assert named - set(EXTRAS) == set()
-    assert {"bpe", "cuda13", "serve", "tensorboard"} <= named
+    assert {"cuda13", "plots", "serve", "tensorboard"} <= named
 
 
 def test_every_make_target_that_is_named_exists() -> None:

@@ -15,7 +15,8 @@ from jaxgpt.cli import main
 from jaxgpt.config import DataConfig, GPTConfig, TrainConfig, save_config
 from jaxgpt.errors import DataError, MissingError
 from jaxgpt.evaluation.report import write_report
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, load_tokenizer
+from jaxgpt.text.tokenizer import TOKENIZER_FILE
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training import devices
 from jaxgpt.training import loop as training_loop
 from jaxgpt.training.devices import device_facts

@@ -13,7 +13,7 @@ from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig, load_recipe, read_
 from jaxgpt.errors import BusyError, StorageError
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import mesh_of, shardings
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.optim import adamw, averaged, learning_rate
 from jaxgpt.training.resume import Found
 from jaxgpt.training.run_directory import locked, restore_state, save_state, write_settings

@@ -26,7 +26,7 @@ from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import chat_prompt
 from jaxgpt.inference.requests import NewToken
 from jaxgpt.language_model import LanguageModel
-from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer
 from jaxgpt.verbs import serve
 
 pytest.importorskip("starlette", reason="needs the extra serve")
@@ -39,7 +39,7 @@ from jaxgpt.serving.fields import ApiError
 from jaxgpt.serving.scheduler import Scheduler
 from jaxgpt.serving.server import create_app, uvicorn_server
 
-BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
+BYTES = RankTokenizer({bytes([byte]): byte for byte in range(256)})
 SECRET = "SECRET7351"
 JSON_TYPE = {"Content-Type": "application/json"}
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxgpt.inference.text_stream import TextStream
-from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 GPT2, BYTES = load_tokenizer("gpt2"), load_tokenizer("bytes")
 

@@ -10,7 +10,7 @@ from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.texts import Piece, pieces_of, texts_of
 from jaxgpt.language_model import LanguageModel
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 

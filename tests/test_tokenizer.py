@@ -1,16 +1,16 @@
 """The tokenizers: known ids, exactness on any text, files in and out."""
 
-import json
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.errors import DataError, MissingError
+from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.text import tokenizer as module
 from jaxgpt.text.corpus import builtin_documents
-from jaxgpt.text.tokenizer import END_OF_TEXT, GPT2_SHA256, TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import END_OF_TEXT, GPT2_SHA256, TOKENIZER_FILE
+from jaxgpt.text.tokenizer_files import load_tokenizer
 
 GPT2 = load_tokenizer("gpt2")
 BYTES = load_tokenizer("bytes")
@@ -106,55 +106,6 @@ def test_a_saved_tokenizer_is_the_same_one(tmp_path, spec):
         assert (loaded.name, loaded.sha256, loaded.ranks) == (spec, saved.sha256, saved.ranks)
 
 
-def test_tokenizer_json_of_gpt2_gives_the_same_ranks(tmp_path):
-    GPT2.save_json(tmp_path / "tokenizer.json")
-    assert load_tokenizer(tmp_path).ranks == GPT2.ranks
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda data: data.update(normalizer={"type": "NFC"}), "normalizes"),
-        (lambda data: data["pre_tokenizer"].update(add_prefix_space=True), "prefix space"),
-        (lambda data: data["added_tokens"].append({"content": "<pad>", "id": 260}), "added tokens"),
-        (lambda data: data["model"].update(type="Unigram"), "not plain BPE"),
-        (lambda data: data["model"]["merges"].reverse(), "order of the ids"),
-        (lambda data: data["model"]["merges"].pop(), "order of the ids"),
-        (lambda data: data.pop("model"), "no byte-level BPE"),
-        (lambda data: data["model"]["vocab"].update({"<|endoftext|>": 0}), "the id 0, not 258"),
-        *[
-            (lambda data, wrong=wrong: data["model"]["vocab"].update(ab=wrong), "that of 'ab'")
-            for wrong in (None, True, 256.0, float("nan"), "256", [], ["x"], {}, [[]])
-        ],
-        (lambda data: data["model"]["vocab"].update(ab=10**4000), "order of the ids"),
-    ],
-)
-def test_a_tokenizer_json_that_ranks_cannot_express_is_refused(tmp_path, change, why):
-    letters = {bytes([byte]): byte for byte in range(256)}
-    Tokenizer(letters | {b"ab": 256, b"abc": 257}).save_json(tmp_path / "tokenizer.json")
-    data = json.loads((tmp_path / "tokenizer.json").read_bytes())
-    change(data)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(DataError, match=why):
-        load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
-def test_a_tokenizer_json_that_is_none_is_refused(tmp_path, content):
-    (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(DataError, match="it is no byte-level BPE"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_tokenizer_json_in_another_encoding_is_refused(tmp_path):
-    load_tokenizer("bytes").save_json(tmp_path / "tokenizer.json")
-    load_tokenizer(tmp_path)
-    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
-    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-16")
-    with pytest.raises(DataError, match="'utf-8' codec can't decode"):
-        load_tokenizer(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -170,14 +121,22 @@ def test_a_bad_rank_file_is_refused_with_its_line(tmp_path, content, why):
         load_tokenizer(tmp_path / "bad.tiktoken")
 
 
-def test_a_missing_tokenizer_says_what_is_possible(tmp_path):
-    for spec in ("gpt3", tmp_path):
-        with pytest.raises(MissingError, match="neither gpt2, bytes"):
-            load_tokenizer(spec)
-
-
 def test_a_damaged_packaged_vocabulary_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "gpt2.tiktoken").write_bytes(module._GPT2_FILE.read_bytes().replace(b" 7\n", b" 8\n", 1))
     monkeypatch.setattr(module, "_GPT2_FILE", tmp_path / "gpt2.tiktoken")
     with pytest.raises(DataError, match="damaged"):
         load_tokenizer("gpt2")
+
+
+def test_an_empty_prompt_begins_a_text_where_the_vocabulary_can(monkeypatch):
+    assert BYTES.prompt_ids("a") == [97]
+    assert BYTES.prompt_ids("") == [256]
+    monkeypatch.setattr(BYTES, "beginning", None)
+    assert BYTES.prompt_ids("a") == [97]
+    with pytest.raises(ConfigError, match="an empty prompt: the vocabulary bytes has no token that begins"):
+        BYTES.prompt_ids("")
+
+
+def test_the_longest_token_is_one_that_a_text_can_hold():
+    assert BYTES.longest_token == 1  # not <|endoftext|>, which is no text's
+    assert GPT2.longest_token == max(map(len, GPT2.ranks))

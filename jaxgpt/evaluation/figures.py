@@ -17,7 +17,8 @@ from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.served import Served
 from jaxgpt.text.batches import ValidationBatches
 from jaxgpt.text.shards import TokenStream, open_split
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.loss import next_token_loss
 
 BATCH_TOKENS = 8192  # tokens of validation text that go through the model at a time
@@ -98,7 +99,10 @@ def mean_loss(model: Served, tokens: TokenStream) -> float:
 
 def bytes_of(tokens: TokenStream, tokenizer: Tokenizer) -> int:
     """How many bytes of text all tokens but the first stand for. The end-of-text token stands for none."""
-    size_V = np.array([len(tokenizer.decode_bytes([token])) for token in range(tokenizer.end_of_text)] + [0])
+    ends = tokenizer.special_ids.values()
+    size_V = np.array(
+        [0 if token in ends else len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab)]
+    )
     total, step = 0, 1 << 20
     for start in range(1, len(tokens), step):
         total += int(size_V[tokens.read(start, min(start + step, len(tokens)))].sum())

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import GPTConfig, TrainConfig, read_config
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, load_tokenizer
+from jaxgpt.text.tokenizer import TOKENIZER_FILE
+from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.devices import Devices, Rows, stages
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token, utilisation
 from jaxgpt.training.metrics import METRICS_FILE, read_rows

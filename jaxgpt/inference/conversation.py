@@ -102,7 +102,7 @@ class Conversation:
         messages = [message for exchange in exchanges for message in exchange]
         if self.template == "plain":
             text = self.system + "".join(content for _, content in messages)
-            return self.tokenizer.encode(text) or [self.tokenizer.end_of_text]
+            return self.tokenizer.prompt_ids(text)
         return self.tokenizer.encode(chat_prompt([("system", self.system)] * bool(self.system) + messages))
 
     def _longest_end(self, text: str) -> str:

@@ -6,7 +6,6 @@ fields in `IGNORED` are accepted and have no effect here. Every other field that
 suffix, tools, ...) is refused by name.
 """
 
-import functools
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -208,10 +207,13 @@ class Reader:
         )
 
     def _encode(self, text: str, name: str) -> Prompt:
-        if len(text.encode("utf-8", "surrogatepass")) > self.context * self._longest_token:
+        if len(text.encode("utf-8", "surrogatepass")) > self.context * self.tokenizer.longest_token:
             raise self._too_long(name)  # known without encoding it, which would take long
         try:
-            ids = self.tokenizer.encode(text) or [self.tokenizer.end_of_text]
+            ids = self.tokenizer.prompt_ids(text)
+        except ConfigError as error:
+            rule = "must not be empty: the model's tokenizer has no token that begins a text"
+            raise ApiError(400, f"{name} {rule}", name) from error
         except JaxgptError as error:
             raise ApiError(400, f"{name} must be Unicode text, without lone surrogates", name) from error
         if len(ids) > self.context:
@@ -232,11 +234,6 @@ class Reader:
     def _too_long(self, name: str) -> ApiError:
         rule = f"{name} must have at most {self.context} tokens, the model's context"
         return ApiError(400, rule, name, code="context_length_exceeded")
-
-    @functools.cached_property
-    def _longest_token(self) -> int:
-        """The length of the longest token, in bytes."""
-        return max(map(len, self.tokenizer.ranks))
 
 
 def unknown_model() -> ApiError:

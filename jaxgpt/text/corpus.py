@@ -26,7 +26,7 @@ from jaxgpt.errors import DataError, MissingError, unreadable, unwritable
 from jaxgpt.files import file_sha256
 from jaxgpt.text.download import DOWNLOADS, Progress, fetch
 from jaxgpt.text.shards import TokenStream
-from jaxgpt.text.tokenizer import load_tokenizer
+from jaxgpt.text.tokenizer import gpt2_tokenizer
 
 BUILTIN = "builtin"
 BLOCK = 1 << 20  # bytes read at a time
@@ -204,7 +204,7 @@ def _token_blocks(path: Path) -> Iterator[Block]:
     `<|endoftext|>` stands before each document in llm.c's files and after each in ours. A file may begin or
     end inside a document, even inside a character; what is left of that character becomes U+FFFD.
     """
-    tokenizer, stream = load_tokenizer("gpt2"), TokenStream([path])
+    tokenizer, stream = gpt2_tokenizer(), TokenStream([path])
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     begun = False
     for start in range(0, len(stream), BLOCK):

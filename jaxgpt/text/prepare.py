@@ -29,7 +29,8 @@ from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
 from jaxgpt.text.download import Progress
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Split
 from jaxgpt.text.shards import ShardWriter, token_dtype
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer
+from jaxgpt.text.tokenizer_files import load_ranks
 
 JOURNAL_FILE = "progress.jsonl"
 LOCK_FILE = ".lock"
@@ -62,7 +63,7 @@ def prepare(
     """
     folder, workers = Path(out), (os.cpu_count() or 1) if workers is None else workers
     _check_settings(texts, folder, val_fraction, shard_tokens, workers)
-    coder = load_tokenizer(tokenizer)
+    coder = load_ranks(tokenizer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / LOCK_FILE, timeout=0):
@@ -86,7 +87,7 @@ def prepare(
         raise unwritable(folder, error, "cannot prepare the folder") from error
 
 
-def encode_blocks(blocks: Iterable[Block], tokenizer: Tokenizer) -> np.ndarray:
+def encode_blocks(blocks: Iterable[Block], tokenizer: RankTokenizer) -> np.ndarray:
     """Return the ids of the blocks as uint32 [tokens], with `<|endoftext|>` after each document."""
     parts = []
     for text, ends in blocks:
@@ -102,7 +103,7 @@ class _Work:
 
     plan: Plan
     folder: Path
-    tokenizer: Tokenizer
+    tokenizer: RankTokenizer
     goal: Manifest
     workers: int
     progress: Progress | None
@@ -117,7 +118,7 @@ class _Work:
             meter = Meter("tokenizing", self.plan.characters, self.progress)
             val, train = (self.write(split, journal, meter) for split in ("val", "train"))
             self.plan.check_unchanged()
-            self.tokenizer.save(self.folder / TOKENIZER_FILE)
+            self.tokenizer.save_in(self.folder)
             made = replace(self.goal, splits={"train": train, "val": val})
             made.save(self.folder)
         (self.folder / JOURNAL_FILE).unlink(missing_ok=True)
@@ -204,7 +205,7 @@ def _line(split: str, batches: int, tokens: int) -> bytes:
     return json.dumps([split, batches, tokens]).encode() + b"\n"
 
 
-def _goal(plan: Plan, tokenizer: Tokenizer, val_fraction: float, shard_tokens: int) -> Manifest:
+def _goal(plan: Plan, tokenizer: RankTokenizer, val_fraction: float, shard_tokens: int) -> Manifest:
     empty = Split(documents=0, tokens=0, shards=())
     return Manifest(
         tokenizer=tokenizer.name,

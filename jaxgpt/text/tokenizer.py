@@ -1,12 +1,15 @@
-"""Text becomes token ids, and back: GPT-2's byte-pair encoding, bytes, or a vocabulary of one's own.
+"""Text becomes token ids, and back: what every tokenizer can do, and the kind that we train with.
 
-All three are one class over `tiktoken.Encoding`. It has a table of ranks, from the bytes of a token to its
-id, in which lower ranks merge first; GPT-2's split pattern; and one special token, `<|endoftext|>`, whose id
-follows the ranks. Only code adds the special token: in a text, the characters `<|endoftext|>` are ordinary
-characters. Nothing here uses the network.
+GPT-2's byte-pair encoding, bytes, and a vocabulary of one's own are one class over `tiktoken.Encoding`. It
+has a table of ranks, from the bytes of a token to its id, in which lower ranks merge first; GPT-2's split
+pattern; and one special token, `<|endoftext|>`, whose id follows the ranks. Tokenizers of other people's
+folders are in `foreign_tokenizer`. Only code adds special tokens: in a text, the characters `<|endoftext|>`
+are ordinary characters. Nothing here uses the network.
 """
 
+import abc
 import base64
+import functools
 import hashlib
 import os
 import re
@@ -17,19 +20,11 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from jaxgpt.errors import DataError, MissingError, unreadable
+from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.files import write_atomically
-from jaxgpt.text.tokenizer_json import (
-    END_OF_TEXT,
-    MERGES_FILE,
-    VOCAB_FILE,
-    format_json,
-    parse_json,
-    read_older_files,
-)
+from jaxgpt.text.tokenizer_json import END_OF_TEXT, format_json
 
 TOKENIZER_FILE = "tokenizer.tiktoken"
-JSON_FILE = "tokenizer.json"
 
 # GPT-2's split pattern, in the equivalent and faster form of tiktoken (tiktoken_ext/openai_public.py,
 # r50k_pat_str). A piece is either only whitespace, or at most one space followed by no whitespace.
@@ -46,48 +41,65 @@ _LONG_SPACE = re.compile(f"[{WHITESPACE}]{{1000,}}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Tokenizer:
-    """Encodes and decodes with a table of ranks.
+class Tokenizer(abc.ABC):
+    """Encodes and decodes with a table of tokens, the bytes of each id.
 
-    `ranks` maps the bytes of each of n tokens to its id. `end_of_text` is the id n, and `vocab` is n + 1.
-    `sha256` is the hash of the file that `save` writes, and `name` is `gpt2`, `bytes`, or made from the hash.
+    `vocab` is one more than the highest id. `end_of_text` is the id that ends a text, and `beginning` the one
+    that begins it; they are None in a vocabulary without them. `special_tokens` has the names that chat
+    templates use (bos_token, eos_token, ...) with their texts, and `special_ids` the text of each token that
+    only code adds, with its id. `sha256` is the hash of all that decides the ids, and `name` is made from it.
     """
 
-    def __init__(self, ranks: Mapping[bytes, int], *, source: str | Path = "ranks") -> None:
-        """Take the ranks; an error names `source` as their file.
-
-        Raises DataError unless the ids are 0 to n - 1 without gaps and all 256 single bytes are tokens.
-        """
-        if problems := _rank_problems(ranks):
-            raise DataError(
-                "not a vocabulary", path=source, why="; ".join(problems), fix="use a file of tiktoken ranks"
-            )
-        self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
-        self.end_of_text = len(ranks)
-        self.vocab = len(ranks) + 1
-        self.sha256 = hashlib.sha256(self._rank_lines()).hexdigest()
-        self.name = _name(self.ranks, self.sha256)
-        self.encoding = tiktoken.Encoding(
-            self.name,
-            pat_str=SPLIT_PATTERN,
-            mergeable_ranks=self.ranks,
-            special_tokens={END_OF_TEXT: self.end_of_text},
-        )
+    name: str
+    sha256: str
+    vocab: int
+    end_of_text: int | None
+    beginning: int | None
+    special_tokens: Mapping[str, str]
+    special_ids: Mapping[str, int]
 
     def __repr__(self) -> str:
-        """Return the name and the size of the vocabulary."""
-        return f"Tokenizer({self.name}, vocab={self.vocab})"
+        """Return the kind, the name and the size of the vocabulary."""
+        return f"{type(self).__name__}({self.name}, vocab={self.vocab})"
 
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. Raises DataError for a lone surrogate, which is not Unicode text."""
-        _refuse_surrogates(text)
-        return [token for part in _parts(text) for token in self.encoding.encode_ordinary(part)]
+
+    @abc.abstractmethod
+    def save_in(self, folder: Path) -> None:
+        """Write the files from which `load_tokenizer(folder)` gives this tokenizer.
+
+        Raises StorageError when writing fails.
+        """
+
+    @abc.abstractmethod
+    def _bytes(self, ids: list[int]) -> bytes:
+        """Return the bytes of ids from 0 to vocab - 1."""
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """The most bytes of text that one id can stand for."""
+        ordinary = set(range(self.vocab)) - set(self.special_ids.values())
+        return max(len(self._bytes([token])) for token in ordinary)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the ids from which a model continues a text. Before an empty text, that is the beginning.
+
+        Raises what `encode` raises, and ConfigError for an empty text if the vocabulary has no beginning.
+        """
+        ids = self.encode(text)
+        if not ids and self.beginning is None:
+            raise ConfigError(
+                "an empty prompt",
+                why=f"the vocabulary {self.name} has no token that begins a text",
+                fix="give the beginning of a text",
+            )
+        return ids or [self.beginning]  # type: ignore[list-item]
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Return the ids of a text as a uint32 array [tokens], without a Python integer for each."""
-        _refuse_surrogates(text)
-        parts = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in _parts(text)]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint32), *parts])
+        """Return the ids of a text as a uint32 array [tokens]."""
+        return np.array(self.encode(text), np.uint32)
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
         """Return the ids of each text, encoded on this many threads; None means one for each core."""
@@ -111,7 +123,55 @@ class Tokenizer:
                 why=f"the vocabulary {self.name} has ids 0 to {self.vocab - 1}",
                 fix="decode with the tokenizer that made the ids",
             )
+        return self._bytes(ids)
+
+
+class RankTokenizer(Tokenizer):
+    """Encodes and decodes with a table of ranks, as GPT-2 does.
+
+    `ranks` maps the bytes of each of n tokens to its id. `end_of_text` is the id n, and `vocab` is n + 1.
+    `sha256` is the hash of the file that `save` writes, and `name` is `gpt2`, `bytes`, or made from the hash.
+    """
+
+    end_of_text: int
+
+    def __init__(self, ranks: Mapping[bytes, int], *, source: str | Path = "ranks") -> None:
+        """Take the ranks; an error names `source` as their file.
+
+        Raises DataError unless the ids are 0 to n - 1 without gaps and all 256 single bytes are tokens.
+        """
+        if problems := rank_problems(ranks):
+            raise DataError(
+                "not a vocabulary", path=source, why="; ".join(problems), fix="use a file of tiktoken ranks"
+            )
+        self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
+        self.end_of_text = self.beginning = len(ranks)
+        self.vocab = len(ranks) + 1
+        self.special_tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        self.special_ids = {END_OF_TEXT: self.end_of_text}
+        self.sha256 = hashlib.sha256(self._rank_lines()).hexdigest()
+        self.name = _name(self.ranks, self.sha256)
+        self.encoding = tiktoken.Encoding(
+            self.name, pat_str=SPLIT_PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text. Raises DataError for a lone surrogate, which is not Unicode text."""
+        refuse_surrogates(text)
+        return [token for part in _parts(text) for token in self.encoding.encode_ordinary(part)]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Return the ids of a text as a uint32 array [tokens], without a Python integer for each."""
+        refuse_surrogates(text)
+        parts = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in _parts(text)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint32), *parts])
+
+    def _bytes(self, ids: list[int]) -> bytes:
         return self.encoding.decode_bytes(ids)
+
+    def save_in(self, folder: Path) -> None:
+        """Write the ranks into the folder. Raises StorageError when writing fails."""
+        self.save(folder / TOKENIZER_FILE)
 
     def save(self, path: str | Path) -> None:
         """Write the ranks in tiktoken's format, a line `base64(token) rank` for each, whole or not at all.
@@ -129,42 +189,6 @@ class Tokenizer:
 
     def _rank_lines(self) -> bytes:
         return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in self.ranks.items())
-
-
-def load_tokenizer(spec: str | Path) -> Tokenizer:
-    """Return the tokenizer `gpt2`, `bytes`, or that of a file or folder.
-
-    A file holds tiktoken ranks (`.tiktoken`), or it is a Hugging Face `tokenizer.json` with byte-level BPE of
-    GPT-2's kind. A folder holds `tokenizer.tiktoken`, `tokenizer.json`, or `vocab.json` with `merges.txt`.
-    Raises MissingError when there is none, DataError for other content, StorageError when reading fails.
-    """
-    if spec == "gpt2":
-        return _load_gpt2()
-    if spec == "bytes":
-        return Tokenizer({bytes([byte]): byte for byte in range(256)})
-    path = Path(spec)
-    if path.is_dir():
-        path = tokenizer_in(path) or path
-    if path.is_dir() or not path.exists():
-        raise MissingError(
-            "no tokenizer",
-            path=spec,
-            why=f"it is neither gpt2, bytes, a file, nor a folder with {TOKENIZER_FILE}, {JSON_FILE}, or "
-            f"{VOCAB_FILE} with {MERGES_FILE}",
-            fix="name an existing tokenizer",
-        )
-    try:
-        content = read_older_files(path.parent) if path.name == VOCAB_FILE else path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error, "cannot read the tokenizer") from error
-    parse = parse_json if path.suffix == ".json" else parse_ranks
-    return Tokenizer(parse(content, path), source=path)
-
-
-def tokenizer_in(folder: Path) -> Path | None:
-    """Return the file in a folder that holds its tokenizer, or the first of several, or None."""
-    names = [TOKENIZER_FILE, JSON_FILE] + [VOCAB_FILE] * (folder / MERGES_FILE).is_file()
-    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
@@ -189,7 +213,8 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _load_gpt2() -> Tokenizer:
+def gpt2_tokenizer() -> RankTokenizer:
+    """Return GPT-2's tokenizer, from the packaged ranks. Raises DataError when they are damaged."""
     content = _GPT2_FILE.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != GPT2_SHA256:
         raise DataError(
@@ -198,7 +223,12 @@ def _load_gpt2() -> Tokenizer:
             why=f"sha256 is {found}, not {GPT2_SHA256}",
             fix="install jaxgpt again",
         )
-    return Tokenizer(parse_ranks(content, _GPT2_FILE), source=_GPT2_FILE)
+    return RankTokenizer(parse_ranks(content, _GPT2_FILE), source=_GPT2_FILE)
+
+
+def byte_tokenizer() -> RankTokenizer:
+    """Return the tokenizer whose tokens are the single bytes."""
+    return RankTokenizer({bytes([byte]): byte for byte in range(256)})
 
 
 def _name(ranks: Mapping[bytes, int], sha256: str) -> str:
@@ -209,7 +239,8 @@ def _name(ranks: Mapping[bytes, int], sha256: str) -> str:
     return f"bpe-{sha256[:12]}"
 
 
-def _rank_problems(ranks: Mapping[bytes, int]) -> list[str]:
+def rank_problems(ranks: Mapping[bytes, int]) -> list[str]:
+    """Return why these are no ranks of a RankTokenizer; the list is empty if they are."""
     problems = []
     if sorted(ranks.values()) != list(range(len(ranks))):
         problems.append(f"its {len(ranks)} ids are not 0 to {len(ranks) - 1}, each once")
@@ -220,7 +251,8 @@ def _rank_problems(ranks: Mapping[bytes, int]) -> list[str]:
     return problems
 
 
-def _refuse_surrogates(text: str) -> None:
+def refuse_surrogates(text: str) -> None:
+    """Raise DataError for a text with a lone surrogate, which is not Unicode text."""
     if not text.isascii() and (found := _SURROGATE.search(text)):
         raise DataError(
             "not Unicode text",

@@ -8,13 +8,11 @@ parts that its merge joins.
 import json
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from jaxgpt.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"  # what there was before tokenizer.json
 _UNUSED = (
     "dropout",
     "byte_fallback",
@@ -90,95 +88,39 @@ def format_json(ranks: Mapping[bytes, int]) -> bytes:
     return json.dumps(data, ensure_ascii=False, indent=1).encode()
 
 
-def read_older_files(folder: Path) -> bytes:
-    """Return the content of the tokenizer.json that a folder's vocab.json and merges.txt stand for.
+def parse_json(data: Mapping[str, Any]) -> dict[bytes, int] | None:
+    """Return the ranks that encode any text to the same ids as the content of a tokenizer.json.
 
-    Tokens in an added_tokens.json and the prefix space of a tokenizer_config.json are part of it. Raises
-    DataError when the files hold something else, OSError when they cannot be read.
+    There are none, and the result is None, unless it is byte-level BPE without prefix space, normalizer or
+    dropout; without an added token but `<|endoftext|>`, which has the last id; and with the merges in the
+    order of the ids that they make, each being the one that makes its token.
     """
     try:
-        vocab = json.loads((folder / VOCAB_FILE).read_text(encoding="utf-8"))
-        added = _table(folder / "added_tokens.json") | (
-            {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
-        )
-        lines = (folder / MERGES_FILE).read_text(encoding="utf-8").split("\n")
-        merges = [line for line in lines[lines[0].startswith("#version") :] if line]
-        level = {
-            "type": "ByteLevel",
-            "add_prefix_space": _table(folder / "tokenizer_config.json").get("add_prefix_space", False),
-        }
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(
-            "not GPT-2's kind of tokenizer",
-            path=folder / VOCAB_FILE,
-            why=f"{type(error).__name__}: {str(error)[:200]}",
-            fix="copy the tokenizer's files again",
-        ) from error
-    return json.dumps(
-        {
-            "added_tokens": [{"id": id, "content": content} for content, id in added.items()],
-            "pre_tokenizer": level,
-            "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-        }
-    ).encode()
-
-
-def _table(path: Path) -> dict[str, Any]:
-    """Return the table in a JSON file, which is empty when there is no such file. Raises ValueError."""
-    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not isinstance(table, dict):
-        raise ValueError(f"{path.name} holds no table")
-    return table
-
-
-def parse_json(content: bytes, path: Path) -> dict[bytes, int]:
-    """Return the ranks in a tokenizer.json.
-
-    Raises DataError unless tiktoken encodes any text with them to the same ids. For that, the file must hold
-    byte-level BPE without prefix space, normalizer or dropout; no added token but `<|endoftext|>`, with the
-    last id; and the merges in the order of the ids that they make, each being the one that makes its token.
-    """
-    try:
-        data = json.loads(str(content, "utf-8"))  # given bytes, it would guess the encoding
-        problems = _json_problems(data)
         bytes_of = {character: byte for byte, character in byte_characters().items()}
         vocab = {token: rank for token, rank in data["model"]["vocab"].items() if token != END_OF_TEXT}
-        if odd := [token for token, rank in vocab.items() if type(rank) is not int]:
-            raise ValueError(
-                f"{len(odd)} ids are no integers, and the first of them is that of {odd[0][:80]!r}"
-            )
+        if not _is_plain(data) or any(type(rank) is not int for rank in vocab.values()):
+            return None
         ranks = {bytes(bytes_of[character] for character in token): rank for token, rank in vocab.items()}
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in data["model"]["merges"]]
         joined = [[bytes(bytes_of[character] for character in part) for part in merge] for merge in merges]
         ordered = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
-        if joined != [split_token(token, ranks) for token in ordered]:
-            problems.append("its merges are not in the order of the ids they make")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problems = [f"it is no byte-level BPE ({type(error).__name__}: {str(error)[:200]})"]
-    if problems:
-        raise DataError(
-            "not GPT-2's kind of tokenizer",
-            path=path,
-            why="; ".join(problems),
-            fix="use a tokenizer with byte-level BPE, as GPT-2's",
-        )
-    return ranks
+        return ranks if joined == [split_token(token, ranks) for token in ordered] else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
-def _json_problems(data: Mapping[str, Any]) -> list[str]:
+def _is_plain(data: Mapping[str, Any]) -> bool:
+    """Return whether all but the vocabulary and the merges is as in GPT-2's own tokenizer.json."""
     model, before = data["model"], data["pre_tokenizer"]
     added = {token["content"]: token["id"] for token in data["added_tokens"]}
     count = len(model["vocab"].keys() - added.keys())
-    problems = []
-    special = [key for key in _UNUSED if model.get(key) not in (None, False, "", END_OF_TEXT)]
-    if model.get("type", "BPE") != "BPE" or special:
-        problems.append("its model is not plain BPE")
-    if before["type"] != "ByteLevel" or before["add_prefix_space"] or not before.get("use_regex", True):
-        problems.append("its pre-tokenizer is not ByteLevel without prefix space")
-    if data.get("normalizer"):
-        problems.append("it normalizes the text")
-    if added != {END_OF_TEXT: count}:
-        problems.append(f"its added tokens are {str(added)[:200]}, not only {END_OF_TEXT} with id {count}")
-    if (inside := model["vocab"].get(END_OF_TEXT, count)) != count:
-        problems.append(f"its vocabulary gives {END_OF_TEXT} the id {str(inside)[:80]}, not {count}")
-    return problems
+    return bool(
+        model.get("type", "BPE") == "BPE"
+        and all(model.get(key) in (None, False, "", END_OF_TEXT) for key in _UNUSED)
+        and before["type"] == "ByteLevel"
+        and not before["add_prefix_space"]
+        and before.get("use_regex", True)
+        and not data.get("normalizer")
+        and added == {END_OF_TEXT: count}
+        and model["vocab"].get(END_OF_TEXT, count) == count
+    )

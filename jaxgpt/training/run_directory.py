@@ -76,7 +76,7 @@ def write_settings(
                 MetricsLog(folder / METRICS_FILE).cut_back(found.step)
                 _append_changes(folder, found, recipe)
             if found is None or not (folder / TOKENIZER_FILE).is_file():
-                tokenizer.save(folder / TOKENIZER_FILE)
+                tokenizer.save_in(folder)
             if found is None or found.recipe != recipe:
                 save_config(recipe, folder)
         except OSError as error:

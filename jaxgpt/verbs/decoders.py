@@ -71,7 +71,7 @@ class DecoderFlags(EngineFlags):
         else:
             yield from self._judged(lm, draft, end)
 
-    def _search(self, lm: "LanguageModel", end: int) -> "Callable[[Request], Iterator[int]]":
+    def _search(self, lm: "LanguageModel", end: int | None) -> "Callable[[Request], Iterator[int]]":
         from jaxgpt.inference.beam import beam_search
 
         served = self.served(lm)
@@ -89,7 +89,7 @@ class DecoderFlags(EngineFlags):
 
         return tokens_of
 
-    def _judged(self, lm: "LanguageModel", draft: "LanguageModel", end: int) -> "Iterator[Decoder]":
+    def _judged(self, lm: "LanguageModel", draft: "LanguageModel", end: int | None) -> "Iterator[Decoder]":
         from jaxgpt.display import note
         from jaxgpt.inference.speculative import SpeculativeDecoder, Statistics
 

@@ -12,7 +12,7 @@ from jaxgpt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerArgs:
-    """Train a byte-pair vocabulary (BPE) on texts. This needs the extra `bpe`."""
+    """Train a byte-pair vocabulary (BPE) on texts."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
     """Files, folders, `-` for standard input, or names of corpora.

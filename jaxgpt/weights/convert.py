@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError, unwritable
-from jaxgpt.text.tokenizer import TOKENIZER_FILE
 from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, write_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, write_llmc
 from jaxgpt.weights.formats.nanogpt import ACTIVATION, CHECKPOINT, write_nanogpt
@@ -144,7 +143,7 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
         part.mkdir(parents=True)
         fmt.write(model, part / fmt.file if fmt.file else part)
         if fmt.file and model.tokenizer and model.tokenizer.name != "gpt2":
-            model.tokenizer.save(part / TOKENIZER_FILE)
+            model.tokenizer.save_in(part)
         if path.is_dir():
             path.rmdir()  # it is empty, as the check above saw
         part.rename(path)

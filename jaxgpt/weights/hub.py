@@ -16,8 +16,8 @@ from typing import NamedTuple
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.files import file_sha256
-from jaxgpt.text.tokenizer import JSON_FILE
-from jaxgpt.text.tokenizer_json import MERGES_FILE, VOCAB_FILE
+from jaxgpt.text import tokenizer_folder
+from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, VOCAB_FILE
 from jaxgpt.weights.formats.huggingface import SAFETENSORS
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,9 @@ PUBLIC = {
     "gpt2-xl": "openai-community/gpt2-xl",
 }
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
-BESIDE = (JSON_FILE, "generation_config.json")  # fetched too if the repository has them
-# Fetched if it has no tokenizer.json.
-OLDER_TOKENIZER = (VOCAB_FILE, MERGES_FILE, "added_tokens.json", "tokenizer_config.json")
+# Fetched too if the repository has them.
+BESIDE = (JSON_FILE, "generation_config.json", *tokenizer_folder.BESIDE)
+OLDER_TOKENIZER = (VOCAB_FILE, MERGES_FILE)  # fetched if it has no tokenizer.json
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of a git blob, of a large file
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
-from jaxgpt.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_in
+from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
+from jaxgpt.text.tokenizer import Tokenizer, gpt2_tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
 from jaxgpt.weights.formats.huggingface import open_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc
 from jaxgpt.weights.formats.nanogpt import CHECKPOINT, open_nanogpt
 from jaxgpt.weights.formats.openai import HPARAMS, open_openai
 from jaxgpt.weights.hub import PUBLIC, fetch
+from jaxgpt.weights.names import listed
 from jaxgpt.weights.run import is_run, open_run
 from jaxgpt.weights.tensors import StoredModel
 
@@ -94,10 +97,11 @@ def tokenizer_of(folder: Path, vocab: int) -> tuple[Tokenizer | None, tuple[str,
     """Return the tokenizer that belongs to weights in this folder, for a model of `vocab` ids.
 
     It is the folder's own. If that is of a kind that we do not read, it is None, and a note says so. A folder
-    without one gets GPT-2's if the model has ids enough for it; a run directory does not. Raises DataError
-    when the tokenizer has more ids than the model.
+    without one gets GPT-2's if the model has ids enough for it; a run directory does not. Added tokens beyond
+    the model's ids are left out, and a note names them. Raises DataError when the tokenizer has more ids than
+    the model in another way.
     """
-    tokenizer = None
+    tokenizer, notes = None, []
     if tokenizer_in(folder):
         try:
             tokenizer = load_tokenizer(folder)
@@ -110,7 +114,11 @@ def tokenizer_of(folder: Path, vocab: int) -> tuple[Tokenizer | None, tuple[str,
             f"the model is used without a tokenizer: {', '.join(other)} is of a kind that we do not read",
         )
     elif vocab >= GPT2_VOCAB and not is_run(folder):
-        tokenizer = load_tokenizer("gpt2")
+        tokenizer = gpt2_tokenizer()
+    if isinstance(tokenizer, ForeignTokenizer) and tokenizer.vocab > vocab:
+        given, tokenizer = tokenizer, tokenizer.within(vocab)
+        left_out = [text for text, id in given.added_ids.items() if id >= vocab]
+        notes.append(f"added tokens without a row in the model are left out: {listed(left_out, most=10)}")
     if tokenizer is not None and tokenizer.vocab > vocab:
         raise DataError(
             "another model's tokenizer",
@@ -118,4 +126,4 @@ def tokenizer_of(folder: Path, vocab: int) -> tuple[Tokenizer | None, tuple[str,
             why=f"the tokenizer {tokenizer.name} has {tokenizer.vocab} ids, the model {vocab}",
             fix="put the model's own tokenizer.json there",
         )
-    return tokenizer, ()
+    return tokenizer, tuple(notes)

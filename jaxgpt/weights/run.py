@@ -14,7 +14,6 @@ from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig, read_config, save_
 from jaxgpt.errors import MissingError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import abstract, mesh_of
-from jaxgpt.text.tokenizer import TOKENIZER_FILE
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, read_meta, restore, restore_leaf
 from jaxgpt.weights.names import Place, leaf_at, leaf_shapes, places, tree_of
 from jaxgpt.weights.params import RestorableTensors, part_of, read_params
@@ -92,6 +91,6 @@ def write_run(model: StoredModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_config(TrainConfig(model=model.config), folder)
     if model.tokenizer:
-        model.tokenizer.save(folder / TOKENIZER_FILE)
+        model.tokenizer.save_in(folder)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         checkpoints.save(0, {"params": params}, {})

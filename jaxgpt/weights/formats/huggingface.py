@@ -12,7 +12,8 @@ import numpy as np
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError, MissingError
 from jaxgpt.files import write_atomically
-from jaxgpt.text.tokenizer import JSON_FILE, Tokenizer
+from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer
+from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, SETTINGS_FILE, VOCAB_FILE
 from jaxgpt.text.tokenizer_json import END_OF_TEXT
 from jaxgpt.weights.formats.huggingface_config import config_json, read_config_json
 from jaxgpt.weights.formats.safetensors_file import open_safetensors, write_safetensors
@@ -149,16 +150,22 @@ def write_huggingface(model: StoredModel, folder: Path) -> None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, context: int, folder: Path) -> None:
-    """Write tokenizer.json, and the files that older readers expect instead. Raises StorageError."""
+    """Write tokenizer.json, and the files that older readers expect instead. Raises StorageError.
+
+    The files that another folder's tokenizer came with are written as they were.
+    """
+    if not isinstance(tokenizer, RankTokenizer):
+        tokenizer.save_in(folder)
+        return
     tokenizer.save_json(folder / JSON_FILE)
     model = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))["model"]
-    _write_json(folder / "vocab.json", model["vocab"])
+    _write_json(folder / VOCAB_FILE, model["vocab"])
     write_atomically(
-        folder / "merges.txt", ("#version: 0.2\n" + "".join(f"{m}\n" for m in model["merges"])).encode()
+        folder / MERGES_FILE, ("#version: 0.2\n" + "".join(f"{m}\n" for m in model["merges"])).encode()
     )
     special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
     settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": context}
-    _write_json(folder / "tokenizer_config.json", special | settings)
+    _write_json(folder / SETTINGS_FILE, special | settings)
 
 
 def _write_json(path: Path, table: Mapping[str, Any]) -> None:

@@ -1,0 +1,73 @@
+"""The tokenizer of a name, a file or a folder."""
+
+from pathlib import Path
+
+from jaxgpt.errors import ConfigError, MissingError, unreadable
+from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
+from jaxgpt.text.tokenizer import (
+    TOKENIZER_FILE,
+    RankTokenizer,
+    Tokenizer,
+    byte_tokenizer,
+    gpt2_tokenizer,
+    parse_ranks,
+    rank_problems,
+)
+from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, VOCAB_FILE, read_files
+from jaxgpt.text.tokenizer_json import parse_json
+
+
+def load_tokenizer(spec: str | Path) -> Tokenizer:
+    """Return the tokenizer `gpt2`, `bytes`, or that of a file or folder.
+
+    A file holds tiktoken ranks (`.tiktoken`), or it is a Hugging Face `tokenizer.json` with byte-level BPE. A
+    folder holds `tokenizer.tiktoken`, `tokenizer.json`, or `vocab.json` with `merges.txt`. Raises
+    MissingError when there is none, DataError for other content, StorageError when reading fails.
+    """
+    if spec == "gpt2":
+        return gpt2_tokenizer()
+    if spec == "bytes":
+        return byte_tokenizer()
+    path = Path(spec)
+    if path.is_dir():
+        path = tokenizer_in(path) or path
+    if path.is_dir() or not path.exists():
+        raise MissingError(
+            "no tokenizer",
+            path=spec,
+            why=f"it is neither gpt2, bytes, a file, nor a folder with {TOKENIZER_FILE}, {JSON_FILE}, or "
+            f"{VOCAB_FILE} with {MERGES_FILE}",
+            fix="name an existing tokenizer",
+        )
+    try:
+        if path.suffix != ".json":
+            return RankTokenizer(parse_ranks(path.read_bytes(), path), source=path)
+        given = read_files(path)
+    except OSError as error:
+        raise unreadable(path, error, "cannot read the tokenizer") from error
+    ranks = parse_json(given.data)
+    if ranks is None or rank_problems(ranks):
+        return ForeignTokenizer(given, path)
+    return RankTokenizer(ranks, source=path)
+
+
+def load_ranks(spec: str | Path) -> RankTokenizer:
+    """Return a tokenizer that text for training can be prepared with.
+
+    Raises what `load_tokenizer` raises, and ConfigError for a tokenizer that is not of GPT-2's kind.
+    """
+    tokenizer = load_tokenizer(spec)
+    if not isinstance(tokenizer, RankTokenizer):
+        raise ConfigError(
+            f"cannot train with the tokenizer {spec}",
+            why="it is unlike GPT-2's: only tiktoken ranks, and a tokenizer.json of GPT-2's kind whose one "
+            "added token is <|endoftext|>, can prepare text for training",
+            fix="use gpt2, bytes, or a vocabulary from `jaxgpt tokenizer`",
+        )
+    return tokenizer
+
+
+def tokenizer_in(folder: Path) -> Path | None:
+    """Return the file in a folder that holds its tokenizer, or the first of several, or None."""
+    names = [TOKENIZER_FILE, JSON_FILE] + [VOCAB_FILE] * (folder / MERGES_FILE).is_file()
+    return next((folder / name for name in names if (folder / name).is_file()), None)
