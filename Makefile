@@ -16,7 +16,7 @@ demo: $(VENV)/.demo  ## train a small model on the built-in text and let it writ
 	@echo 'Next: $(BIN)/jaxgpt generate runs/nano "a beginning of your own"    and read runs/nano/report.md'
 
 test: dev  ## everything that takes seconds
-	$(PYTEST) -n 2
+	$(PYTEST) -n 2 --dist loadfile
 
 slow: dev  ## everything that takes minutes, one after another: initialising GPT-2 XL takes 18 GB
 	$(PYTEST) -m slow

@@ -73,6 +73,9 @@ def pretrain(out: Path, data: Path, *more: object, code: int = 0) -> None:
     verb("pretrain", "nano", "--out-dir", out, "--data.path", data, *SHORT, *mesh, *more, code=code)
 
 
+SILENT = ("--sample-tokens", "0")  # compiles less, where a test does not need the sample texts
+
+
 def measured(run: Path, *keys: str) -> list[tuple[Any, ...]]:
     """What the log holds of these keys, with its steps. No test asks for speed, which varies between runs."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -84,9 +87,9 @@ LOSSES = ("loss", "grad_norm", "learning_rate", "val_loss", "sample")
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of twelve steps."""
+    """An uninterrupted run of twelve steps, with checkpoints of the steps 10 and 12."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    pretrain(out, data, "--steps", "12")
+    pretrain(out, data, "--steps", "12", "--checkpoint-every", "5")
     return out
 
 
@@ -133,10 +136,8 @@ def test_rows_after_the_checkpoint_are_written_anew_after_a_kill(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
     """As after SIGKILL: the log is ahead of the newest checkpoint and ends in half a line."""
-    out = tmp_path / "run"
-    pretrain(out, data, "--steps", "12", "--checkpoint-every", "5")
-    for step in (12,):
-        subprocess.run(["rm", "-r", out / "checkpoints" / str(step)], check=True)
+    out = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints" / "12")
     with (out / "metrics.jsonl").open("a") as log:
         log.write('{"step": 13, "lo')
     pretrain(out, data, "--steps", "12")
@@ -259,7 +260,8 @@ def test_a_run_that_saved_nothing_begins_again_and_keeps_its_log(
 ) -> None:
     """As after a kill before the first checkpoint."""
     out = shutil.copytree(whole, tmp_path / "run")
-    shutil.rmtree(out / "checkpoints" / "12")
+    for step in ("10", "12"):
+        shutil.rmtree(out / "checkpoints" / step)
     log = (out / "metrics.jsonl").read_bytes()
     pretrain(out, data, "--steps", "12")
     assert "kept as metrics.before-1.jsonl" in capsys.readouterr().err
@@ -272,7 +274,7 @@ def test_a_run_that_saved_nothing_begins_again_and_keeps_its_log(
     [pytest.param(("--mesh.fsdp", "4"), marks=pytest.mark.slow), ("--mesh.fsdp", "2", "--mesh.tensor", "2")],
 )
 def test_other_meshes_train_the_same(data: Path, whole: Path, tmp_path: Path, mesh: tuple[str, ...]) -> None:
-    pretrain(tmp_path / "run", data, "--steps", "12", *mesh, "--model.vocab-multiple", "128")
+    pretrain(tmp_path / "run", data, "--steps", "12", *SILENT, *mesh, "--model.vocab-multiple", "128")
     ours, theirs = (
         np.array([value for *_, value in measured(run, "loss")]) for run in (tmp_path / "run", whole)
     )
@@ -327,7 +329,7 @@ def test_16_bit_weights_are_widened_and_said_to_be(
     data: Path, whole: Path, tmp_path: Path, capsys: Any
 ) -> None:
     verb("convert", whole, tmp_path / "half", "--to", "jaxgpt", "--dtype", "bfloat16")
-    pretrain(tmp_path / "run", data, "--steps", "1", "--from", tmp_path / "half")
+    pretrain(tmp_path / "run", data, "--steps", "1", *SILENT, "--from", tmp_path / "half")
     assert "half: widened from bfloat16 to float32" in capsys.readouterr().err
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(jaxgpt.load(tmp_path / "run").params)} == {"float32"}
 
@@ -361,6 +363,7 @@ def test_averaged_weights_are_kept_evaluated_and_loaded(data: Path, whole: Path,
         data,
         "--steps",
         "4",
+        *SILENT,
         "--optim.ema-decay",
         decay,
         "--from",
@@ -412,7 +415,7 @@ def test_a_model_with_more_rows_than_ids_is_continued_and_evaluated(
         lm, config=dataclasses.replace(lm.config, vocab=300), params=lm.params | {"wte": {"embedding": rows}}
     )
     wide.save(tmp_path / "wide", "jaxgpt")
-    pretrain(tmp_path / "run", data, "--steps", "1", "--from", tmp_path / "wide")
+    pretrain(tmp_path / "run", data, "--steps", "1", *SILENT, "--from", tmp_path / "wide")
     (_, _, began), (_, _, ended) = measured(tmp_path / "run", "val_loss")[0], measured(whole, "val_loss")[-1]
     assert began == pytest.approx(ended, rel=1e-6)
     figures = []
@@ -422,12 +425,15 @@ def test_a_model_with_more_rows_than_ids_is_continued_and_evaluated(
     assert figures[1] == pytest.approx(figures[0], rel=1e-6)
 
 
-def test_divergence_ends_with_76_and_keeps_what_was_saved(data: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "run"
-    pretrain(out, data, "--steps", "4")
-    pretrain(out, data, "--steps", "12", "--optim.learning-rate", "1e30", "--optim.clip-norm", "0", code=76)
+def test_divergence_ends_with_76_and_keeps_what_was_saved(
+    data: Path, whole: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "run")
+    huge = ("--optim.learning-rate", "1e30", "--optim.clip-norm", "0")
+    pretrain(out, data, "--steps", "20", *SILENT, *huge, code=76)
     assert "diverged at step" in capsys.readouterr().err
-    assert (out / "checkpoints" / "4").is_dir() and jaxgpt.load(out).config.layers == 2
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"10", "12"}
+    assert jaxgpt.load(out).config.layers == 2
 
 
 def test_divergence_that_the_validation_loss_sees_first_ends_with_76_too(
@@ -436,7 +442,9 @@ def test_divergence_that_the_validation_loss_sees_first_ends_with_76_too(
     """The first step's loss is finite; the parameters that the step leaves are far too large."""
     out = tmp_path / "run"
     huge = ("--optim.learning-rate", "1e30", "--optim.clip-norm", "0", "--optim.warmup-steps", "0")
-    pretrain(out, data, "--steps", "4", "--eval-every", "1", "--checkpoint-every", "1", *huge, code=76)
+    pretrain(
+        out, data, "--steps", "4", "--eval-every", "1", "--checkpoint-every", "1", *SILENT, *huge, code=76
+    )
     assert "diverged at step 1: val_loss is nan" in capsys.readouterr().err
     assert [step for step, *_ in measured(out, "val_loss")] == [0]
     assert list((out / "checkpoints").iterdir()) == []

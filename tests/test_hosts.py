@@ -528,6 +528,7 @@ def saved_steps(run: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in run.glob("checkpoints/*/_CHECKPOINT_METADATA"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_stop_and_resume_as_one(data: Path, tmp_path: Path) -> None:
     """Ctrl-C, which a terminal sends to both; SIGTERM to one before its first step; and to the end."""
     out = tmp_path / "two"

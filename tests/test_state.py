@@ -139,7 +139,11 @@ def test_how_a_step_is_computed_changes_nothing(
 
 @pytest.mark.parametrize(
     ("sizes", "settings"),
-    [((1, 1, 1), {}), ((1, 8, 1), {"remat": True, "chunk": 5}), ((2, 2, 2), {"blocks": "unrolled"})],
+    [
+        ((1, 1, 1), {}),
+        ((2, 2, 2), {"blocks": "unrolled"}),
+        pytest.param((1, 8, 1), {"remat": True, "chunk": 5}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_bfloat16_steps_train_as_float32_ones_do(
@@ -270,8 +274,13 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("chosen", CHOICES, ids=str)
-@pytest.mark.parametrize("blocks", ["scan", "unrolled"])
+@pytest.mark.parametrize(
+    ("chosen", "blocks"),
+    [(chosen, "scan") for chosen in CHOICES]
+    + [(CHOICES[0], "unrolled")]
+    + [pytest.param(chosen, "unrolled", marks=pytest.mark.slow) for chosen in CHOICES[1:]],
+    ids=str,
+)
 def test_only_what_is_chosen_trains(config: GPTConfig, chosen: Chosen, blocks: str) -> None:
     """What is chosen moves as if all trained; what is frozen stays bit for bit, and has no moments."""
     batch = random_batch(config, 4)
