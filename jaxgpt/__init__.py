@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from jaxgpt.config import GPTConfig, TrainConfig, load_recipe
     from jaxgpt.errors import JaxgptError, StoppedError
     from jaxgpt.language_model import LanguageModel, load
@@ -52,6 +53,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: importing jaxgpt imports no JAX."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("jaxgpt")
     if name not in _HOMES:
         raise AttributeError(f"module 'jaxgpt' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxgpt.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion and for `help(jaxgpt)`."""
+    return [*__all__, "__version__"]

@@ -2,8 +2,12 @@
 
 import dataclasses
 import importlib
+import importlib.metadata
+import io
 import logging
+import platform
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -13,6 +17,8 @@ import tyro
 
 from jaxgpt.config import TrainConfig, flag_of, flat, load_recipe, preset_names
 from jaxgpt.errors import ConfigError, explain
+
+logger = logging.getLogger(__name__)
 
 
 class Verb(NamedTuple):
@@ -44,18 +50,19 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command line and exit with 0, or with the code of the error (see `errors`).
+    """Run one command line. Without `argv`, it is that of this process.
 
-    Without `argv`, the command line is that of this process.
+    Returns where all went well; a notebook would show an exit with 0 as an error. Otherwise exits with the
+    code of the error (see `errors`).
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
-    if not debug:  # Orbax logs whole tracebacks of errors that are reported here in one line
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-    warnings.formatwarning = lambda message, *_: f"jaxgpt: warning: {message}\n"
+    _speak(debug=debug)
     try:
-        sys.exit(_run(args))
+        code = _run(args)
+    except SystemExit as end:  # tyro's, after help and after flags that are wrong
+        code = end.code
     except BrokenPipeError:  # the reader of the output is gone (`| head`, say): nobody is left to tell
         sys.stderr.close()
         sys.exit(74)
@@ -64,19 +71,43 @@ def main(argv: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"jaxgpt: error: {explain(error)}", file=sys.stderr)
         sys.exit(explain(error).exit_code)
+    if code:
+        sys.exit(code)
 
 
-def _run(args: list[str]) -> int:
+def _speak(*, debug: bool) -> None:
+    """Set how the process says things: warnings in a line, and with `debug` what is logged.
+
+    What stdout cannot write in its encoding is replaced: no text is lost for one character.
+    """
+    logging.getLogger("jaxgpt").setLevel(logging.DEBUG if debug else logging.NOTSET)
+    if debug:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    else:  # Orbax logs whole tracebacks of errors that are reported here in one line
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+    warnings.formatwarning = lambda message, *_: f"jaxgpt: warning: {message}\n"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _run(args: list[str]) -> int | str | None:
     if not args or args[0] in ("-h", "--help"):
         print(_overview())
         return 0 if args else 2
+    if args[0] == "--version":
+        print("jaxgpt", importlib.metadata.version("jaxgpt"))
+        return 0
     name, rest = args[0], args[1:]
     if name not in VERBS:
         why = f"the verbs are {', '.join(VERBS)}"
         raise ConfigError(f"no verb {name!r}", why=why, fix="jaxgpt --help explains them")
     verb, arguments = VERBS[name], parse(name, rest)
+    versions = importlib.metadata.version("jaxgpt"), platform.python_version()
+    logger.debug("jaxgpt %s on Python %s: %s", *versions, arguments)
     named = () if verb.arguments else (_named(rest),)
+    start = time.perf_counter()
     importlib.import_module(f"jaxgpt.verbs.{verb.module}").run(arguments, *named)
+    logger.debug("%s took %.2f s", name, time.perf_counter() - start)
     return 0
 
 
@@ -132,6 +163,7 @@ def _named(args: Sequence[str]) -> frozenset[str]:
 def _overview() -> str:
     verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
     return (
-        "usage: jaxgpt VERB ... [--debug]\n\nFrom text to a trained GPT and back to text, in JAX.\n\n"
+        "usage: jaxgpt VERB ... [--debug]\n       jaxgpt --version\n\n"
+        "From text to a trained GPT and back to text, in JAX.\n\n"
         f"{verbs}\n\n`jaxgpt VERB --help` explains a verb. To begin: jaxgpt pretrain nano"
     )

@@ -72,6 +72,12 @@ class StoppedError(JaxgptError):
     exit_code = 75
 
 
+class CancelledError(JaxgptError):
+    """Ctrl-C ended a command that keeps nothing of its work for later (exit code 130)."""
+
+    exit_code = 130
+
+
 class DivergedError(JaxgptError):
     """The loss or a gradient is no longer finite (exit code 76)."""
 
@@ -95,7 +101,7 @@ def explain(error: BaseException) -> JaxgptError:
     if isinstance(error, JaxgptError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return StoppedError.worded("stopped by Ctrl-C")
+        return CancelledError.worded("stopped by Ctrl-C")
     if isinstance(error, OSError):
         advice = "see that the disk has free space and that you have permission to read and write there"
         return StorageError("input/output failed", why=str(error), fix=advice)

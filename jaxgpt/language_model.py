@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -39,7 +39,7 @@ class LanguageModel:
     """
 
     config: GPTConfig
-    params: Params
+    params: Params = field(repr=False)
     given_tokenizer: Tokenizer | None
     """None where the model came without one; `tokenizer` then says so."""
 

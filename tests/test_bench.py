@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import pytest
+from command_line import exit_code
 from jax.sharding import Mesh
 
-from jaxgpt.cli import main
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.parallel import mesh_of
 from jaxgpt.verbs import bench_generate, bench_train
@@ -24,9 +24,7 @@ SIZES = [
 
 
 def bench(*args: str, code: int = 0, what: str = "train") -> None:
-    with pytest.raises(SystemExit) as done:
-        main(["bench", what, *args])
-    assert done.value.code == code
+    assert exit_code("bench", what, *args) == code
 
 
 def clock(*spans: float) -> Any:

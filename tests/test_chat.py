@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import exit_code
 
-from jaxgpt.cli import main
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference.conversation import CHAT_FILE, Conversation, room_for_prompt, template_of
 from jaxgpt.inference.prompts import chat_prompt
@@ -153,9 +153,7 @@ def test_a_first_interrupt_is_noted_and_a_second_one_raised() -> None:
 
 def chat(lines: str, *argv: Any, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    with pytest.raises(SystemExit) as done:
-        main(["chat", *map(str, argv)])
-    assert done.value.code == code
+    assert exit_code("chat", *argv) == code
 
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "6")

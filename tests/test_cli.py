@@ -1,21 +1,26 @@
 """The command line: one line of error, the exit code of the table, no traceback; help without JAX."""
 
 import ast
+import io
 import itertools
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import filelock
 import pytest
+from command_line import exit_code
 
 import jaxgpt
-from jaxgpt.cli import VERBS, main
+from jaxgpt.cli import VERBS
 from jaxgpt.config import TrainConfig, save_config
+from jaxgpt.display import write_text
 from jaxgpt.errors import BusyError, DivergedError, JaxgptError, StoppedError
 from jaxgpt.text.tokenizer_files import load_tokenizer
 
@@ -28,15 +33,9 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-def code_of(*argv: Any) -> Any:
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in argv])
-    return caught.value.code
-
-
 def error_of(capsys: pytest.CaptureFixture[str], code: int, *argv: Any) -> str:
     """The one line on stderr that a command fails with."""
-    assert code_of(*argv) == code
+    assert exit_code(*argv) == code
     output, error = capsys.readouterr()
     lines = [line for line in error.splitlines() if line.startswith("jaxgpt: error:")]
     assert len(lines) == 1 and error.endswith(lines[0] + "\n") and "Traceback" not in error and not output
@@ -57,7 +56,7 @@ def test_a_key_that_does_not_exist_is_named_with_the_nearest(tmp_path: Path, cap
 
 @pytest.mark.parametrize("flag", ["--optim.learning-rat", "--stepz"])
 def test_a_flag_that_does_not_exist_is_named_with_the_nearest(flag: str, capsys: Any) -> None:
-    assert code_of("pretrain", "nano", flag, "3") == 2
+    assert exit_code("pretrain", "nano", flag, "3") == 2
     error = capsys.readouterr().err
     assert (
         flag in error
@@ -75,7 +74,7 @@ def test_a_verb_that_does_not_exist_is_answered_with_all_there_are(capsys: Any) 
     [[], ["prepare"], ["pretrain"], ["generate"], ["pretrain", "nano", "--steps", "many"], ["info", "more"]],
 )
 def test_bad_usage_is_2(argv: list[str], capsys: Any) -> None:
-    assert code_of(*argv) == 2
+    assert exit_code(*argv) == 2
     output, error = capsys.readouterr()
     assert "Traceback" not in output + error
 
@@ -104,7 +103,7 @@ def test_flags_change_the_recipe_they_stand_behind(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda config, named: seen.append(config))
     (tmp_path / "a.toml").write_text("steps = 7\nseed = 3\n[optim]\nbeta1 = 0.5\n")
     assert (
-        code_of("pretrain", tmp_path / "a.toml", "--optim.beta2", "0.6", "--seed", "4", "--from", "runs/x")
+        exit_code("pretrain", tmp_path / "a.toml", "--optim.beta2", "0.6", "--seed", "4", "--from", "runs/x")
         == 0
     )
     optim = TrainConfig().optim
@@ -130,7 +129,7 @@ def test_a_verb_is_told_which_settings_were_named(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda config, named: seen.append(named))
-    assert code_of("pretrain", "nano", *flags) == 0 and seen == [names]
+    assert exit_code("pretrain", "nano", *flags) == 0 and seen == [names]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_an_output_folder_that_cannot_be_made_is_74(
             75,
             "stopped: SIGTERM came; run again",
         ),
-        (KeyboardInterrupt(), 75, "stopped by Ctrl-C"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
         (DivergedError("diverged", why="loss is nan", fix="lower it"), 76, "diverged: loss is nan; lower it"),
         (BusyError("in use", path="/a", why="b", fix="c"), 69, "jaxgpt: error: in use (/a): b; c"),
     ],
@@ -215,14 +214,45 @@ def test_each_kind_of_failure_has_its_code_and_a_traceback_only_for_debug(
 
     monkeypatch.setattr("jaxgpt.verbs.info.run", fail)
     assert says in error_of(capsys, code, "info")
-    assert code_of("info", "--debug") == code
+    assert exit_code("info", "--debug") == code
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback") and type(error).__name__ in shown and says in shown
 
 
+def test_text_that_stdout_cannot_encode_is_written_with_replacements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr("jaxgpt.verbs.info.run", lambda _: write_text("h\u00e9 \u65e5\n"))
+    assert exit_code("info") == 0
+    assert sys.stdout.buffer.getvalue() == b"h? ?\n"  # type: ignore[attr-defined]
+
+
+def test_debug_shows_what_is_logged(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text to learn from\n" * 10)
+    argv = ["prepare", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), "--tokenizer", "bytes"]
+    done = subprocess.run([sys.executable, "-m", "jaxgpt", *argv, "--debug"], capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"DEBUG jaxgpt.cli: jaxgpt {jaxgpt.__version__} on Python 3.")
+    assert lines[-1].startswith("DEBUG jaxgpt.cli: prepare took ")
+
+
+def test_the_version_is_said(capsys: Any) -> None:
+    assert exit_code("--version") == 0
+    assert capsys.readouterr().out == f"jaxgpt {version('jaxgpt')}\n" == f"jaxgpt {jaxgpt.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", ["prepare", "tokenizer"])
+def test_the_next_command_can_be_typed_as_it_is_shown(verb: str, tmp_path: Path, capsys: Any) -> None:
+    text, out = tmp_path / "my text.txt", tmp_path / "an out.json"
+    text.write_text("some text to learn from\n" * 10)
+    more = ["--vocab", 270] if verb == "tokenizer" else ["--tokenizer", "bytes"]
+    assert exit_code(verb, text, "--out", out, *more) == 0
+    words = shlex.split(capsys.readouterr().err.rpartition("next: ")[2])
+    assert words[:2] == ["jaxgpt", "prepare" if verb == "tokenizer" else "pretrain"] and str(out) in words
+
+
 def test_success_is_0(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "a.txt").write_text("some text to learn from\n" * 10)
-    assert code_of("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--tokenizer", "bytes") == 0
+    assert exit_code("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--tokenizer", "bytes") == 0
     output, error = capsys.readouterr()
     assert not output and "220 training and 21 validation tokens of bytes" in error
     assert load_tokenizer(tmp_path / "out").name == "bytes"
@@ -293,7 +323,7 @@ FLAGS = {  # what scripts rely on
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_mentions_what_others_script_against(verb: str, capsys: Any) -> None:
-    assert code_of(verb, "--help") == 0
+    assert exit_code(verb, "--help") == 0
     shown = capsys.readouterr().out
     assert [flag for flag in FLAGS[verb] if flag not in shown] == []
 
@@ -302,8 +332,7 @@ def test_help_of_every_verb_imports_no_jax() -> None:
     program = (
         "import sys\nfrom jaxgpt.cli import VERBS, main\n"
         "for argv in [['--help'], *([verb, '--help'] for verb in VERBS), ['pretrain', 'nano', '--help']]:\n"
-        "    try:\n        main(argv)\n"
-        "    except SystemExit as end:\n        assert end.code == 0, (argv, end.code)\n"
+        "    main(argv)\n"
         "    slow = {'jax', 'flax', 'orbax', 'grain', 'numpy', 'tiktoken'} & set(sys.modules)\n"
         "    assert not slow, (argv, slow)\n"
     )
@@ -312,17 +341,17 @@ def test_help_of_every_verb_imports_no_jax() -> None:
 
 
 def test_the_overview_lists_every_verb(capsys: Any) -> None:
-    assert code_of("--help") == 0
+    assert exit_code("--help") == 0
     shown = capsys.readouterr().out
     assert all(f"  {name}" in shown and verb.summary in shown for name, verb in VERBS.items())
 
 
 def test_help_of_a_recipe_shows_its_settings_as_the_defaults(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "a.toml").write_text("steps = 4321\n[optim]\nlearning_rate = 0.0123\n")
-    assert code_of("pretrain", tmp_path / "a.toml", "--help") == 0
+    assert exit_code("pretrain", tmp_path / "a.toml", "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "(default: 4321)" in shown and "(default: 0.0123)" in shown
-    assert code_of("pretrain", "nano", "--help") == 0
+    assert exit_code("pretrain", "nano", "--help") == 0
     assert "(default: 600)" in capsys.readouterr().out
 
 

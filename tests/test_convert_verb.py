@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from command_line import exit_code
 
 import jaxgpt
-from jaxgpt.cli import main
 from jaxgpt.weights.open import open_model
 
 ROOT = Path(__file__).parent.parent
@@ -18,9 +17,7 @@ GOLDEN = ROOT / "tests" / "golden"
 
 
 def convert(*argv: Any) -> Any:
-    with pytest.raises(SystemExit) as caught:
-        main(["convert", *map(str, argv)])
-    return caught.value.code
+    return exit_code("convert", *argv)
 
 
 def test_a_checked_conversion_leaves_its_certificate(tmp_path: Path, capsys: Any) -> None:

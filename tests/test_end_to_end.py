@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from command_line import exit_code
 
 import jaxgpt
-from jaxgpt.cli import main
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.sampling import Sampling
@@ -63,9 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def verb(*args: object, code: int = 0) -> None:
     """One command line, in this process."""
-    with pytest.raises(SystemExit) as done:
-        main([str(arg) for arg in args])
-    assert done.value.code == code
+    assert exit_code(*args) == code
 
 
 def pretrain(out: Path, data: Path, *more: object, code: int = 0) -> None:

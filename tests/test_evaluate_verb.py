@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from command_line import exit_code
 from rounding import rounded_to_int8
 
 import jaxgpt
-from jaxgpt.cli import main
 from jaxgpt.config import GPTConfig, TrainConfig, save_config
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
@@ -26,9 +26,7 @@ EXAMPLES = [{"input": str(n), "output": "even" if n % 2 == 0 else "odd"} for n i
 
 
 def verb(*argv: Any, code: int = 0) -> None:
-    with pytest.raises(SystemExit) as done:
-        main([str(arg) for arg in argv])
-    assert done.value.code == code
+    assert exit_code(*argv) == code
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from command_line import exit_code
 
 import jaxgpt
-from jaxgpt.cli import main
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.figures import bytes_of, text_figures
@@ -55,11 +55,8 @@ def test_a_nanogpt_model_of_50304_rows_is_scored_on_text_of_gpt2s_tokenizer(tmp_
     """The 47 ids that are no tokens take no part, as when the model writes text."""
     data = data_of("gpt2", tmp_path / "text")
     model_of(50304, None).save(tmp_path / "model", format="nanogpt")
-    with pytest.raises(SystemExit) as done:
-        main(
-            ["evaluate", *map(str, (tmp_path / "model", "--data", data, "--json", tmp_path / "figures.json"))]
-        )
-    assert done.value.code == 0
+    figures_file = tmp_path / "figures.json"
+    assert exit_code("evaluate", tmp_path / "model", "--data", data, "--json", figures_file) == 0
     figures: dict[str, Any] = json.loads((tmp_path / "figures.json").read_text())
     lm, stream = jaxgpt.load(tmp_path / "model"), open_split(data, "val")
     ids = stream.read(0, len(stream))

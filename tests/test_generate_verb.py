@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from command_line import exit_code
 from rounding import rounded_to_int8
 
-from jaxgpt.cli import main
 from jaxgpt.config import GPTConfig
 from jaxgpt.inference.beam import beam_search
 from jaxgpt.inference.engine import Engine
@@ -32,9 +32,7 @@ def generate(lm_folder: Path, capfdbinary: Any) -> Any:
     """Run the verb; what it wrote to stdout and to stderr."""
 
     def run(*argv: Any, model: Path = lm_folder, code: int = 0) -> tuple[str, str]:
-        with pytest.raises(SystemExit) as done:
-            main(["generate", str(model), *map(str, argv)])
-        assert done.value.code == code
+        assert exit_code("generate", model, *argv) == code
         out, err = capfdbinary.readouterr()
         return out.decode(), err.decode()
 

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import jax
 import pytest
+from command_line import exit_code
 
-from jaxgpt.cli import main
 from jaxgpt.doctor import machine
 
 
 def info(*args: object, code: int = 0) -> None:
-    with pytest.raises(SystemExit) as done:
-        main(["info", *map(str, args)])
-    assert done.value.code == code
+    assert exit_code("info", *args) == code
 
 
 @pytest.fixture

@@ -147,6 +147,12 @@ def small() -> LanguageModel:
     return LanguageModel(config, jax.jit(define(config).init)(jax.random.key(0)), BYTES)
 
 
+def test_what_a_person_looks_at_fits_a_screen(small: LanguageModel, tmp_path: Path) -> None:
+    for shown in (small, jaxgpt.load_recipe("gpt2"), jaxgpt.Run(tmp_path)):
+        assert len(repr(shown)) < 24 * 80
+    assert "layers=1" in repr(small) and "Tokenizer(bytes, vocab=257)" in repr(small)
+
+
 @pytest.mark.parametrize("wrong", [-1, 257, 300])  # 300 is a row of the padded embedding
 def test_ids_outside_the_vocabulary_are_refused(small: LanguageModel, wrong: int) -> None:
     with pytest.raises(DataError, match=f"token id {wrong}: the vocabulary has 257 ids"):

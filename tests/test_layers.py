@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import pydoc
 import subprocess
 import sys
 from collections.abc import Collection
@@ -12,6 +13,7 @@ import jaxgpt
 ROOT = Path(jaxgpt.__file__).parent
 STOREYS = [
     "errors",
+    "interrupt",
     "files",
     "doctor",
     "config",
@@ -109,6 +111,12 @@ def test_importing_the_package_and_the_command_line_imports_no_jax() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_lists_its_public_names() -> None:
+    assert set(dir(jaxgpt)) == {*jaxgpt.__all__, "__version__"}
+    text = pydoc.plain(pydoc.render_doc(jaxgpt))
+    assert "    class LanguageModel(" in text and "    train(recipe" in text
 
 
 def test_public_names_resolve() -> None:

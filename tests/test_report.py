@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import pytest
+from command_line import exit_code
 
-from jaxgpt.cli import main
 from jaxgpt.config import DataConfig, GPTConfig, TrainConfig, save_config
 from jaxgpt.errors import DataError, MissingError
 from jaxgpt.evaluation.report import write_report
@@ -184,9 +184,7 @@ def test_devices_of_a_run_through_the_command_line(tmp_path: Path, monkeypatch: 
 
 
 def code_of(*argv: object) -> None:
-    with pytest.raises(SystemExit) as done:
-        main([str(arg) for arg in argv])
-    assert done.value.code == 0
+    assert exit_code(*argv) == 0
 
 
 def test_first_middle_and_last_samples_are_shown(run_dir: Path) -> None:

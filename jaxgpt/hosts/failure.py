@@ -14,6 +14,7 @@ import jax
 
 from jaxgpt.errors import JaxgptError, StoppedError, explain
 from jaxgpt.hosts.store import POLL, next_key, store, tell, told
+from jaxgpt.interrupt import show_cursor
 
 WATCH = 0.5  # seconds between two looks for an error of another process
 GRACE = 3.0  # seconds that a process may take to end by itself after an error, before it is made to end
@@ -137,7 +138,7 @@ class _Watch:
                     GRACE
                 )  # what this one still waits for may have gone with the process that went first
             if not self._left:
-                _show_cursor()
+                show_cursor()
                 print(f"jaxgpt: error: {failure.seen_by(self._index)}", file=sys.stderr)
             self._end(failure.error.exit_code)
 
@@ -161,9 +162,3 @@ class _Watch:
 
 
 _watch: _Watch | None = None
-
-
-def _show_cursor() -> None:
-    """Show the terminal's cursor, which a progress bar that is cut off has hidden."""
-    if sys.stderr.isatty():
-        print("\x1b[?25h", end="", file=sys.stderr)

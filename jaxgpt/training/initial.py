@@ -65,7 +65,7 @@ def _refuse_other_tokenizer(
     if given.tokenizer is None:
         tell(f"{source} came without a tokenizer: its ids are taken to be those of {tokenizer.name}")
     elif given.tokenizer.sha256 != tokenizer.sha256:
-        mine, its = (f"{each.name} (sha256 {each.sha256[:12]})" for each in (tokenizer, given.tokenizer))
+        mine, its = (f"{each.name} ({each.vocab:,} ids)" for each in (tokenizer, given.tokenizer))
         raise ConfigError(
             f"--from {source}",
             why=f"its tokenizer is {its}, the data's is {mine}: the same ids stand for different texts",

@@ -59,7 +59,7 @@ def run(
         found = hosts.decide(lambda: find_run(folder))
         if found:
             recipe = accepted(found, recipe, named, folder)
-        data = _open_data(task, folder, stop, found)
+        data = _open_data(task, recipe, stop, found)
         if found and found.step == recipe.steps and found.measured >= {event.name for event in data.events}:
             tell(f"{folder} has done its {found.step} steps; ask for more with --steps")
         else:
@@ -68,8 +68,9 @@ def run(
             task.report(folder)
 
 
-def _open_data(task: Task, folder: Path, stop: Stop, found: Found | None) -> TrainingData:
+def _open_data(task: Task, recipe: TrainConfig, stop: Stop, found: Found | None) -> TrainingData:
     """The task's data. Raises ConfigError where the run that was found trained on other data."""
+    folder = Path(recipe.out_dir)
     own = folder / DATA
     was_there = own.exists()
     try:
@@ -83,7 +84,8 @@ def _open_data(task: Task, folder: Path, stop: Stop, found: Found | None) -> Tra
         raise ConfigError(
             "another run is here",
             path=folder,
-            why=f"data fingerprint: {found.fingerprint[:12]} then, {data.fingerprint[:12]} now",
+            why=f"it has trained on other tokens (data.path: {found.recipe.data.path} then, "
+            f"{recipe.data.path} now)",
             fix="give the run the data that it began with, or name another --out-dir",
         )
     return data

@@ -136,6 +136,7 @@ def _lines() -> Iterator[str]:
     if typed:
         with contextlib.suppress(ImportError):  # Windows has no readline
             import readline  # noqa: F401  Lines can then be edited, and earlier ones called back.
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C no longer ends the command
     while True:
         try:
             line = _read_line(typed=typed)

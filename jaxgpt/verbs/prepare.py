@@ -1,5 +1,6 @@
 """`jaxgpt prepare`: turns texts into a folder of token files."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -48,5 +49,5 @@ def run(args: PrepareArgs) -> None:
     note(
         f"{args.out}: {done}: {train.tokens:,} training and {val.tokens:,} validation tokens of "
         f"{manifest.tokenizer} (vocabulary {manifest.vocab:,}); "
-        f"next: jaxgpt pretrain nano --data.path {args.out}"
+        f"next: jaxgpt pretrain nano --data.path {shlex.quote(str(args.out))}"
     )

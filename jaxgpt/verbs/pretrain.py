@@ -1,6 +1,7 @@
 """`jaxgpt pretrain`: train a model on a text, or on prepared tokens, in a run directory."""
 
 import contextlib
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def run(config: TrainConfig, named: Collection[str] = ()) -> None:
             train(recipe, task, stop=stop, tell=_note, sinks=[display], named=named)
     folder = Path(recipe.out_dir)
     _note(f"{folder / REPORT_FILE}: loss curve, samples, speed")
-    _note(f"next: jaxgpt generate {folder} {recipe.sample_prompt!r}")
+    _note(f"next: {shlex.join(['jaxgpt', 'generate', str(folder), recipe.sample_prompt])}")
 
 
 def _note(text: str) -> None:

@@ -1,5 +1,6 @@
 """`jaxgpt tokenizer`: trains a byte-pair vocabulary of your own."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,6 @@ def run(args: TokenizerArgs) -> None:
         tokenizer.save(args.out)
     print(
         f"{args.out}: a vocabulary of {tokenizer.vocab:,} learned from {meter.done:,} characters; "
-        f"next: jaxgpt prepare {' '.join(args.texts)} --tokenizer {args.out} --out DIR",
+        f"next: jaxgpt prepare {shlex.join([*args.texts, '--tokenizer', str(args.out)])} --out DIR",
         file=sys.stderr,
     )

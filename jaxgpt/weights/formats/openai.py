@@ -35,7 +35,7 @@ def open_openai(folder: Path, *, layer_norm_epsilon: float | None = None) -> Sto
     named = {names.get(stored, stored): tensor for stored, tensor in flat.items()}
     note = (
         f"{HPARAMS} has no layer_norm_epsilon: {config.layer_norm_epsilon:g} assumed, as in OpenAI's code; "
-        "--layer-norm-epsilon states another"
+        "`jaxgpt convert --layer-norm-epsilon` states another"
     )
     notes = (note,) if layer_norm_epsilon is None else ()
     return StoredModel(config, fitted(config, named, folder), notes=notes)

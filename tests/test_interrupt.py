@@ -1,0 +1,92 @@
+"""Ctrl-C ends a whole program, whatever it is doing; nothing here waits for more than about a second."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.HANDLER)
+from jaxgpt.interrupt import ended_by_ctrl_c
+
+with ended_by_ctrl_c():
+    try:
+        BODY
+    finally:
+        print("tidied", flush=True)
+"""
+CTRL_C = "os.kill(os.getpid(), signal.SIGINT)"
+
+
+def ended(body: str, folder: Path, handler: str = "default_int_handler") -> tuple[int, str, str]:
+    """What a program that does this returns and writes."""
+    body = textwrap.indent(textwrap.dedent(body), " " * 8).strip()
+    program = PROGRAM.replace("HANDLER", handler).replace("BODY", body)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=20
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+ONE_LINE = "jaxgpt: error: stopped by Ctrl-C\n"
+
+
+def test_an_import_is_never_interrupted_half_way(tmp_path: Path) -> None:
+    """The modules of JAX cannot be: some abort the process, and some are left half imported."""
+    (tmp_path / "slow.py").write_text(
+        f"import os, signal\ntry: {CTRL_C}\nexcept BaseException: print('broken')\n"
+    )
+    assert ended("sys.path.insert(0, sys.argv[1])\nimport slow", tmp_path) == (130, "", ONE_LINE)
+
+
+def test_an_interrupt_that_is_lost_ends_the_program_all_the_same(tmp_path: Path) -> None:
+    body = f"""
+    try:
+        {CTRL_C}
+    except KeyboardInterrupt:
+        time.sleep(60)
+    """
+    assert ended(body, tmp_path) == (130, "", ONE_LINE)
+
+
+def test_what_can_be_put_in_order_is_and_no_thread_is_waited_for(tmp_path: Path) -> None:
+    body = f"""
+    threading.Thread(target=time.sleep, args=[60]).start()
+    try:
+        {CTRL_C}
+    except KeyboardInterrupt:
+        sys.exit(130)
+    """
+    assert ended(body, tmp_path) == (130, "tidied\n", "")
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    body = f"""
+    try:
+        {CTRL_C}
+    except KeyboardInterrupt:
+        {CTRL_C}
+    """
+    assert ended(body, tmp_path) == (130, "", ONE_LINE)
+
+
+@pytest.mark.parametrize(
+    ("body", "handler"),
+    [(CTRL_C, "SIG_IGN"), (f"signal.signal(signal.SIGINT, lambda *_: 0); {CTRL_C}", "default_int_handler")],
+)
+def test_who_ignores_it_or_handles_it_is_left_alone(tmp_path: Path, body: str, handler: str) -> None:
+    assert ended(body, tmp_path, handler) == (0, "tidied\n", "")
+
+
+def test_every_verb_ends_with_130_from_its_first_import_on(tmp_path: Path) -> None:
+    """The command's own module installs it before the command line is imported."""
+    (tmp_path / "tyro.py").write_text(f"import os, signal\n{CTRL_C}\n")
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "sys.path.insert(0, sys.argv.pop()); from jaxgpt.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "info", str(tmp_path)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", ONE_LINE)
