@@ -13,7 +13,11 @@ demo: $(VENV)/.demo  ## train a small model on the built-in text and let it writ
 	$(BIN)/jaxgpt pretrain nano --out-dir runs/nano
 	$(BIN)/jaxgpt generate runs/nano "$(PROMPT)"
 	@echo
-	@echo 'Next: $(BIN)/jaxgpt generate runs/nano "a beginning of your own"    and read runs/nano/report.md'
+	@echo 'Next:'
+	@echo '  source $(BIN)/activate                                # now the shell knows jaxgpt'
+	@echo '  jaxgpt generate runs/nano "a beginning of your own"'
+	@echo '  jaxgpt serve runs/nano                                # a page in your browser'
+	@echo 'runs/nano/report.md shows the loss curve and samples; README.md goes on with a text of your own.'
 
 test: dev  ## everything that takes seconds
 	$(PYTEST) -n 2 --dist loadfile
@@ -42,7 +46,7 @@ $(VENV)/pyvenv.cfg:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing jaxgpt into $(VENV) (minutes the first time, nothing after)"
-	@$(PIP) --editable '.[plots]'
+	@$(PIP) --editable '.[plots,serve]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from jaxgpt.config import TrainConfig, flag_of, flat, load_recipe, preset_names
+from jaxgpt.config import TrainConfig, flag_of, flat, load_recipe, preset_names, stated_in
 from jaxgpt.errors import ConfigError, explain
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ class Verb(NamedTuple):
     arguments: str | None
     """The name of the dataclass in that module, which `run` takes.
 
-    None means a recipe, whose settings are the flags. `run` then also takes the names of the flags given.
+    None means a recipe, whose settings are the flags. `run` then also takes the names of the settings that
+    flags give, and of those that a recipe file of the person's own states.
     """
 
 
@@ -104,7 +105,7 @@ def _run(args: list[str]) -> int | str | None:
     verb, arguments = VERBS[name], parse(name, rest)
     versions = importlib.metadata.version("jaxgpt"), platform.python_version()
     logger.debug("jaxgpt %s on Python %s: %s", *versions, arguments)
-    named = () if verb.arguments else (_named(rest),)
+    named = () if verb.arguments else (_named(rest), stated_in(rest[0]))
     start = time.perf_counter()
     importlib.import_module(f"jaxgpt.verbs.{verb.module}").run(arguments, *named)
     logger.debug("%s took %.2f s", name, time.perf_counter() - start)

@@ -2,10 +2,12 @@
 
 import importlib
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +26,13 @@ def write_text(text: str) -> None:
 def note(text: str) -> None:
     """Write a line to stderr for the person at the terminal."""
     print(text, file=sys.stderr, flush=True)
+
+
+def program() -> str:
+    """How a person starts this program in their shell: by its name, or by its path where PATH has it not."""
+    own, found = Path(sys.argv[0]), shutil.which("jaxgpt")
+    reached = found is not None and own.exists() and own.samefile(found)
+    return str(own) if own.name == "jaxgpt" and not reached else "jaxgpt"
 
 
 def duration(seconds: float) -> str:

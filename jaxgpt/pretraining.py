@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from jaxgpt.text.prepare import prepare
 from jaxgpt.text.shards import TokenStream, open_split
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from jaxgpt.text.tokenizer_files import load_ranks
+from jaxgpt.training.initial import with_architecture
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss, next_token_loss
 from jaxgpt.training.metrics import METRICS_FILE
@@ -45,13 +46,19 @@ ProgressBar = Callable[[], contextlib.AbstractContextManager[Progress | None]]
 
 
 def pretraining(
-    config: TrainConfig, *, tell: Tell, progress: ProgressBar = contextlib.nullcontext
+    config: TrainConfig,
+    *,
+    tell: Tell,
+    stated: Collection[str] = (),
+    progress: ProgressBar = contextlib.nullcontext,
 ) -> tuple[TrainConfig, Task]:
     """The recipe, with the vocabulary of its data's tokenizer, and the task that it describes.
 
-    `progress` opens a display of how far the text is tokenized. Raises MissingError where there is no
-    tokenizer.
+    Where the run begins with a given model, the recipe gets its architecture; `stated` are the settings that
+    a person gave by name, which must not differ from it. `progress` opens a display of how far the text is
+    tokenized. Raises MissingError where there is no tokenizer, ConfigError where a stated setting differs.
     """
+    config = with_architecture(config, stated, tell)
     given = Path(config.data.path)
     tokenizer = load_ranks(given / TOKENIZER_FILE if _is_prepared(given) else config.data.tokenizer)
     if tokenizer.vocab != config.model.vocab:

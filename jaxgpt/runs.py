@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import hosts
-from jaxgpt.config import TrainConfig, load_recipe, with_settings
+from jaxgpt.config import TrainConfig, load_recipe, stated_in, with_settings
 from jaxgpt.display import NotebookDisplay, TrainingDisplay, in_notebook, progress_bar
 from jaxgpt.language_model import LanguageModel, load
 from jaxgpt.pretraining import pretraining
@@ -55,6 +55,9 @@ def train(
     dotted names, such as `{"model.layers": 6}`. Keywords do the same, such as `steps=200`. Some settings of a
     resumed run may change only when they are named here (`training.resume`).
 
+    Where `init_from` names a model, its weights decide the architecture, and what a preset or a TrainConfig
+    says of it is replaced. What is named here or stated in a TOML file must not differ from it.
+
     Ctrl-C, or a notebook's stop button, saves the step that was reached and raises StoppedError. The same
     call again continues from there. With `handle_signals`, in the main thread, SIGTERM does the same.
     Otherwise no signal handler is installed.
@@ -64,14 +67,14 @@ def train(
     """
     changed = {**(settings or {}), **more}
     if isinstance(recipe, TrainConfig):
-        recipe = with_settings(recipe, changed)
+        recipe, in_file = with_settings(recipe, changed), frozenset[str]()
     else:
-        recipe = load_recipe(str(recipe), changed)
+        recipe, in_file = load_recipe(str(recipe), changed), stated_in(str(recipe))
     if recipe.distributed:
         hosts.initialize()
     in_main_thread = threading.current_thread() is threading.main_thread()
     with hosts.one_error_ends_all(), contextlib.ExitStack() as stack:
-        work = functools.partial(_train, recipe, frozenset(changed), progress=progress)
+        work = functools.partial(_train, recipe, frozenset(changed), in_file, progress=progress)
         if not in_main_thread:  # Ctrl-C never arrives here
             work(Stop())
         elif handle_signals:
@@ -81,16 +84,19 @@ def train(
     return Run(Path(recipe.out_dir))
 
 
-def _train(recipe: TrainConfig, named: frozenset[str], stop: Stop, *, progress: bool) -> None:
+def _train(
+    recipe: TrainConfig, named: frozenset[str], in_file: frozenset[str], stop: Stop, *, progress: bool
+) -> None:
+    stated = named | in_file
     if not progress or not hosts.is_first():
-        config, task = pretraining(recipe, tell=_say_nothing)
+        config, task = pretraining(recipe, tell=_say_nothing, stated=stated)
         run(config, task, stop=stop, tell=_say_nothing, named=named)
         return
     notebook = in_notebook()
     shown = NotebookDisplay(recipe.steps) if notebook else TrainingDisplay(recipe.steps)
     bar = contextlib.nullcontext if notebook else progress_bar
     with contextlib.closing(shown):
-        config, task = pretraining(recipe, tell=shown.tell, progress=bar)
+        config, task = pretraining(recipe, tell=shown.tell, stated=stated, progress=bar)
         run(config, task, stop=stop, tell=shown.tell, sinks=[shown], named=named)
 
 

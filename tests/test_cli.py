@@ -100,7 +100,7 @@ def test_a_recipe_behind_a_flag_is_not_passed_over(monkeypatch: pytest.MonkeyPat
 
 def test_flags_change_the_recipe_they_stand_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainConfig] = []
-    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda config, named: seen.append(config))
+    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda config, named, in_file: seen.append(config))
     (tmp_path / "a.toml").write_text("steps = 7\nseed = 3\n[optim]\nbeta1 = 0.5\n")
     assert (
         exit_code("pretrain", tmp_path / "a.toml", "--optim.beta2", "0.6", "--seed", "4", "--from", "runs/x")
@@ -128,8 +128,18 @@ def test_a_verb_is_told_which_settings_were_named(
     flags: list[str], names: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda config, named: seen.append(named))
-    assert exit_code("pretrain", "nano", *flags) == 0 and seen == [names]
+    monkeypatch.setattr(
+        "jaxgpt.verbs.pretrain.run", lambda config, named, in_file: seen.extend([named, in_file])
+    )
+    assert exit_code("pretrain", "nano", *flags) == 0 and seen == [names, set()]
+
+
+def test_a_verb_is_told_what_a_recipe_file_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.toml").write_text("steps = 3\n[model]\nlayers = 2\nwidth = 24\n[data]\n")
+    seen: list[Any] = []
+    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda config, named, in_file: seen.append(in_file))
+    assert exit_code("pretrain", tmp_path / "own.toml", "--seed", "1") == 0
+    assert seen == [{"steps", "model.layers", "model.width"}]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,22 @@
 
 import io
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from jaxgpt.display import NotebookDisplay, TrainingDisplay, duration, in_notebook, waiting, write_text
+from jaxgpt.display import (
+    NotebookDisplay,
+    TrainingDisplay,
+    duration,
+    in_notebook,
+    program,
+    waiting,
+    write_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +26,19 @@ from jaxgpt.display import NotebookDisplay, TrainingDisplay, duration, in_notebo
 )
 def test_durations_as_people_say_them(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_the_program_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make demo` calls it, by a path that leads to no folder of PATH; and once that folder is on PATH."""
+    own = tmp_path / "bin" / "jaxgpt"
+    own.parent.mkdir()
+    own.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bin/jaxgpt", "pretrain"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == "bin/jaxgpt"
+    monkeypatch.setenv("PATH", str(own.parent))
+    assert program() == "jaxgpt"
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -311,16 +311,29 @@ def test_generate_writes_text_to_stdout_only_and_repeats_with_its_seed(
     ).strip("\n")
 
 
-def test_a_new_run_starts_from_given_weights(data: Path, whole: Path, tmp_path: Path) -> None:
-    pretrain(tmp_path / "run", data, "--steps", "1", "--from", whole)
-    (_, _, began), (_, _, ended) = measured(tmp_path / "run", "val_loss")[0], measured(whole, "val_loss")[-1]
+def test_a_new_run_starts_from_given_weights_and_their_architecture(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """No setting of the model is typed. The same command again finds the run as it is, without --from too.
+
+    A setting of the model that is typed, or stated in a recipe file, must be that of the weights.
+    """
+    out, short = tmp_path / "run", [*SHORT[len(MODEL) :], "--steps", "1", "--mesh.data", "8"]
+    command = ["pretrain", "small", "--out-dir", out, "--data.path", data, *short]
+    verb(*command, "--from", whole)
+    assert f"the architecture is that of {whole}: context 16 instead of 128" in capsys.readouterr().err
+    (_, _, began), (_, _, ended) = measured(out, "val_loss")[0], measured(whole, "val_loss")[-1]
     assert began == pytest.approx(ended, rel=1e-6)
-    assert jaxgpt.load(tmp_path / "run").config.width == 16
-
-
-def test_weights_of_another_model_are_no_start(data: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
-    pretrain(tmp_path / "run", data, "--steps", "1", "--from", whole, "--model.activation", "relu", code=2)
-    assert "activation is 'gelu_tanh' there, 'relu' here; set each of these" in capsys.readouterr().err
+    assert jaxgpt.load(out).config.width == 16
+    for again in (("--from", whole), ()):
+        verb(*command, *again)
+        assert "has done its 1 steps" in capsys.readouterr().err
+    verb(*command, "--model.heads", "8", code=2)
+    assert "model.heads: 2 then, 8 now" in capsys.readouterr().err
+    (tmp_path / "own.toml").write_text(f"init_from = {str(whole)!r}\n[model]\nlayers = 3\n")
+    verb("pretrain", tmp_path / "own.toml", "--out-dir", tmp_path / "other", "--data.path", data, code=2)
+    assert "layers is 2 there, 3 was asked for; leave out model.layers" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_16_bit_weights_are_widened_and_said_to_be(

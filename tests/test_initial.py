@@ -1,6 +1,7 @@
 """What a new run begins with: the weights of a given model, in the state as if they had been drawn."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +39,11 @@ def written(
 
 
 def begin(
-    source: Path | None, told: list[str] | None = None, model: GPTConfig = SMALL, **optim: Any
+    source: Path | None,
+    told: list[str] | None = None,
+    model: GPTConfig = SMALL,
+    stated: Collection[str] = (),
+    **optim: Any,
 ) -> TrainState:
     """The state that a run on bytes begins with, its parameters split over two devices."""
     settings = OptimConfig(**optim)
@@ -46,7 +51,7 @@ def begin(
         model=model, optim=settings, init_from=source and str(source), data=DATA, mesh=MeshConfig(fsdp=2)
     )
     tell = ([] if told is None else told).append
-    recipe, task = pretraining(recipe, tell=tell)
+    recipe, task = pretraining(recipe, tell=tell, stated=stated)
     if source:  # then nothing is drawn
 
         def init(key: jax.Array) -> NoReturn:
@@ -89,7 +94,7 @@ def test_a_model_of_another_tokenizer_is_refused_though_it_has_as_many_ids(tmp_p
     turned = RankTokenizer({bytes([255 - byte]): byte for byte in range(256)})
     written(tmp_path / "model", SMALL, turned)
     with pytest.raises(ConfigError) as refused:
-        begin(tmp_path / "model")
+        begin(tmp_path / "model", stated={"data.tokenizer"})
     assert f"its tokenizer is {turned.name} ({turned.vocab} ids)" in str(refused.value)
     assert "the data's is bytes (257 ids)" in str(refused.value)
 
@@ -107,11 +112,13 @@ def test_rows_beyond_the_tokenizers_ids_are_kept_and_never_predicted(tmp_path: P
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
 
 
-def test_more_rows_than_the_run_stores_are_refused_with_advice_that_works(tmp_path: Path) -> None:
+def test_the_run_stores_as_many_rows_as_the_given_model_unless_told_otherwise(tmp_path: Path) -> None:
     written(tmp_path / "model", dataclasses.replace(SMALL, vocab=400))
+    assert begin(tmp_path / "model").params["wte"]["embedding"].shape == (512, 8)
+    stated = {"model.vocab_multiple"}
     with pytest.raises(ConfigError, match=r"400 rows, the run's has 384; .*: --model.vocab-multiple 400"):
-        begin(tmp_path / "model")
-    state = begin(tmp_path / "model", model=dataclasses.replace(SMALL, vocab_multiple=400))
+        begin(tmp_path / "model", stated=stated)
+    state = begin(tmp_path / "model", model=dataclasses.replace(SMALL, vocab_multiple=400), stated=stated)
     assert state.params["wte"]["embedding"].shape == (400, 8)
 
 
@@ -121,12 +128,43 @@ def test_fewer_ids_than_the_tokenizer_has_are_refused(tmp_path: Path) -> None:
         begin(tmp_path / "model")
 
 
-def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_weights_decide_the_architecture_and_that_is_said(tmp_path: Path) -> None:
+    """All of it, also what follows from the width; how it is trained stays the recipe's."""
+    model = dataclasses.replace(SMALL, width=16, heads=2, mlp_width=24, bias=False, position="rotary")
+    written(tmp_path / "model", model)
+    told: list[str] = []
+    preset = GPTConfig(dropout=0.1, compute_dtype="bfloat16")
+    recipe = TrainConfig(model=preset, init_from=str(tmp_path / "model"), data=DATA)
+    given, _ = pretraining(recipe, tell=told.append)
+    trained = dataclasses.replace(model, dropout=0.1, compute_dtype="bfloat16")
+    assert given.model == trained and given.tokens_per_step == 8 * 8
+    assert f"the architecture is that of {tmp_path / 'model'}: context 8 instead of 1024" in told[0]
+    assert "width 16 instead of 768" in told[0] and "bias False instead of True" in told[0]
+
+
+def test_a_setting_that_was_given_by_name_must_be_that_of_the_weights(tmp_path: Path) -> None:
     written(tmp_path / "model", SMALL)
-    with pytest.raises(
-        ConfigError, match="activation is 'gelu_tanh' there, 'relu' here; set each of these to"
-    ):
-        begin(tmp_path / "model", model=dataclasses.replace(SMALL, activation="relu"))
+    other = dataclasses.replace(SMALL, activation="relu", layers=2)
+    with pytest.raises(ConfigError) as refused:
+        begin(tmp_path / "model", model=other, stated={"model.activation", "model.width", "steps"})
+    assert "activation is 'gelu_tanh' there, 'relu' was asked for; leave out model.activation" in str(
+        refused.value
+    )
+    assert "layers" not in str(refused.value)
+    with pytest.raises(ConfigError, match="layers is 1 there, 2 was asked for"):
+        begin(tmp_path / "model", model=other, stated={"model"})
+    assert begin(tmp_path / "model", model=SMALL, stated={"model"}).params["wpe"]["embedding"].shape == (8, 8)
+
+
+def test_a_text_is_tokenized_with_the_tokenizer_of_the_weights(tmp_path: Path) -> None:
+    """Unless another one was given by name, which is then refused."""
+    turned = RankTokenizer({bytes([255 - byte]): byte for byte in range(256)})
+    for folder, tokenizer in (("bytes", BYTES), ("turned", turned)):
+        written(tmp_path / folder, SMALL, tokenizer)
+        recipe = TrainConfig(init_from=str(tmp_path / folder))
+        _, task = pretraining(recipe, tell=lambda _: None)
+        assert task.tokenizer.sha256 == tokenizer.sha256
+    assert pretraining(recipe, tell=lambda _: None, stated={"data.tokenizer"})[1].tokenizer.name == "gpt2"
 
 
 def test_a_model_without_a_tokenizer_is_taken_and_that_is_said(tmp_path: Path) -> None:

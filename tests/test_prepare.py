@@ -339,7 +339,7 @@ def test_the_verb_says_what_was_made_and_then_that_nothing_changed(prose, tmp_pa
         captured = capsys.readouterr()
         train = Manifest.load(tmp_path / "out").splits["train"].tokens
         assert captured.out == "" and word in captured.err and f"{train:,} training" in captured.err
-        assert f"next: jaxgpt pretrain nano --data.path {tmp_path / 'out'}" in captured.err
+        assert f"next: jaxgpt pretrain small --data.path {tmp_path / 'out'}" in captured.err
 
 
 def test_the_verbs_arguments_are_cheap_to_import():

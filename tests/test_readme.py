@@ -81,6 +81,17 @@ def test_every_command_that_is_shown_is_understood(
             pytest.fail(f"{command}: {capsys.readouterr().err}")
 
 
+def test_the_tool_that_runs_readme_leaves_out_only_what_stands_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from run_readme import NOT_RUN, TYPED, commands, reason_not_to_run
+
+    lines = commands(README)
+    run = [line for line in lines if not reason_not_to_run(line)]
+    assert run[0] == "make demo" and len(run) > len(lines) / 2
+    for beginning in (*NOT_RUN, *TYPED):
+        assert any(line.startswith(beginning) for line in lines), f"{beginning} is not in README"
+
+
 def test_commands_are_found_in_each_kind_of_place() -> None:
     commands = jaxgpt_commands()
     for verb in ("prepare", "pretrain", "generate", "chat", "serve", "convert"):

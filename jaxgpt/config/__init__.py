@@ -5,11 +5,13 @@ from jaxgpt.config.reading import (
     CONFIG_FILE,
     flag_of,
     flat,
+    is_named,
     load_recipe,
     preset_names,
     read_config,
     recipes_folder,
     save_config,
+    stated_in,
     with_settings,
 )
 from jaxgpt.config.recipe import DataConfig, MeshConfig, OptimConfig, TrainConfig
@@ -23,10 +25,12 @@ __all__ = [
     "TrainConfig",
     "flag_of",
     "flat",
+    "is_named",
     "load_recipe",
     "preset_names",
     "read_config",
     "recipes_folder",
     "save_config",
+    "stated_in",
     "with_settings",
 ]

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,27 @@ def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) ->
         fix = "correct these keys in the file"
         raise ConfigError("recipe has errors", path=path, why=", ".join(problems), fix=fix)
     return with_settings(_build(TrainConfig, fields), settings or {})
+
+
+def stated_in(name_or_path: str) -> frozenset[str]:
+    """Return the dotted names of the settings that a person's own TOML file states.
+
+    A preset states none: whoever names it has typed none of its settings.
+    """
+    path = Path(name_or_path)
+    if name_or_path in preset_names() or not path.is_file():
+        return frozenset()
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    return frozenset(
+        f"{name}.{key}" if isinstance(value, dict) else name
+        for name, value in table.items()
+        for key in (value if isinstance(value, dict) else [name])
+    )
+
+
+def is_named(name: str, named: Collection[str]) -> bool:
+    """Return whether a setting, or a whole section that it stands in, is among those that were named."""
+    return any(name == given or name.startswith(f"{given}.") for given in named)
 
 
 def with_settings(recipe: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:

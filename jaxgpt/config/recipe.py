@@ -134,7 +134,8 @@ class TrainConfig:
     """Directory of the run. If it holds an unfinished run, that run is resumed."""
     init_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Model whose weights a new run starts from. None means random weights.
-    It is a run directory, weights in any format that jaxgpt reads, or a public name such as gpt2."""
+    It is a run directory, weights in any format that jaxgpt reads, or a public name such as gpt2.
+    The weights decide the architecture (model.*), and for a text that is not prepared, the tokenizer."""
     blocks: Literal["scan", "unrolled", "auto"] = "auto"
     """How the transformer blocks are compiled.
     scan compiles one block and runs it for every layer. unrolled compiles every layer.

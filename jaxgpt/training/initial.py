@@ -1,19 +1,116 @@
-"""The state that a new run begins with: random parameters, or the parameters of an existing model."""
+"""What a new run begins with: random parameters, or the parameters and the architecture of a given model."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NamedTuple
 
 import optax
 
-from jaxgpt.config import GPTConfig, TrainConfig
-from jaxgpt.errors import ConfigError
+from jaxgpt import hosts
+from jaxgpt.config import GPTConfig, TrainConfig, is_named
+from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training.resume import find_run
 from jaxgpt.training.state import TrainState, create_state
 from jaxgpt.training.task import Task
 from jaxgpt.weights.convert import with_dtype
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
 from jaxgpt.weights.tensors import StoredModel
+
+# What a recipe says of these counts for any model: they are not properties of the given one.
+OF_TRAINING = ("dropout", "compute_dtype", "vocab_multiple")
+
+
+class Origin(NamedTuple):
+    """The model that a run begins with, or began with when it is resumed."""
+
+    source: str
+    """What --from names."""
+    model: GPTConfig
+    rows: int
+    """The smallest `vocab_multiple` with which the run's embedding holds every row of the model's."""
+    tokenizer: str
+    """What names its tokenizer, as `data.tokenizer` does."""
+    resumed: bool
+
+
+def with_architecture(
+    recipe: TrainConfig, stated: Collection[str], tell: Callable[[str], None]
+) -> TrainConfig:
+    """The recipe with the architecture and the tokenizer of the model that --from names, if it names one.
+
+    The weights decide, because no other architecture could take them. A run that is resumed keeps those that
+    it began with, also where --from is left out. `stated` are the settings, or whole sections of them, that a
+    person gave by name. Raises ConfigError that names each of these which differs from the weights.
+    """
+    origin = hosts.decide(lambda: _origin(recipe))
+    if origin is None:
+        return recipe
+    different = {
+        name: both for name, both in origin.model.differences(recipe.model).items() if name != "vocab"
+    }
+    refused = {name: both for name, both in different.items() if is_named(f"model.{name}", stated)}
+    if refused and not origin.resumed:  # of a resumed run, more is compared later
+        names = ", ".join(f"model.{name}" for name in refused)
+        raise ConfigError(
+            f"--from {origin.source}",
+            why=", ".join(
+                f"{n} is {there!r} there, {asked!r} was asked for" for n, (there, asked) in refused.items()
+            ),
+            fix=f"leave out {names}: the weights decide the architecture",
+        )
+    taken = {name: value for name, value in vars(origin.model).items() if name not in OF_TRAINING}
+    taken = {name: value for name, value in taken.items() if not is_named(f"model.{name}", stated)}
+    if not is_named("model.vocab_multiple", stated):
+        taken["vocab_multiple"] = origin.rows
+    model, data = dataclasses.replace(recipe.model, **taken), recipe.data
+    if not is_named("data.tokenizer", stated):
+        data = dataclasses.replace(data, tokenizer=origin.tokenizer)
+    if changed := _changed(recipe.model, model):
+        tell(f"the architecture is that of {origin.source}: {changed}")
+    return dataclasses.replace(recipe, model=model, data=data)
+
+
+def _changed(before: GPTConfig, now: GPTConfig) -> str:
+    old, new = vars(before), vars(now)
+    names = [name for name in new if new[name] != old[name] and name not in ("vocab", "vocab_multiple")]
+    return ", ".join(f"{name} {new[name]} instead of {old[name]}" for name in names)
+
+
+def _origin(recipe: TrainConfig) -> Origin | None:
+    """The model that the run begins with, or, where `out_dir` holds the run already, that it began with.
+
+    None where there is none, and where the run that is there began with another one: it is refused later.
+    """
+    source, data = recipe.init_from, recipe.data
+    if found := find_run(Path(recipe.out_dir)):
+        before = found.recipe
+        if before.init_from is None or source not in (None, before.init_from):
+            return None
+        rows, spec = before.model.vocab_multiple, before.data.tokenizer
+        return Origin(before.init_from, before.model, rows, spec, resumed=True)
+    if source is None:
+        return None
+    given, rows = open_model(source), recipe.model.vocab_multiple
+    ids = given.tokenizer.vocab if given.tokenizer else given.config.vocab
+    if dataclasses.replace(given.config, vocab=ids, vocab_multiple=rows).padded_vocab < given.config.vocab:
+        rows = given.config.padded_vocab
+    spec = _name_of(given.tokenizer, data.tokenizer, source) if given.tokenizer else data.tokenizer
+    return Origin(source, given.config, rows, spec, resumed=False)
+
+
+def _name_of(tokenizer: Tokenizer, preferred: str, source: str) -> str:
+    """What `data.tokenizer` may hold to mean this tokenizer of a model; `preferred` where nothing does."""
+    path = Path(source)
+    for spec in (preferred, str(path if path.is_dir() else path.parent), "gpt2"):
+        with contextlib.suppress(JaxgptError):
+            if load_tokenizer(spec).sha256 == tokenizer.sha256:
+                return spec
+    return preferred
 
 
 def initial_state(
@@ -41,12 +138,9 @@ def _opened(source: str, model: GPTConfig, tokenizer: Tokenizer, tell: Callable[
         tell(f"{source}: {text}")
     _refuse_other_tokenizer(source, given, tokenizer, tell)
     if different := given.config.with_only(tokenizer.vocab).differences(model):
-        told = ", ".join(
-            f"{name} is {there!r} there, {here!r} here" for name, (there, here) in different.items()
-        )
-        raise ConfigError(
-            f"--from {source}", why=told, fix="set each of these to the value there, as --model.NAME VALUE"
-        )
+        told = ", ".join(f"{n} is {there!r} there, {here!r} here" for n, (there, here) in different.items())
+        fix = "give the model and the data that belong together"
+        raise ConfigError(f"--from {source}", why=told, fix=fix)
     if given.config.vocab > model.padded_vocab:
         raise ConfigError(
             f"--from {source}",

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import TrainConfig, flag_of, flat, read_config
+from jaxgpt.config import TrainConfig, flag_of, flat, is_named, read_config
 from jaxgpt.errors import ConfigError, MissingError
 from jaxgpt.training.metrics import METRICS_FILE, read_rows
 from jaxgpt.weights.checkpoint import CHECKPOINTS, latest_step, read_meta
@@ -140,7 +140,7 @@ def accepted(found: Found, recipe: TrainConfig, named: Collection[str], folder: 
     before, now = _compared(found.recipe), _compared(recipe)
     free, by_name = MAY_CHANGE[Change.FREELY], MAY_CHANGE[Change.BY_NAME]
     differing = [name for name in now if now[name] != before[name] and name not in free]
-    unnamed = [name for name in differing if name in by_name and not _is_named(name, named)]
+    unnamed = [name for name in differing if name in by_name and not is_named(name, named)]
     others = [name for name in differing if name not in by_name]
     problems = [f"{_shown(name)}: {before[name]} then, {now[name]} now" for name in (*others, *unnamed)]
     fixes = []
@@ -170,10 +170,6 @@ def _compared(recipe: TrainConfig) -> dict[str, Any]:
     values["model.mlp_width"] = recipe.model.mlp_size
     values["model.vocab_multiple"] = recipe.model.padded_vocab
     return values
-
-
-def _is_named(name: str, named: Collection[str]) -> bool:
-    return any(name == given or name.startswith(f"{given}.") for given in named)
 
 
 def _shown(name: str) -> str:

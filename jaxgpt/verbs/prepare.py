@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+SMALL_VOCABULARY = 4096  # ids; with more, most of the time of the recipe `nano` goes into its output head
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareArgs:
@@ -29,7 +31,7 @@ class PrepareArgs:
 
 def run(args: PrepareArgs) -> None:
     """Prepare the folder and say on stderr what is in it and what to type next."""
-    from jaxgpt.display import note, progress_bar
+    from jaxgpt.display import note, program, progress_bar
     from jaxgpt.text.manifest import MANIFEST_FILE
     from jaxgpt.text.prepare import prepare
 
@@ -46,8 +48,9 @@ def run(args: PrepareArgs) -> None:
         )
     train, val = manifest.splits["train"], manifest.splits["val"]
     done = "it was prepared already and is unchanged" if existed else "prepared"
+    recipe = "nano" if manifest.vocab <= SMALL_VOCABULARY else "small"
     note(
         f"{args.out}: {done}: {train.tokens:,} training and {val.tokens:,} validation tokens of "
         f"{manifest.tokenizer} (vocabulary {manifest.vocab:,}); "
-        f"next: jaxgpt pretrain nano --data.path {shlex.quote(str(args.out))}"
+        f"next: {program()} pretrain {recipe} --data.path {shlex.quote(str(args.out))}"
     )

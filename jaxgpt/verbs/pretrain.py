@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxgpt import hosts
 from jaxgpt.config import TrainConfig
-from jaxgpt.display import TrainingDisplay, duration, note, progress_bar
+from jaxgpt.display import TrainingDisplay, duration, note, program, progress_bar
 from jaxgpt.evaluation.report import REPORT_FILE
 from jaxgpt.model.attend import implementation_for
 from jaxgpt.model.mask import Mask
@@ -22,24 +22,25 @@ from jaxgpt.training.stop import stop_on_signal
 EXPECTED_UTILISATION = 0.4  # of the device's peak, to estimate the time in the plan
 
 
-def run(config: TrainConfig, named: Collection[str] = ()) -> None:
+def run(config: TrainConfig, named: Collection[str] = (), in_file: Collection[str] = ()) -> None:
     """Train as configured, or continue the run in `out_dir` where it stopped.
 
-    `named` are the settings that were given as flags. A resumed run may change some settings only that way.
+    `named` are the settings that were given as flags, since a resumed run may change some settings only that
+    way. `in_file` are those that a recipe file of the person's own states.
     """
     if config.distributed:
         hosts.initialize()
     with hosts.one_error_ends_all():
         mesh = mesh_of(config.mesh)
         check_batch(config.batch, mesh)
-        recipe, task = pretraining(config, tell=_note, progress=progress_bar)
+        recipe, task = pretraining(config, tell=_note, stated={*named, *in_file}, progress=progress_bar)
         if hosts.is_first():
             note(plan(recipe, mesh))
         with contextlib.closing(TrainingDisplay(recipe.steps)) as display, stop_on_signal() as stop:
             train(recipe, task, stop=stop, tell=_note, sinks=[display], named=named)
     folder = Path(recipe.out_dir)
     _note(f"{folder / REPORT_FILE}: loss curve, samples, speed")
-    _note(f"next: {shlex.join(['jaxgpt', 'generate', str(folder), recipe.sample_prompt])}")
+    _note(f"next: {shlex.join([program(), 'generate', str(folder), recipe.sample_prompt])}")
 
 
 def _note(text: str) -> None:

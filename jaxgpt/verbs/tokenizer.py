@@ -29,7 +29,7 @@ def run(args: TokenizerArgs) -> None:
     """Train the vocabulary, write it, and say on stderr what was made and what to type next."""
     import tempfile
 
-    from jaxgpt.display import progress_bar
+    from jaxgpt.display import program, progress_bar
     from jaxgpt.text.bpe import train
     from jaxgpt.text.corpus import open_texts
     from jaxgpt.text.documents import Meter, cut_blocks
@@ -53,6 +53,6 @@ def run(args: TokenizerArgs) -> None:
         tokenizer.save(args.out)
     print(
         f"{args.out}: a vocabulary of {tokenizer.vocab:,} learned from {meter.done:,} characters; "
-        f"next: jaxgpt prepare {shlex.join([*args.texts, '--tokenizer', str(args.out)])} --out DIR",
+        f"next: {program()} prepare {shlex.join([*args.texts, '--tokenizer', str(args.out)])} --out DIR",
         file=sys.stderr,
     )
