@@ -364,7 +364,7 @@ def test_int8_weights_compute_what_their_rounded_values_do(config: GPTConfig, pa
     [
         ({"prompt": ()}, "empty prompt"),
         ({"max_new_tokens": -1}, "max_new_tokens = -1"),
-        ({"seed": 2**32}, "seed = 4294967296"),
+        ({"seed": 2**63}, "seed = 9223372036854775808"),
         ({"logprobs": 21}, "logprobs = 21"),
     ],
 )
@@ -387,3 +387,68 @@ def test_ids_outside_the_vocabulary_are_refused(served: Served) -> None:
 def test_nothing_asked_for_is_nothing_made(served: Served) -> None:
     news = [new for _, new in Engine(served).run([request([1], 0)])]
     assert news == [NewToken(1, None, None, (), "length")]
+
+
+# --- what a request may ask for besides
+
+
+def test_a_flood_of_prompts_leaves_a_running_row_its_steps(served: Served) -> None:
+    engine = Engine(served, slots=3, steps=4)
+    long = engine.submit(request(prompt_of(5), 20))
+    steps, left = 0, True
+    while left:
+        while engine.waiting < 6:
+            engine.submit(request(prompt_of(3), 1))
+        left = not any(new.request == long and new.finish for new in engine.step())
+        steps += 1
+        assert steps <= 12  # one that reads and one that decodes, by turns
+
+
+def test_beside_running_rows_a_step_reads_one_context_at_most(served: Served) -> None:
+    engine = Engine(served, slots=4)
+    engine.submit(request(prompt_of(5), 40))
+    engine.step()
+    for _ in range(3):
+        engine.submit(request(prompt_of(30), 40))
+    engine.step()
+    waiting = []
+    for _ in range(4):
+        engine.step()
+        waiting.append(engine.waiting)
+    assert waiting == [2, 2, 1, 1]
+
+
+def test_bias_stop_ids_and_the_least_number_of_tokens(served: Served, expected: Callable) -> None:
+    ids = expected(prompt_of(5), 12)
+    end = next(token for token in ids if ids.index(token) >= 2)
+    at = ids.index(end)
+
+    def asked(**more: Any) -> list[int]:
+        engine = Engine(served, slots=2, end=end, steps=16)
+        return texts(engine, [request(prompt_of(5), 12, **more), request(prompt_of(9), 3)])[0]
+
+    assert asked() == ids[: at + 1]
+    assert asked(ignore_end=True) == ids
+    assert asked(ignore_end=True, stop_ids=frozenset([ids[1]])) == ids[: ids.index(ids[1]) + 1]
+    late = asked(least_new_tokens=at + 3)
+    assert late[:at] == ids[:at] and end not in late[: at + 3] and len(late) > at + 2
+    assert asked(bias=((7, 1e3),)) == [7] * 12
+    without = asked(ignore_end=True, bias=((ids[0], -1e3),))
+    assert ids[0] not in without and without
+
+
+def test_a_request_without_bias_gets_the_same_beside_one_that_has_it(
+    served: Served, expected: Callable
+) -> None:
+    biased = request(prompt_of(9), 8, bias=((7, 1e3),), least_new_tokens=4)
+    assert texts(Engine(served, slots=2), [request(prompt_of(5), 8), biased]) == [
+        expected(prompt_of(5), 8),
+        [7] * 8,
+    ]
+
+
+def test_seeds_have_64_bits_and_the_small_ones_stay_what_they_are() -> None:
+    seeds = [0, 5, 2**32 - 1, 2**32, 2**32 + 5, -1, 2**63 - 1, -(2**63)]
+    found = [Request(prompt=(0,), max_new_tokens=1, seed=seed).seed32 for seed in seeds]
+    assert found[:3] == seeds[:3] and len(set(found)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in found)

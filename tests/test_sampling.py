@@ -242,7 +242,7 @@ def test_top_p_cuts_each_row_by_its_own_probabilities() -> None:
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"top_k": -1},
-        {"top_p": 0.0},
+        {"top_p": -0.1},
         {"top_p": 1.1},
         {"top_p": float("nan")},
         {"min_p": -0.1},
@@ -256,3 +256,8 @@ def test_impossible_settings_are_refused_by_name(settings: dict[str, Any]) -> No
     ((name, value),) = settings.items()
     with pytest.raises(ConfigError, match=f"{name} = {value}: it must be"):
         Sampling(**settings)
+
+
+def test_top_p_of_0_keeps_the_most_probable_token() -> None:
+    kept_BV = keep_top_p(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([0.0]))
+    np.testing.assert_array_equal(kept_BV, [[-np.inf, 3.0, -np.inf]])

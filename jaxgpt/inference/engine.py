@@ -19,37 +19,20 @@ read again from position 0), or it stops. A prompt longer than the window is cut
 import math
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference import programs
 from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, Picked, bucket_of
 from jaxgpt.inference.requests import NewToken, Request
-from jaxgpt.inference.sampling import Plan, Sampling, Seen, Settings, settings_of
+from jaxgpt.inference.rows import NO_END, NOBODY, Row, biases_of, drawing, ends_of, pairs_of, reports, seen_of
+from jaxgpt.inference.sampling import Plan, Sampling, Seen
 from jaxgpt.inference.scoring import score_spans
 from jaxgpt.inference.served import Served
 from jaxgpt.model.cache import KVCache
-
-NO_END = -1  # in place of the id that ends a text: no token is it
-
-
-@dataclass
-class _Row:
-    """A request in a slot."""
-
-    number: int
-    request: Request
-    tokens: list[int]
-    """The prompt, and what was written."""
-    made: int = 0
-    """How many tokens were written."""
-    filled: int = 0
-    """How many positions of the cache are taken. The newest token is not among them yet."""
 
 
 class Engine:
@@ -68,10 +51,12 @@ class Engine:
         self.served, self.config, self.slots, self.steps = served, served.config, slots, steps
         self._end = NO_END if end is None else end
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._rows: list[_Row | None] = [None] * slots
+        self._rows: list[Row | None] = [None] * slots
         self._number = 0
         self._cache: KVCache | None = None
         self._seen: Seen | None = None
+        self._read_last = False
+        """Whether the last step read prompts. The next one then decodes: no flood of prompts stops it."""
 
     # --- what callers do
 
@@ -117,11 +102,14 @@ class Engine:
         )
 
     def step(self) -> list[NewToken]:
-        """Let waiting requests into free slots, or make up to `steps` tokens of each row.
+        """Let waiting requests into free slots, or make up to `steps` tokens of each row, by turns.
 
         Returns what happened, in order.
         """
-        if news := self._admit():
+        turn_to_read = not (self._read_last and self.running)
+        self._read_last = False
+        if turn_to_read and (news := self._admit()):
+            self._read_last = True
             return news
         rows = {slot: row for slot, row in enumerate(self._rows) if row}
         if full := [slot for slot, row in rows.items() if row.filled == self.config.context]:
@@ -171,25 +159,37 @@ class Engine:
         (found,) = score_spans(self.served, [(ids, 1)], alternatives=alternatives)
         values_TK, ids_TK = found.top or (np.zeros((len(ids), 0)), np.zeros((len(ids), 0), np.int32))
         return [NewToken(0, ids[0], None, (), None)] + [
-            NewToken(0, ids[place + 1], logprob, _pairs(ids_TK[place], values_TK[place], alternatives), None)
+            NewToken(
+                0, ids[place + 1], logprob, pairs_of(ids_TK[place], values_TK[place], alternatives), None
+            )
             for place, logprob in enumerate(found.logprobs_T.tolist())
         ]
 
     # --- how a step is made
 
     def _admit(self) -> list[NewToken]:
-        """Read the prompts of waiting requests into free slots, those of one bucket together."""
+        """Read the prompts of waiting requests into free slots, those of one bucket together.
+
+        While rows are running they wait for it, so that a step then reads one context full at most.
+        """
         news: list[NewToken] = []
-        entering: list[tuple[int, _Row]] = []
+        entering: list[tuple[int, Row]] = []
+        room = self.config.context if self.running else math.inf
         for slot, row in enumerate(self._rows):
             while row is None and self._waiting:
+                room -= bucket_of(len(self._waiting[0][1].prompt), SHORTEST_PROMPT, self.config.context)
+                if room < 0:
+                    return news + self._enter(entering)
                 number, request = self._waiting.popleft()
                 if request.max_new_tokens == 0:
                     news.append(NewToken(number, None, None, (), "length"))
                     continue
-                row = self._rows[slot] = _Row(number, request, list(request.prompt))
+                row = self._rows[slot] = Row(number, request, list(request.prompt))
                 entering.append((slot, row))
-        return news + self._read([(slot, row, row.tokens[-self.config.context :]) for slot, row in entering])
+        return news + self._enter(entering)
+
+    def _enter(self, entering: list[tuple[int, Row]]) -> list[NewToken]:
+        return self._read([(slot, row, row.tokens[-self.config.context :]) for slot, row in entering])
 
     def _slide(self, full: list[int]) -> list[NewToken]:
         """What becomes of rows whose window is full."""
@@ -204,9 +204,9 @@ class Engine:
                 news.append(NewToken(row.number, None, None, (), "length"))
         return news + self._read(moving)
 
-    def _read(self, entering: list[tuple[int, _Row, list[int]]]) -> list[NewToken]:
+    def _read(self, entering: list[tuple[int, Row, list[int]]]) -> list[NewToken]:
         """Fill slots with windows of tokens, and draw the token after each."""
-        by_bucket: dict[int, list[tuple[int, _Row, list[int]]]] = {}
+        by_bucket: dict[int, list[tuple[int, Row, list[int]]]] = {}
         for entry in entering:
             bucket = bucket_of(len(entry[2]), SHORTEST_PROMPT, self.config.context)
             by_bucket.setdefault(bucket, []).append(entry)
@@ -218,16 +218,21 @@ class Engine:
                 group = group[size:]
         return news
 
-    def _read_group(self, bucket: int, group: list[tuple[int, _Row, list[int]]]) -> list[NewToken]:
+    def _read_group(self, bucket: int, group: list[tuple[int, Row, list[int]]]) -> list[NewToken]:
         tokens_BT = np.zeros((len(group), bucket), np.int32)
         for line, (_, _, window) in enumerate(group):
             tokens_BT[line, : len(window)] = window
         length_B = np.array([len(window) for _, _, window in group], np.int32)
         rows = [row for _, row, _ in group]
-        seen = _seen_of(rows, self.config) if any(row.request.sampling.penalises for row in rows) else None
+        seen = seen_of(rows, self.config) if any(row.request.sampling.penalises for row in rows) else None
         logits_BV, keys, values = programs.prefill(self.served, tokens_BT, length_B)
         picked = programs.pick(
-            logits_BV, *_drawing(rows), seen, plan=self._plan(rows), logprobs=_reports(rows)
+            logits_BV,
+            *drawing(rows),
+            seen,
+            biases_of(rows, self._end, self.config.padded_vocab),
+            plan=self._plan(rows),
+            logprobs=reports(rows),
         )
         slots = np.array([slot for slot, _, _ in group], np.int32)
         self._cache = programs.put(self._room_for(bucket), keys, values, slots, heads=self.served.heads)
@@ -237,14 +242,14 @@ class Engine:
         picked = jax.device_get(picked)
         return [self._note(slot, row, picked, line) for line, (slot, row, _) in enumerate(group)]
 
-    def _advance(self, rows: dict[int, _Row]) -> list[NewToken]:
+    def _advance(self, rows: dict[int, Row]) -> list[NewToken]:
         """Up to `steps` more tokens of every row."""
         left = {slot: row.request.max_new_tokens - row.made for slot, row in rows.items()}
         room = self.config.context - max(row.filled for row in rows.values())
         steps = min(self.steps, room, max(left.values()))
         cache = self._room_for(max(row.filled for row in rows.values()) + steps)
-        everyone, plan = [row or _NOBODY for row in self._rows], self._plan(list(rows.values()))
-        seen = (self._seen or _seen_of(everyone, self.config)) if plan.penalises else None
+        everyone, plan = [row or NOBODY for row in self._rows], self._plan(list(rows.values()))
+        seen = (self._seen or seen_of(everyone, self.config)) if plan.penalises else None
         cache = KVCache(cache.keys, cache.values, jnp.array([row.filled for row in everyone], jnp.int32))
         token_B = np.array([row.tokens[-1] for row in everyone], np.int32)
         left_B = np.array([left.get(slot, 0) for slot in range(self.slots)], np.int32)
@@ -254,38 +259,40 @@ class Engine:
             seen,
             token_B,
             left_B,
-            *_drawing(everyone),
+            *drawing(everyone),
             np.int32(steps),
-            np.int32(self._end),
+            ends_of(everyone, self._end),
+            biases_of(everyone, self._end, self.config.padded_vocab),
             plan=plan,
             most=self.steps,
-            logprobs=_reports(list(rows.values())),
+            logprobs=reports(list(rows.values())),
         )
         picked, made_B = jax.device_get((picked, made_B))
         news: list[NewToken] = []
         for step in range(int(made_B.max())):
             drawn = jax.tree.map(lambda leaf, step=step: leaf[step], picked)
             for slot, row in rows.items():
-                if step < made_B[slot]:
+                if step < made_B[slot] and self._rows[slot] is row:
                     row.filled += 1
                     news.append(self._note(slot, row, drawn, slot))
         return news
 
-    def _note(self, slot: int, row: _Row, picked: Picked, line: int) -> NewToken:
+    def _note(self, slot: int, row: Row, picked: Picked, line: int) -> NewToken:
         """Write down one drawn token. Here is decided where a text ends; its slot is free then."""
         token, request = int(picked.token[line]), row.request
         row.tokens.append(token)
         row.made += 1
-        finish = "end" if token == self._end else "length" if row.made == request.max_new_tokens else None
+        ends = token in request.stop_ids or (token == self._end and not request.ignore_end)
+        finish = "end" if ends else "length" if row.made == request.max_new_tokens else None
         if finish:
             self._rows[slot] = None
         if request.logprobs is None or picked.logprob is None:
             return NewToken(row.number, token, None, (), finish)
         assert picked.top is not None
-        pairs = _pairs(picked.top[1][line], picked.top[0][line], request.logprobs)
+        pairs = pairs_of(picked.top[1][line], picked.top[0][line], request.logprobs)
         return NewToken(row.number, token, float(picked.logprob[line]), pairs, finish)
 
-    def _plan(self, rows: Sequence[_Row]) -> Plan:
+    def _plan(self, rows: Sequence[Row]) -> Plan:
         return Plan.of([row.request.sampling for row in rows], self.served.platform)
 
     def _room_for(self, length: int) -> KVCache:
@@ -305,33 +312,3 @@ class Engine:
         else:
             cache = programs.longer_cache(self._cache, span=span, heads=heads)
         return cache
-
-
-# What stands in an empty slot.
-_NOBODY = _Row(0, Request(prompt=(0,), max_new_tokens=1, sampling=Sampling(temperature=0)), [0])
-
-
-def _drawing(rows: Sequence[_Row]) -> tuple[Settings, np.ndarray, np.ndarray]:
-    """How the next token of each row is drawn: settings, seeds, and the tokens' numbers."""
-    seeds = np.array([row.request.seed for row in rows], np.uint32)
-    numbers = np.array([row.made for row in rows], np.int32)
-    return settings_of([row.request.sampling for row in rows]), seeds, numbers
-
-
-def _reports(rows: Sequence[_Row]) -> bool:
-    return any(row.request.logprobs is not None for row in rows)
-
-
-def _pairs(ids_K: np.ndarray, values_K: np.ndarray, most: int) -> tuple[tuple[int, float], ...]:
-    return tuple(zip(ids_K[:most].tolist(), values_K[:most].tolist(), strict=True))
-
-
-def _seen_of(rows: Sequence[_Row], config: GPTConfig) -> Seen:
-    """What stands in the rows' prompts, and what they have written."""
-    prompt_BV = np.zeros((len(rows), config.padded_vocab), bool)
-    written_BV = np.zeros((len(rows), config.padded_vocab), np.int32)
-    for line, row in enumerate(rows):
-        start = len(row.request.prompt)
-        prompt_BV[line, row.tokens[:start]] = True
-        np.add.at(written_BV[line], row.tokens[start:], 1)
-    return Seen(jnp.asarray(prompt_BV), jnp.asarray(written_BV))

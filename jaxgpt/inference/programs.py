@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.inference.sampling import Plan, Seen, Settings, choose
+from jaxgpt.inference.sampling import Biases, Plan, Seen, Settings, choose
 from jaxgpt.inference.served import Served, on_heads
 from jaxgpt.model.cache import KVCache, lengthened
 
@@ -58,12 +58,13 @@ def pick(
     seed_B: Array,
     number_B: Array,
     seen: Seen | None,
+    biases: Biases | None,
     *,
     plan: Plan,
     logprobs: bool,
 ) -> Picked:
     """The next token of every row."""
-    token_B = choose(logits_BV, settings, seed_B, number_B, plan, seen)
+    token_B = choose(logits_BV, settings, seed_B, number_B, plan, seen, biases)
     if not logprobs:
         return Picked(token_B, None, None)
     logprobs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
@@ -124,7 +125,8 @@ def decode(
     seed_B: Array,
     number_B: Array,
     steps: Array,
-    end: Array,
+    end_B: Array,
+    biases: Biases | None,
     *,
     plan: Plan,
     most: int,
@@ -132,8 +134,8 @@ def decode(
 ) -> tuple[KVCache, Seen | None, Picked, Array]:
     """Up to `steps` (at most `most`) more tokens of every row that has any left, and how many each row got.
 
-    `token_B` is the newest token of each row, which its cache does not hold yet. A row that draws `end` gets
-    no more.
+    `token_B` is the newest token of each row, which its cache does not hold yet. A row that draws its
+    end gets no more.
     """
     model = served.model
 
@@ -141,7 +143,7 @@ def decode(
         x_BTD, longer = model.hidden(served.params, token_B[:, None], cache=cache)
         assert longer is not None
         logits_BV = model.unembed(served.params, x_BTD[:, 0])
-        return longer, pick(logits_BV, settings, seed_B, number_B, seen, plan=plan, logprobs=logprobs)
+        return longer, pick(logits_BV, settings, seed_B, number_B, seen, biases, plan=plan, logprobs=logprobs)
 
     def going_on(carry: Any) -> Array:
         step, *_, left_B, _, _ = carry
@@ -158,7 +160,7 @@ def decode(
             seen = seen.after(one.token, active_B)
         picked = jax.tree.map(lambda all_, new: all_.at[step].set(new), picked, one)
         token_B = jnp.where(active_B, one.token, token_B)
-        left_B = jnp.where(active_B & (token_B != end), left_B - 1, 0)
+        left_B = jnp.where(active_B & (token_B != end_B), left_B - 1, 0)
         return step + 1, cache, seen, token_B, number_B + active_B, left_B, made_B + active_B, picked
 
     shapes = jax.eval_shape(read, cache, seen, token_B, number_B)[1]

@@ -1,5 +1,6 @@
 """What a decoder is asked to do, and what it reports."""
 
+import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -22,13 +23,30 @@ class Request:
     """The largest number of tokens to generate."""
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
-    """The starting point of the random numbers: token n is drawn with fold_in(key(seed), n).
+    """The starting point of the random numbers, a signed integer of 64 bits: token n is drawn with
+    fold_in(key(seed), n), where a seed of more than 32 bits is first mixed into 32.
     Other requests have no influence on them."""
     logprobs: int | None = None
     """The number of alternatives, 0 to 20, to report with the log-probability of each token.
     None means that no log-probabilities are reported."""
     slide: bool = True
     """Whether to go on without the older half of the text when the context is full. False ends it there."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the text, besides the model's own."""
+    ignore_end: bool = False
+    """Whether the model's own end of a text is a token like any other."""
+    least_new_tokens: int = 0
+    """Before so many tokens are written, no token may end the text."""
+    bias: tuple[tuple[int, float], ...] = ()
+    """What is added to the logits of tokens, before penalties and temperature."""
+
+    @property
+    def seed32(self) -> int:
+        """The seed as the device takes it."""
+        if 0 <= self.seed < 2**32:
+            return self.seed
+        content = self.seed.to_bytes(8, "little", signed=True)
+        return int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
 
     def check(self, vocab: int) -> None:
         """Raise ConfigError for impossible settings, DataError for ids outside a vocabulary of this size."""
@@ -41,10 +59,16 @@ class Request:
                 "give the number of tokens to generate",
             ),
             (
-                0 <= self.seed < 2**32,
+                -(2**63) <= self.seed < 2**63,
                 f"seed = {self.seed}",
-                "it must be a 32-bit unsigned integer",
-                f"give a whole number from 0 to {2**32 - 1}",
+                "it must be a signed integer of 64 bits",
+                f"give a whole number from {-(2**63)} to {2**63 - 1}",
+            ),
+            (
+                self.least_new_tokens >= 0,
+                f"least_new_tokens = {self.least_new_tokens}",
+                "it must be 0 or more",
+                "give the number of tokens that no token may end",
             ),
             (
                 self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
@@ -56,6 +80,7 @@ class Request:
             if not holds:
                 raise ConfigError(what, why=why, fix=fix)
         check_ids(np.asarray([self.prompt]), vocab)
+        check_ids(np.asarray([[*self.stop_ids, *(id for id, _ in self.bias)]], np.int64), vocab)
 
 
 class NewToken(NamedTuple):

@@ -29,7 +29,8 @@ class Sampling:
     top_k: int = 0
     """Only the k most probable tokens stay; 0 keeps all."""
     top_p: float = 1.0
-    """Only the smallest set of tokens with this much probability together stays; 1 keeps all."""
+    """Only the smallest set of tokens with this much probability together stays; 1 keeps all, 0 only the most
+    probable one."""
     min_p: float = 0.0
     """Only tokens with at least this share of the most probable one's probability stay; 0 keeps all."""
     repetition_penalty: float = 1.0
@@ -44,7 +45,7 @@ class Sampling:
         for holds, name, rule in (
             (0 <= self.temperature < math.inf, "temperature", "finite, 0 or more"),
             (0 <= self.top_k < 2**31, "top_k", "from 0 to 2147483647"),
-            (0 < self.top_p <= 1, "top_p", "greater than 0 and at most 1"),
+            (0 <= self.top_p <= 1, "top_p", "from 0 to 1"),
             (0 <= self.min_p <= 1, "min_p", "from 0 to 1"),
             (0 < self.repetition_penalty < math.inf, "repetition_penalty", "finite, greater than 0"),
             (abs(self.presence_penalty) < math.inf, "presence_penalty", "finite"),
@@ -119,12 +120,15 @@ def choose(
     number_B: Array,
     plan: Plan,
     seen: "Seen | None" = None,
+    biases: "Biases | None" = None,
 ) -> Array:
     """The next token of every row [B], int32, from float32 logits [B, V].
 
     The random numbers of a row depend only on its seed and on the number of the token, not on the rows beside
     it.
     """
+    if biases is not None:
+        logits_BV = biases.on(logits_BV, number_B)
     if plan.penalises:
         assert seen is not None, "penalties need what was seen"
         logits_BV = penalised(logits_BV, settings, seen)
@@ -199,6 +203,21 @@ class Seen:
         """With one more token of each active row."""
         rows_B = jnp.arange(len(token_B))
         return Seen(self.prompt, self.written.at[rows_B, token_B].add(active_B.astype(self.written.dtype)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Biases:
+    """What is added to the logits of each row, and which tokens may not be among its first `least_B` ones."""
+
+    added_BV: Array
+    ends_BV: Array
+    least_B: Array
+
+    def on(self, logits_BV: Array, number_B: Array) -> Array:
+        """The logits of each row's token with this number."""
+        early_B1 = (number_B < self.least_B)[:, None]
+        return jnp.where(self.ends_BV & early_B1, -jnp.inf, logits_BV + self.added_BV)
 
 
 def penalised(logits_BV: Array, settings: Settings, seen: Seen) -> Array:
