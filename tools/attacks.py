@@ -1,7 +1,6 @@
 """What one hostile or careless client costs the others.
 
-    jaxgpt serve MODEL --api-key k 2> log &
-    python tools/load_server.py attack flood --key k --pid $! --log log
+    jaxgpt serve MODEL --api-key k 2> log & python tools/load_server.py attack flood --key k --pid $!
 
 An honest client streams texts one after another, and another asks for /health, first alone and then beside
 the attack. One line of JSON says how long the honest stream ever waited for its next event, how long /health
@@ -109,7 +108,7 @@ async def look(server: Server, args: Attack, seen: Seen) -> None:
         finally:
             seen.health = max(seen.health, time.perf_counter() - since)
         with contextlib.suppress(OSError):
-            page = (await server.answer(http("GET", "/metrics", **args.headers))).decode()
+            page = (await server.answer(http("GET", "/metrics", b"", **args.headers))).decode()
             found = [line for line in page.splitlines() if line.startswith("jaxgpt_queue_length ")]
             seen.waiting = max([seen.waiting, *(int(float(line.split()[1])) for line in found)])
         seen.memory = max(seen.memory, memory_of(args.pid))

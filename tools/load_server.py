@@ -1,8 +1,7 @@
 """Tests a server on this machine with load, disconnects and malformed requests, and measures its speed.
 
     jaxgpt pretrain nano --out-dir /tmp/run --steps 200
-    jaxgpt serve /tmp/run --port 8000 &
-    python tools/load_server.py load --url http://127.0.0.1:8000 --pid $!
+    jaxgpt serve /tmp/run --port 8000 & python tools/load_server.py load --pid $!
 
 `attack KIND` is about clients that are hostile or careless; see `attacks.py`. `load` has three parts. Each
 prints lines of JSON, and a count of 0 leaves it out.
@@ -41,8 +40,8 @@ GROWTH = 0.05  # the server's memory may grow by less than this share
 class Load:
     """Test a server on this machine with load, disconnects and malformed requests."""
 
-    url: str
-    """Address of the server, such as http://127.0.0.1:8000. It must be one of this machine's own."""
+    url: str = "http://127.0.0.1:8000"
+    """Address of the server. It must be one of this machine's own."""
     pid: int | None = None
     """Process id of the server, to measure its memory. None means not to."""
     clients: int = 32

@@ -71,7 +71,7 @@ def http(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
 
 
-def completion(headers: dict[str, str] | None = None, **fields: Any) -> bytes:
+def completion(headers: dict[str, str] | None = None, /, **fields: Any) -> bytes:
     return http("POST", "/v1/completions", json.dumps(fields).encode(), **headers or {})
 
 
