@@ -1,10 +1,12 @@
 """A trained model for people: `load(MODEL)` gives config, parameters and tokenizer in one object."""
 
 import functools
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.inference.defaults import MAX_NEW_TOKENS, TEMPERATURE, TOP_K, random_seed
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
@@ -29,6 +32,10 @@ from jaxgpt.weights.run import one_device
 from jaxgpt.weights.tensors import StoredModel
 
 MOST_SLOTS = 8  # texts that `generate` continues at a time
+WRITING = Sampling(temperature=TEMPERATURE, top_k=TOP_K)
+Prompts = TypeVar("Prompts", str, list[str])
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,10 @@ class LanguageModel:
     def logits(self, tokens_BT: np.ndarray) -> Array:
         """float32 logits [B, T, V] for ids [B, T].
 
-        Raises ConfigError for more tokens than the context, DataError for an id outside the vocabulary.
+        Raises ConfigError for what are no ids in two dimensions and for more tokens than the context,
+        DataError for an id outside the vocabulary.
         """
-        tokens_BT = np.asarray(tokens_BT)
+        tokens_BT = _ids(tokens_BT)
         if tokens_BT.shape[1] > self.config.context:
             raise ConfigError(
                 f"{tokens_BT.shape[1]} tokens",
@@ -95,20 +103,33 @@ class LanguageModel:
         return Engine(self.served, slots=slots, end=end)
 
     def request(
-        self, prompt: str, *, max_new_tokens: int = 100, sampling: Sampling | None = None, seed: int = 0
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        sampling: Sampling = WRITING,
+        seed: int | None = None,
     ) -> Request:
-        """What the engine is asked for to continue a text; an empty one starts a new text."""
+        """What the engine is asked for to continue a text; an empty one starts a new text.
+
+        Without a `seed`, a random one is taken.
+        """
         ids = self.tokenizer.prompt_ids(prompt)
-        return Request(
-            prompt=tuple(ids), max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), seed=seed
-        )
+        seed = random_seed() if seed is None else seed
+        return Request(prompt=tuple(ids), max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
 
     def stream(
-        self, prompt: str, *, max_new_tokens: int = 100, sampling: Sampling | None = None, seed: int = 0
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        sampling: Sampling = WRITING,
+        seed: int | None = None,
     ) -> Iterator[int]:
         """Token ids that continue a prompt, one by one; ends early where the model ends its text.
 
-        Past the context window the oldest half is dropped (inference.engine).
+        Past the context window the oldest half is dropped (inference.engine). Without a `seed`, a random one
+        is taken.
         """
         request = self.request(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
         for _, new in self.engine().run([request]):
@@ -117,27 +138,38 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Prompts,
         *,
-        max_new_tokens: int = 100,
-        temperature: float = 1.0,
-        top_k: int = 0,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = TEMPERATURE,
+        top_k: int = TOP_K,
         top_p: float = 1.0,
         min_p: float = 0.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> list[str]:
-        """The continuation of each prompt (without the prompt), each drawn with the same seed, independently.
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Prompts:
+        """The continuation of each prompt, without the prompt: a string for a string, a list for a list.
 
         It ends before the first of the `stop` strings, after `max_new_tokens`, or where the model ends its
-        text.
+        text. Text n of a list, counted from 0, is drawn with `seed` + n. Without a `seed`, a random one is
+        taken and logged. Raises ConfigError for prompts that are no texts.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        if seed is None:
+            seed = random_seed()
+            logger.info("seed %d", seed)
         requests = [
-            self.request(p, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed) for p in prompts
+            self.request(
+                prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=(seed + number) % 2**32
+            )
+            for number, prompt in enumerate(_texts(prompts))
         ]
-        slots = min(MOST_SLOTS, 1 << max(0, len(prompts) - 1).bit_length())
-        return texts_of(self.engine(slots), requests, self.tokenizer, stop)
+        slots = min(MOST_SLOTS, 1 << max(0, len(requests) - 1).bit_length())
+        stop = (stop,) if isinstance(stop, str) else stop
+        texts = texts_of(self.engine(slots), requests, self.tokenizer, stop)
+        if isinstance(prompts, str):
+            return texts[0]
+        return texts
 
     def save(self, path: str | Path, format: str = "huggingface") -> None:
         """Write the model: `huggingface`, `jaxgpt`, `llmc` or `nanogpt` (`weights.convert`).
@@ -163,6 +195,34 @@ def load(
     for note in stored.notes:
         warnings.warn(note, stacklevel=2)
     return LanguageModel(stored.config, read_params(stored, mesh or one_device()), stored.tokenizer)
+
+
+def _ids(tokens: Any) -> np.ndarray:
+    """Token ids as an array [B, T]. Raises ConfigError for what is no such array."""
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:  # rows of different lengths
+        ids = np.empty(0, object)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise ConfigError(
+            "tokens",
+            why="they must be whole numbers in two dimensions, [texts, tokens], "
+            f"not {ids.dtype} of shape {ids.shape}",
+            fix="for one text, pass [lm.tokenizer.encode(text)]",
+        )
+    return ids
+
+
+def _texts(prompts: Any) -> list[str]:
+    """The prompts as a list. Raises ConfigError for what are no texts."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts) if np.iterable(prompts) else [prompts]
+    if wrong := [type(text).__name__ for text in texts if not isinstance(text, str)]:
+        raise ConfigError(
+            f"prompts: {wrong[0]}",
+            why="a prompt is a text",
+            fix="pass a string or a list of strings; lm.tokenizer.decode(ids) makes one of ids",
+        )
+    return texts
 
 
 @jax.jit(static_argnames="config")

@@ -15,6 +15,7 @@ from jaxgpt.display import waiting
 from jaxgpt.evaluation.ngram import ngram_losses
 from jaxgpt.evaluation.report import REPORT_FILE, write_report
 from jaxgpt.evaluation.validation import validation_loss
+from jaxgpt.inference.defaults import TEMPERATURE, TOP_K
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
@@ -39,7 +40,7 @@ from jaxgpt.training.task import Task, TrainingData
 
 # For more training text than this, n-gram losses are not computed, because that takes too long.
 BASELINE_TOKENS = 20_000_000
-SAMPLE = Sampling(temperature=0.8, top_k=50)
+SAMPLE = Sampling(temperature=TEMPERATURE, top_k=TOP_K)
 
 Tell = Callable[[str], None]
 ProgressBar = Callable[[], contextlib.AbstractContextManager[Progress | None]]

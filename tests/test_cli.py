@@ -310,6 +310,7 @@ FLAGS = {  # what scripts rely on
         "--length-penalty",
         "--draft",
         "--lookahead",
+        "-n",
         "MODEL",
         "PROMPT",
     ],

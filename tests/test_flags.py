@@ -1,5 +1,8 @@
 """What the verbs that write text share: how the model is laid out, and the token that ends its texts."""
 
+import dataclasses
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +10,12 @@ from typing import Any
 import pytest
 
 from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.served import Served
 from jaxgpt.language_model import LanguageModel
+from jaxgpt.serving.page import HTML
 from jaxgpt.verbs import chat, evaluate, generate, serve
-from jaxgpt.verbs.flags import EngineFlags
+from jaxgpt.verbs.flags import EngineFlags, SamplingFlags
 
 
 class Built(Exception):
@@ -52,6 +57,39 @@ def test_every_verb_that_writes_text_ends_it_where_the_tokenizer_says(
     with pytest.raises(Built):
         verb(lm_folder, tmp_path / "a.jsonl")
     assert given == [lm.tokenizer.end_of_text] == [256]
+
+
+def test_text_is_drawn_alike_in_python_on_the_command_line_and_on_the_page() -> None:
+    python = {
+        name: parameter.default
+        for name, parameter in inspect.signature(LanguageModel.generate).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    flags = dataclasses.asdict(SamplingFlags())
+    assert {name: flags[name] for name in python} == python
+    neutral = dataclasses.asdict(Sampling())  # of what Python does not offer
+    assert {name: flags[name] for name in neutral.keys() - python.keys()} == {
+        name: neutral[name] for name in neutral.keys() - python.keys()
+    }
+    for name in ("temperature", "top-k"):
+        [field] = re.findall(rf'<input id="{name}" [^>]*>', HTML)
+        assert f'value="{flags[name.replace("-", "_")]}"' in field
+
+
+def test_a_stop_string_can_hold_what_cannot_be_typed() -> None:
+    typed = (r"\n\n", r"a\tb", r"c\\n", "d\n", r"\x")
+    assert SamplingFlags(stop=typed).stop_strings == ("\n\n", "a\tb", r"c\n", "d\n", r"\x")
+
+
+@pytest.mark.parametrize(("flags", "told"), [({}, True), ({"seed": 3}, False), ({"temperature": 0.0}, False)])
+def test_a_seed_that_was_not_given_is_told_if_anything_is_drawn(
+    flags: dict[str, Any], told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = {SamplingFlags(**flags).first_seed() for _ in range(3)}
+    assert len(seeds) == (1 if "seed" in flags else 3)
+    assert [
+        f"seed {seed} (--seed {seed} writes" in capsys.readouterr().err for seed in sorted(seeds)[:1]
+    ] == [told]
 
 
 def test_the_flags_decide_how_the_model_is_laid_out(lm_folder: Path) -> None:

@@ -1,8 +1,11 @@
 """`jaxgpt generate`: its flags reach the engine; text alone goes to stdout; answers stand alone."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +73,11 @@ def test_every_setting_of_sampling_has_its_flag(generate: Any, monkeypatch: pyte
 
 def test_streamed_or_together_each_prompt_gets_its_text(lm: LanguageModel, generate: Any) -> None:
     prompts = ["ab", "c", "d <|endoftext|> é"]
-    texts = lm.generate(prompts, max_new_tokens=30, temperature=0.8, top_k=50, seed=1)
-    expected = "".join(prompt + text + "\n" for prompt, text in zip(prompts, texts, strict=True))
+    texts = lm.generate(prompts, max_new_tokens=30, seed=1)
+    expected = "\n".join(
+        f"==> prompt {number}, seed {number} <==\n{prompt}{text}\n"
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), 1)
+    )
     for way in ("--stream", "--no-stream"):
         assert generate(*prompts, way, "--max-new-tokens", 30, "--seed", 1) == (expected, "")
 
@@ -103,7 +109,8 @@ def test_an_answer_to_a_query_is_written_alone(lm: LanguageModel, generate: Any,
     )
     for way in ("--stream", "--no-stream"):
         out, _ = generate("5", "6", *flags, way)
-        assert out == "".join(text.removeprefix(" ") + "\n" for text in texts)
+        answers = [text.removeprefix(" ") for text in texts]
+        assert out == f"==> prompt 1 <==\n{answers[0]}\n\n==> prompt 2 <==\n{answers[1]}\n"
     (zero_shot,) = lm.generate(
         [few_shot_prompt("5", instruction="Add")], max_new_tokens=9, temperature=0, stop=FEW_SHOT_STOP
     )
@@ -136,7 +143,7 @@ def test_an_answer_ends_with_its_block_and_loses_the_space_of_the_layout(
     written: str, answer: str, generate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxgpt.inference.engine.Engine", Scripted(written))
-    assert generate("2 + 2", "--instruction", "Add.") == (answer + "\n", "")
+    assert generate("2 + 2", "--instruction", "Add.", "--seed", 0) == (answer + "\n", "")
 
 
 def test_log_probabilities_are_those_of_the_text(lm: LanguageModel, generate: Any) -> None:
@@ -146,7 +153,7 @@ def test_log_probabilities_are_those_of_the_text(lm: LanguageModel, generate: An
     ids = [*BYTES.encode("ab"), *(line["token"] for line in lines[:5])]
     logprobs_TV = np.asarray(jax.nn.log_softmax(lm.logits(np.array([ids])), axis=-1))[0]
     for place, line in enumerate(lines[:5]):
-        assert set(line) == {"prompt", "token", "text", "logprob", "alternatives"}
+        assert set(line) == {"prompt", "sample", "token", "text", "logprob", "alternatives"}
         assert line["text"] == BYTES.decode([line["token"]])
         expected_V = logprobs_TV[1 + place]
         assert line["logprob"] == pytest.approx(expected_V[line["token"]], abs=1e-4)
@@ -183,6 +190,7 @@ def test_int8_writes_what_an_int8_engine_does(lm: LanguageModel, generate: Any) 
     [
         (["--max-new-tokens", "-1"], 2, "max_new_tokens = -1"),
         (["--seed", "-1"], 2, "seed = -1"),
+        (["-n", "0"], 2, "n = 0"),
         (["--logprobs", "21"], 2, "logprobs = 21"),
         (["--min-p", "2"], 2, "min_p = 2"),
         (["--examples", "nothing.jsonl"], 66, "nothing.jsonl"),
@@ -215,9 +223,10 @@ def test_beams_find_the_text_that_beam_search_finds(lm: LanguageModel, generate:
     a, q = (BYTES.decode(beam_search(soft, BYTES.encode(p), **search)[0].tokens) for p in ("ab", "q"))
     flags = ("--beams", 4, "--length-penalty", 0.5, "--max-new-tokens", 12)
     for way in ("--stream", "--no-stream"):
-        assert generate("ab", "q", *flags, way, model=tmp_path / "soft")[0] == f"ab{a}\nq{q}\n"
+        out, _ = generate("ab", "q", *flags, way, model=tmp_path / "soft")
+        assert out == f"==> prompt 1 <==\nab{a}\n\n==> prompt 2 <==\nq{q}\n"
     greedy, _ = generate("ab", "q", "--temperature", 0, "--max-new-tokens", 12, model=tmp_path / "soft")
-    assert greedy != f"ab{a}\nq{q}\n"
+    assert greedy != out
     assert generate("ab", *flags, "--max-new-tokens", 0)[0] == "ab\n"
 
 
@@ -234,7 +243,7 @@ def test_a_draft_leaves_greedy_text_as_it_is(
     ):
         text, told = generate(*flags, "--draft", draft)
         assert text == plain and told.count(accepted) == 1
-    stop = plain.splitlines()[0][4:6]
+    stop = plain.splitlines()[1][4:6]
     text, told = generate("ab", *flags[2:], "--draft", lm_folder, "--stop", stop)
     assert text == generate("ab", *flags[2:], "--stop", stop)[0] and "accepted" in told
 
@@ -252,13 +261,63 @@ def test_a_draft_needs_the_same_tokenizer_and_no_penalties(
 
 
 def test_no_new_tokens_are_no_new_text(generate: Any) -> None:
-    assert generate("a", "b", "--max-new-tokens", 0) == ("a\nb\n", "")
+    assert generate("a", "--max-new-tokens", 0, "--temperature", 0) == ("a\n", "")
+
+
+def test_samples_of_a_prompt_differ_and_can_be_made_again(lm: LanguageModel, generate: Any) -> None:
+    flags = ("--temperature", 3, "--top-k", 0, "--max-new-tokens", 20)
+    out, err = generate("a", "b", "-n", 2, *flags)
+    seed = int(err.split()[1])
+    assert err == f"seed {seed} (--seed {seed} writes the same again)\n"
+    seeds = [(seed + number) % 2**32 for number in range(4)]
+    heads = [f"prompt {prompt}, sample {sample}" for prompt in (1, 2) for sample in (1, 2)]
+    assert [line for line in out.split("\n") if line.startswith("==>")] == [
+        f"==> {head}, seed {own} <==" for head, own in zip(heads, seeds, strict=True)
+    ]
+    assert generate("a", "b", "--n", 2, "--no-stream", *flags, "--seed", seed) == (out, "")
+    assert generate("b", *flags, "--seed", seeds[2])[0].rstrip("\n") in out
+    (one, other) = (lm.generate("a", temperature=3, top_k=0, max_new_tokens=20, seed=s) for s in seeds[:2])
+    assert one in out and other in out and one != other
+    assert generate("a", *flags)[1] != err
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], None]]:
+    """Something that stands in standard input, which is a pipe."""
+    with contextlib.ExitStack() as stack:
+
+        def typed(content: bytes) -> None:
+            reader, writer = os.pipe()
+            with os.fdopen(writer, "wb") as file:
+                file.write(content)
+            monkeypatch.setattr(sys, "stdin", stack.enter_context(os.fdopen(reader, encoding="ascii")))
+
+        yield typed
+
+
+def test_a_pipe_and_a_dash_are_prompts(generate: Any, typed: Callable[[bytes], None]) -> None:
+    flags = ("--max-new-tokens", 0, "--temperature", 0)
+    for words, text in (
+        ((), "é b"),
+        (("-",), "é b"),
+        (("a", "-"), "==> prompt 1 <==\na\n\n==> prompt 2 <==\né b"),
+    ):
+        typed("é b\n".encode())
+        assert generate(*words, *flags)[0] == text + "\n"
+    typed(b"c\r\n")
+    assert generate("a", *flags)[0] == "a\n"  # a prompt is given: the pipe is somebody else's
+    assert sys.stdin.read() == "c\n"
+    typed(b"\xff")
+    assert "input is not UTF-8" in generate("-", *flags, code=65)[1]
+    with open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", nothing)
+        assert generate(*flags)[0] == "\n"
 
 
 def test_a_prompt_longer_than_the_context_is_told(generate: Any) -> None:
-    out, err = generate("a" * 70, "--max-new-tokens", 1)
+    out, err = generate("a" * 70, "--max-new-tokens", 1, "--seed", 1)
     assert out.startswith("a" * 70) and err.startswith("a prompt has 70 tokens: only the last 64")
-    assert generate("a" * 64, "--max-new-tokens", 1)[1] == ""
+    assert generate("a" * 64, "--max-new-tokens", 1, "--seed", 1)[1] == ""
 
 
 def test_beams_lay_the_parameters_out_once_for_all_prompts(

@@ -81,11 +81,41 @@ def test_generated_text_is_decoded_token_by_token(with_tokenizer: Path) -> None:
         tokens.append(int(lm.logits(np.array([tokens]))[0, -1].argmax()))
     expected = lm.tokenizer.decode(tokens[2:])
     assert lm.generate(["ab"], max_new_tokens=5, temperature=0) == [expected]
+    texts = lm.generate(["ab", "", "ab"], max_new_tokens=5, seed=2**32 - 2)
+    assert texts[::2] == [lm.generate("ab", max_new_tokens=5, seed=seed) for seed in (2**32 - 2, 0)]
+    assert texts[0] != texts[2]
+    assert lm.generate(["ab"], max_new_tokens=0) == [""] and lm.generate([]) == []
+
+
+def test_a_string_is_one_prompt_and_one_stop(lm: LanguageModel) -> None:
+    text = lm.generate("hello", max_new_tokens=20, temperature=0)
+    assert lm.generate(["hello"], max_new_tokens=20, temperature=0) == [text]
     assert (
-        lm.generate(["ab", "", "ab"], max_new_tokens=5, seed=3)[::2]
-        == lm.generate(["ab"], max_new_tokens=5, seed=3) * 2
+        lm.generate("hello", max_new_tokens=20, temperature=0, stop=text[8:10])
+        == text[: text.index(text[8:10])]
     )
-    assert lm.generate(["ab"], max_new_tokens=0) == [""]
+
+
+@pytest.mark.parametrize("wrong", [[[1, 2]], 5, [None], b"hello", np.array([1, 2])])
+def test_what_is_no_text_is_no_prompt(lm: LanguageModel, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a prompt is a text; pass a string or a list of strings"):
+        lm.generate(wrong)
+
+
+def test_without_a_seed_texts_differ_and_the_seed_is_logged(
+    lm: LanguageModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 20, "temperature": 3, "top_k": 0}
+    with caplog.at_level("INFO", logger="jaxgpt"):
+        one, other = (lm.generate("ab", **settings) for _ in range(2))
+    seeds = [int(line.removeprefix("seed ")) for line in caplog.messages]
+    assert one != other and [lm.generate("ab", seed=seed, **settings) for seed in seeds] == [one, other]
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [[1.0]], [[True]], "ab", [[1], [2, 3]], [[[1]]], None])
+def test_what_are_no_ids_in_two_dimensions_is_said(small: LanguageModel, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"whole numbers in two dimensions, \[texts, tokens\], not "):
+        small.logits(wrong)
 
 
 def test_an_empty_prompt_starts_after_the_end_of_a_text(with_tokenizer: Path) -> None:

@@ -159,8 +159,14 @@ def client(server: Served) -> Iterator[Any]:
 def test_openais_client_completes_streams_and_lists(client: Any, model: LanguageModel) -> None:
     ask = {"model": "tiny", "prompt": "ab", "max_tokens": 20, "seed": 3, "temperature": 0.9, "logprobs": 2}
     whole = client.completions.create(**ask, n=2)
-    assert whole.choices[0].text == model.generate(["ab"], max_new_tokens=20, temperature=0.9, seed=3)[0]
-    assert whole.choices[1].text == model.generate(["ab"], max_new_tokens=20, temperature=0.9, seed=4)[0]
+    assert (
+        whole.choices[0].text
+        == model.generate(["ab"], max_new_tokens=20, temperature=0.9, top_k=0, seed=3)[0]
+    )
+    assert (
+        whole.choices[1].text
+        == model.generate(["ab"], max_new_tokens=20, temperature=0.9, top_k=0, seed=4)[0]
+    )
     assert [choice.finish_reason for choice in whole.choices] == ["length"] * 2
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (2, 40)
     chunks = list(client.completions.create(**ask, n=2, stream=True, stream_options={"include_usage": True}))

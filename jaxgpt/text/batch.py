@@ -38,6 +38,8 @@ def check_ids(tokens: np.ndarray, vocab: int) -> np.ndarray:
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab):
         wrong = int(tokens.max() if tokens.max() >= vocab else tokens.min())
         raise DataError(
-            f"token id {wrong}", why=f"the vocabulary has {vocab} ids", fix="prepare the data again"
+            f"token id {wrong}",
+            why=f"the vocabulary has {vocab} ids",
+            fix="make the ids, or prepare the data, with the model's own tokenizer",
         )
     return tokens

@@ -60,7 +60,9 @@ def run(args: ChatArgs) -> None:
     lm = args.load(args.model)
     tokenizer = lm.tokenizer
     engine = Engine(args.served(lm), slots=1, end=tokenizer.end_of_text, steps=STEPS)
-    request = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.seed)
+    request = Request(
+        prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.first_seed()
+    )
     room = room_for_prompt(lm.config.context, args.max_new_tokens)
     talk = Conversation(tokenizer, template, room, args.system)
     note(
@@ -76,7 +78,7 @@ def run(args: ChatArgs) -> None:
         elif re.fullmatch(r"/\w+", command):
             note(HELP if command == "/help" else f"there is no command {command}; the commands are\n{HELP}")
         elif command or template == "plain":
-            _reply(engine, talk, request, line, args.stop)
+            _reply(engine, talk, request, line, args.stop_strings)
 
 
 def _reply(

@@ -1,6 +1,7 @@
 """Flags that several verbs take: how the next token is chosen, and how a model is held in memory."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -8,24 +9,27 @@ import tyro
 
 from jaxgpt.config import MeshConfig
 from jaxgpt.errors import ConfigError
+from jaxgpt.inference.defaults import MAX_NEW_TOKENS, TEMPERATURE, TOP_K, random_seed
 
 if TYPE_CHECKING:
     from jaxgpt.inference.sampling import Sampling
     from jaxgpt.inference.served import Served
     from jaxgpt.language_model import LanguageModel
 
+_ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
     """How the next token is chosen: the flags that `generate` and `chat` share."""
 
-    max_new_tokens: int = 100
+    max_new_tokens: int = MAX_NEW_TOKENS
     """Largest number of tokens that the model writes. It may end its text earlier."""
-    temperature: float = 0.8
+    temperature: float = TEMPERATURE
     """Below 1, the model prefers probable tokens more strongly, and its text becomes more predictable.
     Above 1, improbable tokens are chosen more often, and its text becomes more varied.
     0 always takes the most probable token (greedy decoding)."""
-    top_k: int = 50
+    top_k: int = TOP_K
     """Choose only among this many most probable tokens. 0 means among all."""
     top_p: float = 1.0
     """Choose only among the most probable tokens that together have at least this probability.
@@ -43,9 +47,27 @@ class SamplingFlags:
     """Number that is subtracted from a token's logit for each time it was written.
     The prompt does not count."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """End the text before this string. The flag may be given several times."""
-    seed: int = 0
-    """Starting point of the random numbers. The same seed gives the same text."""
+    """End the text before this string. The flag may be given several times.
+    \\n stands for a new line, \\t for a tab, and \\\\ for a backslash."""
+    seed: int | None = None
+    """Starting point of the random numbers. The same seed gives the same text.
+    None takes a random one, which is shown."""
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The strings of --stop, in which a backslash and a letter stand for what cannot be typed."""
+        return tuple(re.sub(r"\\[nrt\\]", lambda found: _ESCAPES[found[0]], text) for text in self.stop)
+
+    def first_seed(self) -> int:
+        """The seed of the first text. Where none was given it is random, and shown if anything is drawn."""
+        if self.seed is not None:
+            return self.seed
+        from jaxgpt.display import note
+
+        seed = random_seed()
+        if self.temperature > 0:
+            note(f"seed {seed} (--seed {seed} writes the same again)")
+        return seed
 
     def sampling(self) -> "Sampling":
         """Return these settings for the engine. Raises ConfigError for values that are impossible."""
@@ -57,7 +79,7 @@ class SamplingFlags:
                 why="it must be 0 or more",
                 fix="give the number of tokens to write",
             )
-        if not 0 <= self.seed < 2**32:
+        if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(
                 f"seed = {self.seed}",
                 why="it must be a 32-bit unsigned integer",

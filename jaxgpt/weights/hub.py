@@ -6,9 +6,9 @@ that commit and must have that hash. No hash, revision or address is written dow
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +19,6 @@ from jaxgpt.files import file_sha256
 from jaxgpt.text import tokenizer_folder
 from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, VOCAB_FILE
 from jaxgpt.weights.formats.huggingface import SAFETENSORS
-
-logger = logging.getLogger(__name__)
 
 PUBLIC = {
     "gpt2": "openai-community/gpt2",
@@ -72,7 +70,10 @@ def fetch(name: str, *, endpoint: str | None = None, cache: Path | None = None) 
                     fix=f"check the connection, or download {CONFIG_FILE}, {SAFETENSORS} and {JSON_FILE} "
                     "from there on another machine and give their folder as MODEL",
                 ) from error
-            logger.info("%s: %s; taken from %s", name, error, folder)
+            warnings.warn(
+                f"{name}: {error}; the copy in {folder} is used, which may be older than the hub's",
+                stacklevel=2,
+            )
             return folder
     except OSError as error:
         raise StorageError(
