@@ -121,6 +121,7 @@ def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: 
                 tokenizer=recipe.data.tokenizer,
                 val_fraction=recipe.data.val_fraction,
                 progress=show,
+                tell=tell,
             )
 
     hosts.decide(write)

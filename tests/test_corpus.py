@@ -5,14 +5,16 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import sys
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from jaxgpt.errors import BusyError, DataError, MissingError, StorageError
-from jaxgpt.text import corpus
+from jaxgpt.text import text_files
 from jaxgpt.text.corpus import Text, builtin_documents, open_texts
 from jaxgpt.text.download import DOWNLOADS, Download, cache_folder, fetch
 from jaxgpt.text.shards import ShardWriter
@@ -53,7 +55,7 @@ def test_a_python_without_it_says_so(monkeypatch):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
 def test_a_text_file_is_one_document_to_the_letter(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     content = "\ufeffzwei Wörter\r\n😀\n"
     (tmp_path / "a.md").write_bytes(content.encode())
     assert documents(Text("a", tmp_path / "a.md")) == [content]
@@ -73,7 +75,7 @@ def test_json_lines_are_a_document_each_and_gzip_is_read_too(tmp_path):
 @pytest.mark.parametrize("window", [3, 1000])
 @pytest.mark.parametrize("before", [True, False])
 def test_gpt2_token_files_give_their_documents_back(tmp_path, monkeypatch, window, before):
-    monkeypatch.setattr(corpus, "BLOCK", window)
+    monkeypatch.setattr(text_files, "BLOCK", window)
     tokenizer, texts = load_tokenizer("gpt2"), ["Hello world", "😀 grüße 日本", "x"]
     end = [tokenizer.end_of_text]
     parts = [[*end, *tokenizer.encode(text)] if before else [*tokenizer.encode(text), *end] for text in texts]
@@ -93,8 +95,28 @@ def test_a_folder_is_its_files_in_order_without_hidden_ones(tmp_path):
 
 def test_standard_input_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("wörter".encode())))
-    (text,) = open_texts(["-"], spool=tmp_path / "stdin.txt")
+    (text,) = open_texts(["-"], spool=tmp_path / "spool")
     assert documents(text) == ["wörter"]
+
+
+def test_a_pipe_is_read_once_and_kept(tmp_path):
+    """By its name, whose suffix says what it holds; `<(zcat a.gz)` of a shell is one without."""
+    os.mkfifo(tmp_path / "a.jsonl")
+    line = json.dumps({"text": "wörter"}).encode()
+    writer = threading.Thread(target=(tmp_path / "a.jsonl").write_bytes, args=(line,))
+    writer.start()
+    (text,) = open_texts([str(tmp_path / "a.jsonl")], spool=tmp_path / "spool")
+    writer.join()
+    assert text.name == str(tmp_path / "a.jsonl")
+    assert [documents(text) for _ in range(2)] == [["wörter"], ["wörter"]]
+
+
+def test_lines_that_hold_no_text_are_passed_over_and_counted(tmp_path):
+    lines = [b'\xef\xbb\xbf{"text": "one"}', b"", b'{"text": ""}', b" \t\r", b'{"text": "two"}', b""]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    counts = Counter()
+    assert [block.text for block in Text("a", tmp_path / "a.jsonl").blocks(counts)] == ["one", "two"]
+    assert counts == {"byte order mark": 1, "blank line": 2, "empty text": 1}
 
 
 def test_names_that_are_nothing_are_all_reported():
@@ -109,9 +131,11 @@ def test_names_that_are_nothing_are_all_reported():
         ("a.txt", "aä".encode()[:-1], "offset 1 "),
         ("a.txt", "ab".encode("utf-16"), "offset 0 "),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "offset 24 "),
-        ("a.jsonl", b'{"text": "a"}\n\n', "line 2 "),
+        ("a.jsonl", b'{"text": "a"}\n\n{}', "line 3 "),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "\xff"}', "offset 28 "),
+        ("a.txt", b"\xef\xbb\xbf\xff", "offset 3 "),
         ("a.jsonl", b'{"content": "a"}\n', "line 1 "),
-        ("a.jsonl", b'{"text": ""}\n', "line 1 .*empty"),
+        ("a.jsonl", b'{"text": ""}\n\n', "holds no text"),
         ("a.jsonl", b'{"text": 5}\n', "line 1 "),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1 .*surrogate"),
         ("a.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "line 2 .*Recursion"),
@@ -120,11 +144,16 @@ def test_names_that_are_nothing_are_all_reported():
         ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-9], "damaged gzip"),
         ("a.txt.gz", b"text", "damaged gzip"),
         ("a.bin", b"text", "not a token file"),
+        ("a.txt", b"%PDF-1.7 ...", "it is a PDF document"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n", "it is a PNG picture"),
+        ("a.jsonl", b"PK\x03\x04", "it is a zip archive"),
+        ("a.txt.gz", gzip.compress(b"ustar" + bytes(500)), "a binary file: the byte at offset 5 is zero"),
+        ("a.txt", gzip.compress(b"text"), "compressed with gzip, though its name"),
     ],
 )
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_bad_input_is_refused_with_its_place(tmp_path, monkeypatch, name, content, why, block):
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=why):
         documents(Text(name, tmp_path / name))

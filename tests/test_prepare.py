@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from jaxgpt.errors import BusyError, ConfigError, DataError, MissingError, StorageError
 from jaxgpt.text import prepare as module
-from jaxgpt.text.corpus import Block, builtin_documents
+from jaxgpt.text.corpus import builtin_documents
 from jaxgpt.text.documents import choose_validation, cut_blocks, find_border, group_blocks
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
 from jaxgpt.text.prepare import JOURNAL_FILE, encode_blocks, prepare
 from jaxgpt.text.shards import ShardWriter, open_split
+from jaxgpt.text.text_files import Block
 from jaxgpt.text.tokenizer import TOKENIZER_FILE
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.verbs.prepare import PrepareArgs, run
@@ -278,11 +279,20 @@ def test_two_writers_at_once_are_refused(prose, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"val_fraction": 1.0}, {"val_fraction": -0.1}, {"shard_tokens": 0}, {"workers": 0}]
+    ("settings", "said"),
+    [
+        ({"val_fraction": 1.0}, "--val-fraction = 1.0: it must be at least 0 and less than 1"),
+        ({"val_fraction": -0.1}, "--val-fraction = -0.1"),
+        ({"shard_tokens": 0}, "--shard-tokens = 0: it must be from 1 to"),
+        ({"workers": 0}, "--workers = 0: it must be greater than 0"),
+        ({"texts": []}, "no TEXT: nothing was named"),
+    ],
 )
-def test_impossible_settings_are_refused_before_anything_is_made(prose, tmp_path, settings):
-    with pytest.raises(ConfigError, match="impossible settings"):
-        prepare([prose], tmp_path / "out", **settings)
+def test_a_setting_out_of_range_is_refused_by_its_flag_before_anything_is_made(
+    prose, tmp_path, settings, said
+):
+    with pytest.raises(ConfigError, match=said):
+        prepare(**{"texts": [prose], "out": tmp_path / "out"} | settings)
     assert not (tmp_path / "out").exists()
 
 
@@ -293,6 +303,64 @@ def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, why):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(DataError, match=why):
         prepare([str(tmp_path / "a.txt")], tmp_path / "out")
+
+
+def test_all_files_that_cannot_be_used_are_named_or_left_out(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    bad = {"b.txt": b"", "c.png": b"\x89PNG", "d.txt": b"some \xff text", "f.jsonl": b'{"text": "a"}\nx'}
+    for name, content in ({"a.txt": b"first", "e.txt": b"second"} | bad).items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        prepare([str(folder)], tmp_path / "out", tokenizer="bytes")
+    message = str(refused.value)
+    assert "cannot use 4 of 6 texts" in message and message.endswith("leave them out with --skip-unreadable")
+    assert all(f"({folder / name})" in message for name in bad)
+    assert "a.txt" not in message and not (tmp_path / "out" / "manifest.json").exists()
+    told = []
+    manifest = prepare(
+        [str(folder)], tmp_path / "out", tokenizer="bytes", skip_unreadable=True, tell=told.append
+    )
+    assert [source.name for source in manifest.sources] == [f"{folder}/a.txt", f"{folder}/e.txt"]
+    assert tokens(tmp_path / "out", "train") + tokens(tmp_path / "out", "val") == [
+        token for text in (b"second", b"first") for token in (*text, 256)
+    ]
+    left_out = [line for line in told if line.startswith("left out: ")]
+    assert len(left_out) == 4 and all(f"({folder / name})" in "".join(left_out) for name in bad)
+    for name in ("a.txt", "e.txt"):
+        (folder / name).unlink()
+    with pytest.raises(DataError, match="cannot use 4 of 4 texts"):
+        prepare([str(folder)], tmp_path / "none", tokenizer="bytes", skip_unreadable=True)
+
+
+def test_a_validation_split_that_is_far_from_the_fraction_or_tiny_is_said(tmp_path):
+    """Two books cannot be divided nine to one; one text can, and ten of a length are."""
+
+    def told(sizes):
+        names = [str(tmp_path / f"{len(sizes)}-{number}.txt") for number in range(len(sizes))]
+        for name, size in zip(names, sizes, strict=True):
+            with open(name, "w") as file:
+                file.write("ab " * (size // 3))
+        said = []
+        prepare(names, tmp_path / f"out-{len(sizes)}", tokenizer="bytes", tell=said.append)
+        return said
+
+    (share,) = told([38_000, 12_000])
+    assert share.startswith(
+        "the validation split has 24% of the text instead of 10%, because the 2 documents"
+    )
+    assert told([50_000]) == [] == told([20_000] * 10)
+    (few,) = told([600] * 3)[1:]
+    assert few.startswith("the split val has only 601 tokens")
+
+
+def test_what_lines_of_json_leave_out_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one two"}\n\n{"text": ""}\n\n{"text": "three"}\n')
+    said = []
+    prepare(
+        [str(tmp_path / "a.jsonl")], tmp_path / "out", tokenizer="bytes", val_fraction=0, tell=said.append
+    )
+    assert said[0] == f"{tmp_path / 'a.jsonl'}: left out 2 blank lines, 1 empty text"
 
 
 def test_a_missing_text_is_named(tmp_path):
@@ -323,7 +391,7 @@ def test_standard_input_is_prepared_and_its_copy_removed(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROSE.encode())))
         manifest = prepare(["-"], tmp_path / "out", val_fraction=0)
     assert tokens(tmp_path / "out", "train") == [*GPT2.encode(PROSE), END]
-    assert manifest.sources[0].name == "-" and not (tmp_path / "out" / "stdin.txt").exists()
+    assert manifest.sources[0].name == "-" and not (tmp_path / "out" / ".spool").exists()
 
 
 def test_our_token_files_are_texts_again(prose, tmp_path):

@@ -3,40 +3,26 @@
 A text is read in blocks, which are pieces of its documents in order; a large document is never read whole. A
 `.jsonl` file holds one document a line, under the key "text". A `.bin` file holds GPT-2 tokens in llm.c's
 layout, which are decoded to documents. Any other file is one document. All but `.bin` files may be compressed
-as `.gz`. Text must be UTF-8, and nothing is repaired.
+as `.gz`. A pipe can be read only once, so it is kept in a file first.
 """
 
-import codecs
 import gzip
 import hashlib
-import json
 import shutil
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedIOBase
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from typing import BinaryIO
 
 from jaxgpt.errors import DataError, MissingError, unreadable, unwritable
 from jaxgpt.files import file_sha256
 from jaxgpt.text.download import DOWNLOADS, Progress, fetch
-from jaxgpt.text.shards import TokenStream
-from jaxgpt.text.tokenizer import gpt2_tokenizer
+from jaxgpt.text.text_files import Block, file_blocks
 
 BUILTIN = "builtin"
-BLOCK = 1 << 20  # bytes read at a time
-
-
-class Block(NamedTuple):
-    """A piece of a document; `ends` is True for the last piece."""
-
-    text: str
-    ends: bool
 
 
 @dataclass(frozen=True)
@@ -46,15 +32,15 @@ class Text:
     name: str
     path: Path | None
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, passed_over: Counter[str] | None = None) -> Iterator[Block]:
         """Yield the documents in pieces.
 
-        Raises DataError that names the byte or line that is wrong or says that the text is empty,
-        StorageError when reading fails.
+        `passed_over` counts what was left out, by what it is called. Raises DataError that names the byte or
+        line that is wrong, or says that the file is empty or no text, StorageError when reading fails.
         """
         empty = True
         try:
-            for block in self._read():
+            for block in self._read(Counter() if passed_over is None else passed_over):
                 empty = empty and not block.text
                 yield block
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -80,18 +66,10 @@ class Text:
         status = self.path.stat()
         return status.st_size, status.st_mtime_ns
 
-    def _read(self) -> Iterator[Block]:
+    def _read(self, passed_over: Counter[str]) -> Iterator[Block]:
         if self.path is None:
-            yield from (Block(text, True) for text in builtin_documents().values())
-            return
-        suffixes = self.path.suffixes
-        if suffixes[-1:] == [".bin"]:
-            yield from _token_blocks(self.path)
-            return
-        packed = suffixes[-1:] == [".gz"]
-        with gzip.open(self.path, "rb") if packed else self.path.open("rb") as file:
-            lines = (suffixes[-2:-1] if packed else suffixes[-1:]) == [".jsonl"]
-            yield from _line_blocks(file, self.name) if lines else _text_blocks(file, self.name)
+            return (Block(text, True) for text in builtin_documents().values())
+        return file_blocks(self.path, self.name, passed_over)
 
 
 def builtin_documents() -> Mapping[str, str]:
@@ -113,10 +91,10 @@ def builtin_documents() -> Mapping[str, str]:
 def open_texts(names: Sequence[str], *, spool: Path, progress: Progress | None = None) -> list[Text]:
     """Return the texts that the names mean.
 
-    A name is `builtin`, a named download, which is fetched into the cache, `-` for standard input, which is
-    kept in the file `spool`, a file, or a folder. A folder means its files in sorted order, without hidden
-    ones. Raises MissingError that lists every other name, DataError for a folder without files, and what
-    `fetch` raises.
+    A name is `builtin`, a named download, which is fetched into the cache, `-` for standard input, a pipe, a
+    file, or a folder. A folder means its files in sorted order, without hidden ones. Standard input and pipes
+    are kept in the folder `spool`. Raises MissingError that lists every other name, DataError for a folder
+    without files, and what `fetch` raises.
     """
     missing = [name for name in names if not _known(name)]
     if missing:
@@ -131,11 +109,13 @@ def open_texts(names: Sequence[str], *, spool: Path, progress: Progress | None =
         if name == BUILTIN:
             texts.append(Text(name, None))
         elif name == "-":
-            texts.append(Text("-", _spool_stdin(spool)))
+            texts.append(Text("-", _kept(sys.stdin.buffer, spool / f"{len(texts)}.txt")))
         elif name in DOWNLOADS:
             texts.append(Text(name, fetch(DOWNLOADS[name], progress=progress)))
         elif path.is_dir():
             texts.extend(_folder_texts(path))
+        elif not path.is_file():
+            texts.append(Text(name, _kept_pipe(path, spool / f"{len(texts)}{''.join(path.suffixes)}")))
         else:
             texts.append(Text(name, path))
     return texts
@@ -156,71 +136,20 @@ def _folder_texts(folder: Path) -> list[Text]:
     return [Text(path.as_posix(), path) for path in files]
 
 
-def _spool_stdin(spool: Path) -> Path:
+def _kept_pipe(pipe: Path, spool: Path) -> Path:
     try:
-        with spool.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+        with pipe.open("rb") as file:
+            return _kept(file, spool)
     except OSError as error:
-        raise unwritable(spool, error, "cannot keep standard input") from error
+        raise unreadable(pipe, error) from error
+
+
+def _kept(source: BinaryIO, spool: Path) -> Path:
+    """Copy what can be read only once to the file `spool`, and return that."""
+    try:
+        spool.parent.mkdir(parents=True, exist_ok=True)
+        with spool.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    except OSError as error:
+        raise unwritable(spool, error, "cannot keep what is read from a pipe") from error
     return spool
-
-
-def _text_blocks(file: BufferedIOBase, name: str) -> Iterator[Block]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, more = 0, True
-    while more:
-        raw = file.read(BLOCK)
-        more = bool(raw)
-        try:
-            text = decoder.decode(raw, not more)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(name, offset + len(raw) - len(error.object) + error.start) from error
-        offset += len(raw)
-        yield Block(text, not more)
-
-
-def _line_blocks(file: BufferedIOBase, name: str) -> Iterator[Block]:
-    offset = 0
-    for number, line in enumerate(file, start=1):
-        try:
-            text = json.loads(line.decode())["text"]
-            text.encode()  # refuses lone surrogates
-            if not text:
-                raise ValueError('its "text" is empty')
-        except UnicodeDecodeError as error:
-            raise _not_utf8(name, offset + error.start) from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = f'line {number} is not a JSON object with a "text": {error!r}'
-            raise DataError(
-                "not JSON lines of text", path=name, why=why, fix="correct or remove the line"
-            ) from error
-        offset += len(line)
-        yield Block(text, True)
-
-
-def _token_blocks(path: Path) -> Iterator[Block]:
-    """Yield the documents of a file of GPT-2 tokens.
-
-    `<|endoftext|>` stands before each document in llm.c's files and after each in ours. A file may begin or
-    end inside a document, even inside a character; what is left of that character becomes U+FFFD.
-    """
-    tokenizer, stream = gpt2_tokenizer(), TokenStream([path])
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    begun = False
-    for start in range(0, len(stream), BLOCK):
-        ids = stream.read(start, min(start + BLOCK, len(stream)))
-        borders = [-1, *np.flatnonzero(ids == tokenizer.end_of_text).tolist(), len(ids)]
-        for before, end in pairwise(borders):
-            begun = begun or end > before + 1
-            if begun:
-                ends = end < len(ids)
-                yield Block(decoder.decode(tokenizer.decode_bytes(ids[before + 1 : end]), ends), ends)
-                begun = not ends
-    if begun:
-        yield Block(decoder.decode(b"", True), True)
-
-
-def _not_utf8(name: str, offset: int) -> DataError:
-    return DataError(
-        "not UTF-8", path=name, why=f"the byte at offset {offset} is invalid", fix="convert it to UTF-8"
-    )

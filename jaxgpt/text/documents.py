@@ -6,13 +6,15 @@ the parts encode to the same ids as the whole.
 
 import re
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jaxgpt.errors import DataError
-from jaxgpt.text.corpus import Block, Text
+from jaxgpt.errors import DataError, JaxgptError
+from jaxgpt.text.corpus import Text
 from jaxgpt.text.download import Progress
 from jaxgpt.text.manifest import Source
+from jaxgpt.text.text_files import Block
 from jaxgpt.text.tokenizer import WHITESPACE
 
 _BORDER = re.compile(f"(?<=[^{WHITESPACE}])[{WHITESPACE}]")
@@ -85,33 +87,100 @@ class Plan:
             )
 
 
-def scan(texts: Sequence[Text], val_fraction: float, progress: Progress | None = None) -> Plan:
+def scan(
+    texts: Sequence[Text],
+    val_fraction: float,
+    progress: Progress | None = None,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+    skip_unreadable: bool = False,
+) -> Plan:
     """Read the texts once, check them, and decide how to divide them.
 
-    Raises DataError when a text is damaged or too short to divide.
+    `tell` hears what was passed over, and that the validation split became far larger or smaller than asked
+    for. With `skip_unreadable`, texts that are damaged, empty or no text are passed over too. Otherwise
+    raises DataError that names all of them, or the error of the only one; and where a text is too short to
+    divide.
     """
-    stamps = tuple(text.stamp() for text in texts)
-    sizes, sources = array("q"), []
+    stamps, kept, sources = [], [], []
+    sizes = array("q")
+    problems: list[JaxgptError] = []
     meter = Meter("reading", None, progress)
     for text in texts:
-        before, held = len(sizes), 0
-        for block in meter.count(text.blocks()):
-            held += len(block.text)
-            if block.ends:
-                sizes.append(held)
-                held = 0
-        digest, count = text.digest()
-        sources.append(Source(name=text.name, sha256=digest, bytes=count, documents=len(sizes) - before))
+        passed_over: Counter[str] = Counter()
+        try:
+            stamp, held = text.stamp(), _sizes(meter.count(text.blocks(passed_over)))
+            digest, count = text.digest()
+        except JaxgptError as error:
+            problems.append(error)
+            continue
+        if passed_over:
+            tell(f"{text.name}: left out {', '.join(counted(n, kind) for kind, n in passed_over.items())}")
+        stamps.append(stamp)
+        kept.append(text)
+        sizes.extend(held)
+        sources.append(Source(name=text.name, sha256=digest, bytes=count, documents=len(held)))
+    _report_problems(problems, len(texts), tell, skip_unreadable=skip_unreadable)
     single = len(sizes) == 1 and val_fraction > 0
+    validation = set() if single else choose_validation(sizes, val_fraction)
+    if validation:
+        _report_share(sizes, validation, val_fraction, tell)
     return Plan(
-        texts=tuple(texts),
+        texts=tuple(kept),
         sources=tuple(sources),
-        stamps=stamps,
+        stamps=tuple(stamps),
         documents=len(sizes),
-        characters=meter.done,
-        validation=set() if single else choose_validation(sizes, val_fraction),
-        cut=_find_cut(texts[0], sizes[0], val_fraction) if single else None,
+        characters=sum(sizes),
+        validation=validation,
+        cut=_find_cut(kept[0], sizes[0], val_fraction) if single else None,
     )
+
+
+def _sizes(blocks: Iterable[Block]) -> "array[int]":
+    """Return the number of characters of each document."""
+    sizes, held = array("q"), 0
+    for block in blocks:
+        held += len(block.text)
+        if block.ends:
+            sizes.append(held)
+            held = 0
+    return sizes
+
+
+def counted(number: int, kind: str) -> str:
+    """Return a number of things in words: `1 blank line`, `3 blank lines`."""
+    return f"{number:,} {kind}" + "s" * (number != 1)
+
+
+def _report_problems(
+    problems: Sequence[JaxgptError], texts: int, tell: Callable[[str], None], *, skip_unreadable: bool
+) -> None:
+    """Tell of the texts that are passed over. Raises the error that names them where none may be."""
+    if skip_unreadable and len(problems) < texts:
+        for problem in problems:
+            tell(f"left out: {problem}")
+    elif texts == 1 and problems:
+        raise problems[0]
+    elif problems:
+        kind = DataError if any(isinstance(problem, DataError) for problem in problems) else type(problems[0])
+        fix = "mend or remove them"
+        if not skip_unreadable:
+            fix += ", or leave them out with --skip-unreadable"
+        raise kind(
+            f"cannot use {len(problems)} of {texts} texts", why=" | ".join(map(str, problems)), fix=fix
+        )
+
+
+def _report_share(
+    sizes: Sequence[int], validation: Collection[int], asked: float, tell: Callable[[str], None]
+) -> None:
+    """Tell where whole documents make the share of the validation split far from the one asked for."""
+    share = sum(sizes[index] for index in validation) / sum(sizes)
+    if not asked / 1.5 <= share <= asked * 1.5:
+        tell(
+            f"the validation split has {share:.0%} of the text instead of {asked:.0%}, because the "
+            f"{len(sizes):,} documents are divided whole; join them in one file to divide it exactly"
+        )
 
 
 def _find_cut(text: Text, characters: int, val_fraction: float) -> int:

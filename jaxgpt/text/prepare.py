@@ -11,8 +11,9 @@ because the document goes on.
 
 import json
 import os
+import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -22,19 +23,22 @@ from typing import Any
 import filelock
 import numpy as np
 
+from jaxgpt.config.checks import require
 from jaxgpt.errors import BusyError, ConfigError, DataError, unwritable
 from jaxgpt.files import write_atomically
-from jaxgpt.text.corpus import Block, open_texts
+from jaxgpt.text.corpus import open_texts
 from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
 from jaxgpt.text.download import Progress
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Split
 from jaxgpt.text.shards import ShardWriter, token_dtype
+from jaxgpt.text.text_files import Block
 from jaxgpt.text.tokenizer import RankTokenizer
 from jaxgpt.text.tokenizer_files import load_ranks
 
 JOURNAL_FILE = "progress.jsonl"
 LOCK_FILE = ".lock"
-STDIN_FILE = "stdin.txt"
+SPOOL = ".spool"  # the folder in which standard input and pipes are kept while they are needed
+FEW = 1000  # tokens of a split with which its loss says little
 BATCH = 1 << 18  # characters tokenized at a time by one worker
 JOURNAL_EVERY = 64  # batches between two points from which an interrupted run can go on
 
@@ -47,13 +51,18 @@ def prepare(
     val_fraction: float = 0.1,
     shard_tokens: int = 100_000_000,
     workers: int | None = None,
+    skip_unreadable: bool = False,
     progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Tokenize the texts (see `open_texts`) into the folder `out` and return its manifest.
 
     `val_fraction` of the text, at least 0 and less than 1, is for validation. Every shard but the last of a
     split has `shard_tokens` tokens. `workers` threads tokenize; None means one for each core. Memory does not
     grow with the texts, only with the longest line of JSON and the longest run of text without whitespace.
+
+    `skip_unreadable` passes over texts that are damaged, empty or no text. `tell` hears what was passed over,
+    and what a person should know of the splits.
 
     An interrupted run goes on where it stopped. A finished folder of the same texts and settings is kept.
 
@@ -69,13 +78,12 @@ def prepare(
         with filelock.FileLock(folder / LOCK_FILE, timeout=0):
             _refuse_foreign(folder)
             try:
-                plan = scan(
-                    open_texts(texts, spool=folder / STDIN_FILE, progress=progress), val_fraction, progress
-                )
+                opened = open_texts(texts, spool=folder / SPOOL, progress=progress)
+                plan = scan(opened, val_fraction, progress, tell=tell, skip_unreadable=skip_unreadable)
                 goal = _goal(plan, coder, val_fraction, shard_tokens)
-                return _Work(plan, folder, coder, goal, workers, progress).manifest()
+                made = _Work(plan, folder, coder, goal, workers, progress).manifest()
             finally:
-                (folder / STDIN_FILE).unlink(missing_ok=True)
+                shutil.rmtree(folder / SPOOL, ignore_errors=True)
     except filelock.Timeout as error:
         raise BusyError(
             "folder in use",
@@ -85,6 +93,10 @@ def prepare(
         ) from error
     except OSError as error:
         raise unwritable(folder, error, "cannot prepare the folder") from error
+    for split in made.splits:
+        if 0 < (count := made.splits[split].tokens) < FEW:
+            tell(f"the split {split} has only {count:,} tokens, so that its loss says little; give more text")
+    return made
 
 
 def encode_blocks(blocks: Iterable[Block], tokenizer: RankTokenizer) -> np.ndarray:
@@ -230,13 +242,12 @@ def _inputs(manifest: Manifest) -> dict[str, Any]:
 def _check_settings(
     texts: Sequence[str], folder: Path, val_fraction: float, shard_tokens: int, workers: int
 ) -> None:
-    if not texts or not 0 <= val_fraction < 1 or not 0 < shard_tokens < 1 << 31 or workers < 1:
-        raise ConfigError(
-            "impossible settings",
-            why=f"they are {len(texts)} texts, val_fraction {val_fraction}, shard_tokens {shard_tokens}, "
-            f"workers {workers}",
-            fix="give at least one text, 0 <= val_fraction < 1, 1 <= shard_tokens < 2**31, and 1 <= workers",
-        )
+    if not texts:
+        fix = "name a file, a folder, a corpus such as builtin, or - for standard input"
+        raise ConfigError("no TEXT", why="nothing was named that could be prepared", fix=fix)
+    require(0 <= val_fraction < 1, "--val-fraction", val_fraction, "at least 0 and less than 1")
+    require(0 < shard_tokens < 1 << 31, "--shard-tokens", shard_tokens, f"from 1 to {(1 << 31) - 1}")
+    require(workers > 0, "--workers", workers, "greater than 0")
     folders = [text for text in texts if Path(text).is_dir()]
     if inside := [text for text in folders if folder.resolve().is_relative_to(Path(text).resolve())]:
         raise ConfigError(
@@ -260,7 +271,7 @@ def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -
 def _refuse_foreign(folder: Path) -> None:
     if (folder / MANIFEST_FILE).exists() or (folder / JOURNAL_FILE).exists():
         return
-    ours = {LOCK_FILE, STDIN_FILE, JOURNAL_FILE + ".part"}
+    ours = {LOCK_FILE, SPOOL, JOURNAL_FILE + ".part"}
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
         why = f"it holds {', '.join(foreign[:5])} and is no prepared folder"
         raise ConfigError("the folder is not empty", path=folder, why=why, fix="choose another folder")

@@ -15,7 +15,7 @@ class PrepareArgs:
     """Turn texts into tokens, and write them to a folder that `jaxgpt pretrain` reads."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
-    """Files, folders, `-` for standard input, or names of corpora.
+    """Files, folders, pipes, `-` for standard input, or names of corpora.
     The corpora are builtin, tiny-shakespeare, the-verdict and fineweb."""
     out: Path
     """Folder to write to. It is made if it does not exist."""
@@ -27,6 +27,8 @@ class PrepareArgs:
     """Largest number of tokens in one file."""
     workers: int | None = None
     """Number of threads that tokenize. None means one for each core. The result does not depend on it."""
+    skip_unreadable: bool = False
+    """Leave out files that are damaged, empty or no text, and name them, instead of refusing all."""
 
 
 def run(args: PrepareArgs) -> None:
@@ -44,7 +46,9 @@ def run(args: PrepareArgs) -> None:
             val_fraction=args.val_fraction,
             shard_tokens=args.shard_tokens,
             workers=args.workers,
+            skip_unreadable=args.skip_unreadable,
             progress=progress,
+            tell=note,
         )
     train, val = manifest.splits["train"], manifest.splits["val"]
     done = "it was prepared already and is unchanged" if existed else "prepared"

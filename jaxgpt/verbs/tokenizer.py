@@ -16,7 +16,7 @@ class TokenizerArgs:
     """Train a byte-pair vocabulary (BPE) on texts."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
-    """Files, folders, `-` for standard input, or names of corpora.
+    """Files, folders, pipes, `-` for standard input, or names of corpora.
     The corpora are builtin, tiny-shakespeare, the-verdict and fineweb."""
     vocab: int
     """Number of token ids in the vocabulary, including the 256 bytes and the end-of-text token."""
@@ -43,7 +43,7 @@ def run(args: TokenizerArgs) -> None:
             why, fix = "its name tells no format", "choose a name that ends in .tiktoken or .json"
         raise ConfigError("cannot train a vocabulary", path=args.out, why=why, fix=fix)
     with tempfile.TemporaryDirectory() as spool, progress_bar() as progress:
-        texts = open_texts(args.texts, spool=Path(spool) / "stdin.txt", progress=progress)
+        texts = open_texts(args.texts, spool=Path(spool), progress=progress)
         meter = Meter("reading", None, progress)
         blocks = (block for text in texts for block in cut_blocks(text.blocks(), 1 << 18))
         tokenizer = train((block.text for block in meter.count(blocks)), args.vocab)
