@@ -159,9 +159,7 @@ class LanguageModel:
             seed = random_seed()
             logger.info("seed %d", seed)
         requests = [
-            self.request(
-                prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=(seed + number) % 2**32
-            )
+            self.request(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed + number)
             for number, prompt in enumerate(_texts(prompts))
         ]
         slots = min(MOST_SLOTS, 1 << max(0, len(requests) - 1).bit_length())

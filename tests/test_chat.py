@@ -203,7 +203,7 @@ def test_dropped_turns_are_told(
 def test_what_cannot_be_is_refused_before_anything_is_asked(
     lm_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for flag, value in (("--seed", "-1"), ("--max-new-tokens", "-1"), ("--top-p", "0")):
+    for flag, value in (("--seed", str(2**63)), ("--max-new-tokens", "-1"), ("--top-p", "2")):
         chat("a\n", lm_folder, flag, value, monkeypatch=monkeypatch, code=2)
         out, err = capsys.readouterr()
         assert out == "" and flag[2:].replace("-", "_") + " = " in err

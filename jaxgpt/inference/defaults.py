@@ -9,4 +9,4 @@ TOP_K = 50
 
 def random_seed() -> int:
     """A seed for a text that need not come out the same again; whoever draws it tells it, so that it can."""
-    return random.getrandbits(32)
+    return random.getrandbits(31)

@@ -92,9 +92,7 @@ def _reply(
         ids, left_out = talk.ask(line)
         for what in left_out:
             note(what)
-        request = dataclasses.replace(
-            request, prompt=tuple(ids), seed=(request.seed + talk.turns - 1) % 2**32
-        )
+        request = dataclasses.replace(request, prompt=tuple(ids), seed=request.seed + talk.turns - 1)
         _label("model", "green")
         said = []
         with contextlib.closing(pieces_of(engine, [request], talk.tokenizer, talk.stop + stop)) as pieces:

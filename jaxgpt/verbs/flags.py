@@ -79,11 +79,11 @@ class SamplingFlags:
                 why="it must be 0 or more",
                 fix="give the number of tokens to write",
             )
-        if self.seed is not None and not 0 <= self.seed < 2**32:
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise ConfigError(
                 f"seed = {self.seed}",
-                why="it must be a 32-bit unsigned integer",
-                fix=f"give a whole number from 0 to {2**32 - 1}",
+                why="it must be a 64-bit integer",
+                fix=f"give a whole number from {-(2**63)} to {2**63 - 1}",
             )
         return Sampling(**{name: getattr(self, name) for name in Sampling.__dataclass_fields__})
 

@@ -135,7 +135,7 @@ def _texts_to_write(
                 f"only the last {lm.config.context}, which fill the context, are read"
             )
         for sample in range(args.n):
-            own = (seed + len(requests)) % 2**32
+            own = seed + len(requests)
             names = [f"prompt {number + 1}"] * (len(prompts) > 1) + [f"sample {sample + 1}"] * (args.n > 1)
             heading = (
                 _heading([*names, f"seed {own}"] if draws else names, first=not requests) if names else ""
