@@ -1,10 +1,13 @@
 """`python -m jaxgpt`, and the command `jaxgpt`."""
 
+import os
+
 from jaxgpt.interrupt import ended_by_ctrl_c
 
 
 def main() -> None:
     """Run the command line of this process, which Ctrl-C ends from its first import on."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own, which `!jaxgpt` is given, need not be installed here
     with ended_by_ctrl_c():
         from jaxgpt import cli
 

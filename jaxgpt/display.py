@@ -1,6 +1,7 @@
 """What a person sees: a model's text on stdout, and on stderr notes, bars and the progress of training."""
 
 import importlib
+import os
 import re
 import shutil
 import sys
@@ -57,7 +58,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     tasks: dict[str, TaskID] = {}
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not _can_redraw(console)) as bar:
 
         def show(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
@@ -81,7 +82,7 @@ class TrainingDisplay:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show what was measured at a step."""
         if "loss" in metrics:
-            if self._console.is_terminal:
+            if _can_redraw(self._console):
                 bar, task = self._bar = self._bar or self._started(step)
                 bar.update(task, completed=step, description=_loss_and_speed(metrics))
             else:
@@ -154,6 +155,15 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
+
+
+def _can_redraw(console: Console) -> bool:
+    """Whether lines can be drawn again in their place there.
+
+    A notebook runs `!command` in a terminal, too, but the cell keeps every line that is drawn. Jupyter marks
+    the processes of its kernels.
+    """
+    return console.file.isatty() and not console.is_dumb_terminal and "JPY_PARENT_PID" not in os.environ
 
 
 def _loss_and_speed(metrics: Mapping[str, Any]) -> str:

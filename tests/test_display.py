@@ -1,6 +1,7 @@
 """What a person sees of a wait and of training: in a terminal, in a file, and in a notebook."""
 
 import io
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from jaxgpt.display import (
     duration,
     in_notebook,
     program,
+    progress_bar,
     waiting,
     write_text,
 )
@@ -76,8 +78,36 @@ def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.
     ]
 
 
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("where", "variables"), [(Screen, {"JPY_PARENT_PID": "7"}), (Screen, {"TERM": "dumb"}), (io.StringIO, {})]
+)
+def test_where_lines_cannot_be_redrawn_there_is_no_bar(
+    where: type[io.StringIO], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook's `!command`, in a terminal without a cursor, and in the log of a job with colours."""
+    for name, value in {"FORCE_COLOR": "1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    screen = where()
+    monkeypatch.setattr(sys, "stderr", screen)
+    display = TrainingDisplay(steps=20)
+    with progress_bar() as show:
+        for step in range(1, 20):
+            display.write(step, {"loss": 1.5})
+            show("reading", step, 20)
+    display.close()
+    lines = [re.sub(r"\x1b\[\d*m", "", line).rstrip() for line in screen.getvalue().splitlines()]
+    assert lines == [f"step {step}: loss 1.500" for step in range(1, 20)]
+
+
 def test_in_a_terminal_a_bar_goes_from_the_first_step_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
+    screen = Screen()
     display = TrainingDisplay(steps=20)
     display._console = Console(file=screen, force_terminal=True, width=100)
     display.write(0, {"devices": 8})

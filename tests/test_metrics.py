@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.errors import ConfigError, DataError, StorageError
-from jaxgpt.training.metrics import MetricsLog, TensorBoardSink, read_rows
+from jaxgpt.training.metrics import MetricsLog, TensorBoardSink, check_tensorboard, read_rows
 
 
 @pytest.fixture
@@ -156,10 +156,10 @@ def test_a_full_disk_is_a_storage_error(path):
     assert not log.has(2, "loss")
 
 
-def test_tensorboard_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+def test_tensorboard_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ConfigError, match=r"pip install 'jaxgpt\[tensorboard\]'"):
-        TensorBoardSink(tmp_path)
+        check_tensorboard()
 
 
 def tensorboard_events(folder):

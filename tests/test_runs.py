@@ -53,6 +53,15 @@ def train(text: Path) -> Callable[..., jaxgpt.Run]:
     return call
 
 
+def test_a_package_that_is_missing_is_named_before_anything_slow(
+    train: Callable[..., jaxgpt.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ConfigError, match="tensorboardX is not installed"):
+        train(tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def whole(train: Callable[..., jaxgpt.Run], tmp_path_factory: pytest.TempPathFactory) -> jaxgpt.Run:
     """An uninterrupted run of six steps."""

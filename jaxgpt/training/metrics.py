@@ -4,6 +4,7 @@ A row is one JSON object on one line. It holds `step`, and whatever was measured
 written so that they read back exactly.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -110,21 +111,25 @@ class MetricsLog:
         )
 
 
+def check_tensorboard() -> None:
+    """Raise ConfigError where tensorboardX is not installed: before a run begins, not as it first writes."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError(
+            "tensorboard = true",
+            why="tensorboardX is not installed",
+            fix="pip install 'jaxgpt[tensorboard]', or leave out --tensorboard",
+        )
+
+
 class TensorBoardSink:
-    """Writes TensorBoard event files into `folder`. Raises ConfigError where tensorboardX is not installed.
+    """Writes TensorBoard event files into `folder`, with tensorboardX (see `check_tensorboard`).
 
     With `resumed_at`, TensorBoard no longer shows what an earlier process recorded after that step.
     """
 
     def __init__(self, folder: Path, *, resumed_at: int | None = None) -> None:
-        try:
-            import tensorboardX
-        except ImportError:
-            raise ConfigError(
-                "tensorboard = true",
-                why="tensorboardX is not installed",
-                fix="pip install 'jaxgpt[tensorboard]', or leave out --tensorboard",
-            ) from None
+        import tensorboardX
+
         purge_step = None if resumed_at is None else resumed_at + 1
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
 

@@ -19,7 +19,14 @@ from jaxgpt.parallel import check_batch, place_rows
 from jaxgpt.training.devices import device_facts
 from jaxgpt.training.initial import initial_state
 from jaxgpt.training.loop import Loop, stopped_error, train
-from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, read_rows
+from jaxgpt.training.metrics import (
+    METRICS_FILE,
+    MetricsLog,
+    Sink,
+    TensorBoardSink,
+    check_tensorboard,
+    read_rows,
+)
 from jaxgpt.training.optim import adamw, learning_rate
 from jaxgpt.training.resume import Found, accepted, find_run
 from jaxgpt.training.run_directory import DATA, locked, restore_state, save_state, write_settings
@@ -54,6 +61,8 @@ def run(
     """
     folder = Path(recipe.out_dir)
     check_batch(recipe.batch, task.mesh)
+    if recipe.tensorboard:
+        check_tensorboard()
     hosts.check_same("their settings", {n: value for n, value in flat(recipe).items() if n not in PATHS})
     with locked(folder):
         found = hosts.decide(lambda: find_run(folder))
