@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     __version__: str
     from jaxgpt.config import GPTConfig, TrainConfig, load_recipe
     from jaxgpt.errors import JaxgptError, StoppedError
+    from jaxgpt.finetuning.classifier import Classified, classify
     from jaxgpt.language_model import LanguageModel, load
     from jaxgpt.model.gpt import Model, define
     from jaxgpt.runs import Run, train
@@ -23,6 +24,8 @@ _HOMES = {
     "GPTConfig": "config",
     "TrainConfig": "config",
     "load_recipe": "config",
+    "Classified": "finetuning.classifier",
+    "classify": "finetuning.classifier",
     "JaxgptError": "errors",
     "StoppedError": "errors",
     "LanguageModel": "language_model",
@@ -35,6 +38,7 @@ _HOMES = {
     "load_tokenizer": "text.tokenizer_files",
 }
 __all__ = [
+    "Classified",
     "GPTConfig",
     "JaxgptError",
     "LanguageModel",
@@ -43,6 +47,7 @@ __all__ = [
     "StoppedError",
     "Tokenizer",
     "TrainConfig",
+    "classify",
     "define",
     "load",
     "load_recipe",

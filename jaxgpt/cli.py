@@ -10,12 +10,22 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from jaxgpt.config import TrainConfig, flag_of, flat, load_recipe, preset_names, stated_in
+from jaxgpt.config import (
+    ClassifyConfig,
+    RunConfig,
+    TrainConfig,
+    flag_of,
+    flat,
+    load_recipe,
+    preset_names,
+    stated_in,
+    task_of,
+)
 from jaxgpt.errors import ConfigError, explain
 
 logger = logging.getLogger(__name__)
@@ -41,12 +51,25 @@ VERBS = {
     "prepare": Verb("turn texts into a folder of token files", "prepare", "PrepareArgs"),
     "tokenizer": Verb("train a BPE vocabulary of your own", "tokenizer", "TokenizerArgs"),
     "pretrain": Verb("train a model; the same command again resumes it", "pretrain", None),
+    "finetune": Verb("make a trained model solve a problem, from examples of it", "finetune", None),
+    "classify": Verb("put texts into classes with a trained classifier", "classify", "ClassifyArgs"),
     "generate": Verb("continue a text with a trained model", "generate", "GenerateArgs"),
     "evaluate": Verb("score a model on text and on tasks", "evaluate", "EvaluateArgs"),
     "chat": Verb("talk with a model in the terminal", "chat", "ChatArgs"),
     "serve": Verb("serve a model with OpenAI's API and a web page", "serve", "ServeArgs"),
     "convert": Verb("write weights in another format, and check them", "convert", "ConvertArgs"),
     "bench": Verb("measure the speed of training or of generating", "bench", "BenchArgs"),
+}
+# The verbs that take a recipe: the kind of settings where no recipe is named, and what --help says.
+RECIPES: dict[str, tuple[Callable[[], RunConfig], str]] = {
+    "pretrain": (
+        TrainConfig,
+        "Train a model from text. The same command again resumes the run where it stopped.",
+    ),
+    "finetune": (
+        ClassifyConfig,
+        "Train a classifier from labelled texts. The same command again resumes the run where it stopped.",
+    ),
 }
 
 
@@ -105,7 +128,7 @@ def _run(args: list[str]) -> int | str | None:
     verb, arguments = VERBS[name], parse(name, rest)
     versions = importlib.metadata.version("jaxgpt"), platform.python_version()
     logger.debug("jaxgpt %s on Python %s: %s", *versions, arguments)
-    named = () if verb.arguments else (_named(rest), stated_in(rest[0]))
+    named = () if verb.arguments else (_named(rest, arguments), stated_in(rest[0]))
     start = time.perf_counter()
     importlib.import_module(f"jaxgpt.verbs.{verb.module}").run(arguments, *named)
     logger.debug("%s took %.2f s", name, time.perf_counter() - start)
@@ -125,40 +148,50 @@ def parse(name: str, args: Sequence[str]) -> Any:
     return tyro.cli(kind, prog=f"jaxgpt {name}", args=args)
 
 
-def _parse_recipe(name: str, args: Sequence[str]) -> TrainConfig:
+def _parse_recipe(name: str, args: Sequence[str]) -> RunConfig:
     """Read `CONFIG [--any.field VALUE ...]`: the settings of the recipe are the defaults of the flags."""
     recipe = args[0] if args and not args[0].startswith("-") else None
-    default = load_recipe(recipe) if recipe else TrainConfig()
-    presets = ", ".join(preset_names())
-
-    @dataclasses.dataclass(frozen=True)
-    class Pretrain:
-        """Train a model from text. The same command again resumes the run where it stopped."""
-
-        config: Annotated[
-            str,
-            tyro.conf.Positional,
-            tyro.conf.arg(metavar="CONFIG", help=f"The recipe: {presets}, or a TOML file."),
-        ]
-        settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default
-
-    parsed = tyro.cli(Pretrain, prog=f"jaxgpt {name}", args=args)
+    default = load_recipe(recipe) if recipe else RECIPES[name][0]()
+    if (belongs := verb_of(default)) != name:
+        raise ConfigError(
+            f"CONFIG {recipe}",
+            why=f"the recipe's task is {task_of(default)}, which is none of `jaxgpt {name}`",
+            fix=f"write: jaxgpt {belongs} {recipe}",
+        )
+    presets = ", ".join(preset for preset in preset_names() if verb_of(load_recipe(preset)) == name)
+    of_recipe = tyro.conf.arg(metavar="CONFIG", help=f"The recipe: {presets}, or a TOML file.")
+    kind = dataclasses.make_dataclass(
+        name.capitalize(),
+        [
+            ("config", Annotated[str, tyro.conf.Positional, of_recipe]),
+            ("settings", Annotated[type(default), tyro.conf.arg(name="")], default),
+        ],
+        namespace={"__doc__": RECIPES[name][1]},
+        frozen=True,
+    )
+    parsed: Any = tyro.cli(kind, prog=f"jaxgpt {name}", args=args)
     if parsed.config != recipe:  # the defaults of the flags would be taken for the settings of the recipe
         raise ConfigError(
             f"CONFIG {parsed.config!r}",
             why="it comes after a flag, so that its settings would not be read",
             fix=f"write it first: jaxgpt {name} {parsed.config} --...",
         )
-    return parsed.settings
+    settings: RunConfig = parsed.settings
+    return settings
 
 
-def _named(args: Sequence[str]) -> frozenset[str]:
+def verb_of(recipe: RunConfig) -> str:
+    """The verb that trains such a recipe."""
+    return "pretrain" if isinstance(recipe, TrainConfig) else "finetune"
+
+
+def _named(args: Sequence[str], settings: RunConfig) -> frozenset[str]:
     """The settings that flags name, by their dotted names; a resumed run may change some of them only so."""
     flags = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
     flags |= {
         flag.replace("--no-", "--").replace(".no-", ".") for flag in flags
     }  # how a setting is turned off
-    return frozenset(name for name in flat(TrainConfig()) if flag_of(name) in flags)
+    return frozenset(name for name in flat(settings) if flag_of(name) in flags)
 
 
 def _overview() -> str:

@@ -47,6 +47,7 @@ PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
     (r"h/mlp/c_proj/kernel", P(None, "tensor", "fsdp")),
     (r"h/mlp/c_proj/bias", P()),
     (r"ln_f/(scale|bias)", P()),
+    (r"score/kernel", P("fsdp")),
     (r"step|count|key", P()),
 )
 

@@ -13,7 +13,7 @@ from jaxgpt import hosts
 from jaxgpt.config import TrainConfig
 from jaxgpt.display import waiting
 from jaxgpt.evaluation.ngram import ngram_losses
-from jaxgpt.evaluation.report import REPORT_FILE, write_report
+from jaxgpt.evaluation.report import refresh_report
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.defaults import TEMPERATURE, TOP_K
 from jaxgpt.inference.engine import Engine
@@ -32,7 +32,6 @@ from jaxgpt.text.tokenizer_files import load_ranks
 from jaxgpt.training.initial import with_architecture
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss, next_token_loss
-from jaxgpt.training.metrics import METRICS_FILE
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.state import TrainState, training_model
 from jaxgpt.training.stop import Stop
@@ -95,7 +94,7 @@ def pretraining(
         tokenizer=tokenizer,
         tokens_per_step=recipe.tokens_per_step,
         open_data=open_data,
-        report=_report,
+        report=refresh_report,
     )
     return recipe, task
 
@@ -166,13 +165,3 @@ def _events(
     if recipe.sample_tokens and jax.process_count() == 1:  # the engine runs on one host
         events.append(Event("sample", recipe.eval_every, write_sample))
     return events
-
-
-def _report(folder: Path) -> None:
-    """Write report.md where it is missing or older than the log.
-
-    A finished run therefore stays as it is when it is asked for again.
-    """
-    report, log = folder / REPORT_FILE, folder / METRICS_FILE
-    if not report.is_file() or report.stat().st_mtime_ns < log.stat().st_mtime_ns:
-        write_report(folder)

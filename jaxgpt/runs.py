@@ -5,20 +5,22 @@ import contextvars
 import functools
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxgpt import hosts
-from jaxgpt.config import TrainConfig, load_recipe, stated_in, with_settings
+from jaxgpt.config import ClassifyConfig, RunConfig, TrainConfig, load_recipe, stated_in, with_settings
 from jaxgpt.display import NotebookDisplay, TrainingDisplay, in_notebook, progress_bar
+from jaxgpt.finetuning.classify import classification
 from jaxgpt.language_model import LanguageModel, load
-from jaxgpt.pretraining import pretraining
+from jaxgpt.pretraining import ProgressBar, Tell, pretraining
 from jaxgpt.training.metrics import METRICS_FILE, read_rows
 from jaxgpt.training.run import run
 from jaxgpt.training.stop import Stop, stop_on_signal
+from jaxgpt.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Run:
 
 
 def train(
-    recipe: TrainConfig | str | Path,
+    recipe: RunConfig | str | Path,
     settings: Mapping[str, Any] | None = None,
     *,
     handle_signals: bool = False,
@@ -51,11 +53,11 @@ def train(
 ) -> Run:
     """Train a model as a recipe says, or continue the run in its `out_dir` where it stopped.
 
-    `recipe` is a TrainConfig, a preset name such as `nano`, or a TOML file. `settings` changes some of it by
+    `recipe` is a RunConfig, a preset name such as `nano`, or a TOML file. `settings` changes some of it by
     dotted names, such as `{"model.layers": 6}`. Keywords do the same, such as `steps=200`. Some settings of a
     resumed run may change only when they are named here (`training.resume`).
 
-    Where `init_from` names a model, its weights decide the architecture, and what a preset or a TrainConfig
+    Where `init_from` names a model, its weights decide the architecture, and what a preset or a RunConfig
     says of it is replaced. What is named here or stated in a TOML file must not differ from it.
 
     Ctrl-C, or a notebook's stop button, saves the step that was reached and raises StoppedError. The same
@@ -66,7 +68,7 @@ def train(
     what `training.run.run` raises.
     """
     changed = {**(settings or {}), **more}
-    if isinstance(recipe, TrainConfig):
+    if isinstance(recipe, RunConfig):
         recipe, in_file = with_settings(recipe, changed), frozenset[str]()
     else:
         recipe, in_file = load_recipe(str(recipe), changed), stated_in(str(recipe))
@@ -85,19 +87,36 @@ def train(
 
 
 def _train(
-    recipe: TrainConfig, named: frozenset[str], in_file: frozenset[str], stop: Stop, *, progress: bool
+    recipe: RunConfig, named: frozenset[str], in_file: frozenset[str], stop: Stop, *, progress: bool
 ) -> None:
     stated = named | in_file
     if not progress or not hosts.is_first():
-        config, task = pretraining(recipe, tell=_say_nothing, stated=stated)
+        config, task = task_for(recipe, tell=_say_nothing, stated=stated)
         run(config, task, stop=stop, tell=_say_nothing, named=named)
         return
     notebook = in_notebook()
     shown = NotebookDisplay(recipe.steps) if notebook else TrainingDisplay(recipe.steps)
     bar = contextlib.nullcontext if notebook else progress_bar
     with contextlib.closing(shown):
-        config, task = pretraining(recipe, tell=shown.tell, stated=stated, progress=bar)
+        config, task = task_for(recipe, tell=shown.tell, stated=stated, progress=bar)
         run(config, task, stop=stop, tell=shown.tell, sinks=[shown], named=named)
+
+
+def task_for(
+    recipe: RunConfig,
+    *,
+    tell: Tell,
+    stated: Collection[str] = (),
+    progress: ProgressBar = contextlib.nullcontext,
+) -> tuple[RunConfig, Task]:
+    """The task that a recipe describes, and the recipe with what its data and its model decide.
+
+    Raises what the tasks raise: `pretraining.pretraining` and `finetuning.classify.classification`.
+    """
+    if isinstance(recipe, ClassifyConfig):
+        return classification(recipe, tell=tell, stated=stated)
+    assert isinstance(recipe, TrainConfig), "these are all kinds of recipes"
+    return pretraining(recipe, tell=tell, stated=stated, progress=progress)
 
 
 def _say_nothing(text: str) -> None:

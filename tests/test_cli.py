@@ -300,6 +300,8 @@ FLAGS = {  # what scripts rely on
         "--mesh.fsdp",
         "CONFIG",
     ],
+    "finetune": ["--from", "--out-dir", "--data.path", "--data.balance", "--steps", "--trains", "CONFIG"],
+    "classify": ["--json", "--file", "TEXT", "MODEL"],
     "generate": [
         *SAMPLING_FLAGS,
         "--instruction",

@@ -29,11 +29,11 @@ def recipe(folder: Path, text: str) -> str:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads_and_its_comment_gives_its_command(name: str) -> None:
-    assert isinstance(load_recipe(name), TrainConfig)
+    verb = "pretrain" if isinstance(load_recipe(name), TrainConfig) else "finetune"
     comment = [
         line for line in (recipes_folder() / f"{name}.toml").read_text().splitlines() if line.startswith("#")
     ]
-    assert any(f"jaxgpt pretrain {name}" in line for line in comment)
+    assert any(f"jaxgpt {verb} {name}" in line for line in comment)
 
 
 def test_defaults_are_gpt2_small() -> None:

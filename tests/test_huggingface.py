@@ -148,11 +148,11 @@ def test_keys_without_effect_are_listed_at_debug_level(
     assert "'resid_pdrop': 0.3" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["plain", "odd", "scaled", "untied"])
+@pytest.mark.parametrize("name", ["plain", "odd", "scaled", "untied", "classifier"])
 def test_the_config_we_write_reads_back(tmp_path: Path, name: str) -> None:
-    config, _ = read_config_json(GOLDEN / name / "config.json")
-    (tmp_path / "config.json").write_text(json.dumps(config_json(config)))
-    assert read_config_json(tmp_path / "config.json") == (config, ())
+    config, head, _ = read_config_json(GOLDEN / name / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(config_json(config, head)))
+    assert read_config_json(tmp_path / "config.json") == (config, head, ())
 
 
 def test_mask_buffers_of_older_files_are_passed_over(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def stored(matrix_DV: Any) -> Model:
     def unembed(params: Any, x_BTD: Any) -> Any:
         return x_BTD @ matrix_DV
 
-    return Model(lambda key: None, hidden, unembed, unembed)
+    return Model(lambda key: None, hidden, unembed, unembed, unembed)
 
 
 def test_sums_and_weights_by_hand() -> None:

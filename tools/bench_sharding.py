@@ -43,7 +43,7 @@ def step_needs(preset: str, sizes: tuple[int, ...], batch: int | None) -> dict[s
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
 
-    from jaxgpt.config import MeshConfig, load_recipe
+    from jaxgpt.config import MeshConfig, TrainConfig, load_recipe
     from jaxgpt.parallel import ROWS, mesh_of
     from jaxgpt.text.batch import Batch
     from jaxgpt.training.loss import next_token_loss
@@ -51,6 +51,7 @@ def step_needs(preset: str, sizes: tuple[int, ...], batch: int | None) -> dict[s
     from jaxgpt.training.state import abstract_state, compile_step, train_step, training_model
 
     recipe = load_recipe(preset)
+    assert isinstance(recipe, TrainConfig), "a recipe for pretraining"
     data, fsdp, tensor = sizes
     mesh = mesh_of(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: math.prod(sizes)])
     model = training_model(recipe.model, mesh, remat=recipe.remat, blocks="scan")

@@ -32,6 +32,11 @@ NOT_RUN = {
 }
 TYPED = {"jaxgpt chat": "Good morning.\n/quit\n"}  # what is typed into a command
 PAIRS = [{"input": "bread", "output": "pain"}, {"input": "milk", "output": "lait"}]
+LABELLED = [
+    (label, f"{text} {number}")
+    for number in range(40)
+    for label, text in (("spam", "Win a free prize, call"), ("ham", "See you at"))
+]
 PATIENCE = 3600.0  # seconds for a command
 SERVER = "http://127.0.0.1:8000/health"
 
@@ -88,6 +93,9 @@ def main(args: Args) -> None:
         subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
         (folder / "austen.txt").write_bytes(args.text.read_bytes())
         (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+        (folder / "texts.csv").write_text(
+            "label,text\n" + "".join(f"{label},{text}\n" for label, text in LABELLED)
+        )
         for line in commands((folder / "README.md").read_text(encoding="utf-8")):
             if why := reason_not_to_run(line):
                 results.append((f"not run: {why}", line))

@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses that are checked when they are made. Nothing here imports JAX."""
 
+from jaxgpt.config.finetuning import ClassifyConfig, LabelledConfig
 from jaxgpt.config.model import GPTConfig
 from jaxgpt.config.reading import (
     CONFIG_FILE,
@@ -12,16 +13,20 @@ from jaxgpt.config.reading import (
     recipes_folder,
     save_config,
     stated_in,
+    task_of,
     with_settings,
 )
-from jaxgpt.config.recipe import DataConfig, MeshConfig, OptimConfig, TrainConfig
+from jaxgpt.config.recipe import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
 
 __all__ = [
     "CONFIG_FILE",
+    "ClassifyConfig",
     "DataConfig",
     "GPTConfig",
+    "LabelledConfig",
     "MeshConfig",
     "OptimConfig",
+    "RunConfig",
     "TrainConfig",
     "flag_of",
     "flat",
@@ -32,5 +37,6 @@ __all__ = [
     "recipes_folder",
     "save_config",
     "stated_in",
+    "task_of",
     "with_settings",
 ]

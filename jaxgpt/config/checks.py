@@ -37,6 +37,8 @@ def fits(value: object, kind: Any) -> bool:
         return any(value == option and type(value) is type(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is types.UnionType:
         return any(fits(value, option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:  # of any length, of one type
+        return isinstance(value, tuple | list) and all(fits(v, typing.get_args(kind)[0]) for v in value)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is types.NoneType:

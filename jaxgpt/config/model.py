@@ -29,6 +29,9 @@ class GPTConfig:
     """Small number that every LayerNorm adds to the variance, so that it never divides by 0."""
     activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"
     """Non-linear function in the MLP. gelu_tanh, the tanh approximation of GELU, is GPT-2's."""
+    classes: int = 0
+    """Number of classes that a classifier's head tells apart. 0 means a language model without that head.
+    In classification, the labels of the data decide it."""
     tied_head: bool = True
     """Whether the output head uses the weights of the token embedding, transposed, instead of its own."""
     scale_attention: bool = True
@@ -53,6 +56,7 @@ class GPTConfig:
             self, "vocab", "context", "layers", "heads", "width", "layer_norm_epsilon", "vocab_multiple"
         )
         require_fraction(self, "dropout")
+        require(self.classes >= 0, "classes", self.classes, "0 or more")
         require(self.mlp_width is None or self.mlp_width > 0, "mlp_width", self.mlp_width, "greater than 0")
         require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
         if self.position == "rotary":

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxgpt.config.checks import field_types, fits, spelled
-from jaxgpt.config.recipe import TrainConfig
+from jaxgpt.config.finetuning import ClassifyConfig
+from jaxgpt.config.recipe import RunConfig, TrainConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.files import write_atomically
 
@@ -21,8 +22,11 @@ CONFIG_FILE = "config.json"
 FORMAT = 1
 """The format number of config.json. Version 0.1.0 wrote format 0: the same content, without a number."""
 PACKAGE = Path(__file__).parent.parent
+# The tasks that a run can have, by the names that recipes give them. Without a name it is pretraining.
+TASKS: dict[str, type[RunConfig]] = {"pretrain": TrainConfig, "classify": ClassifyConfig}
 
 T = TypeVar("T")
+R = TypeVar("R", bound=RunConfig)
 
 
 def recipes_folder() -> Path:
@@ -36,10 +40,11 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
-def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) -> TrainConfig:
+def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) -> RunConfig:
     """Return the recipe of a preset (`nano`, `gpt2`, ...) or of a TOML file, with some settings changed.
 
-    `settings` maps dotted names to values: `{"steps": 200, "model.layers": 6}`.
+    `settings` maps dotted names to values: `{"steps": 200, "model.layers": 6}`. The entry `task` of the file,
+    such as `task = "classify"`, decides what the recipe trains and so which settings it has.
 
     Raises MissingError when there is no such preset or file. Raises ConfigError when the file is not TOML,
     has an unknown key (the error names the nearest known one) or a value of a wrong type. The error lists all
@@ -60,11 +65,25 @@ def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) ->
         fix = "correct the file at that place"
         raise ConfigError("recipe is not TOML", path=path, why=str(error), fix=fix) from None
     problems: list[str] = []
-    fields = _checked(TrainConfig, table, "", problems)
+    kind = _kind(table, problems)
+    fields = _checked(kind, table, "", problems)
     if problems:
         fix = "correct these keys in the file"
         raise ConfigError("recipe has errors", path=path, why=", ".join(problems), fix=fix)
-    return with_settings(_build(TrainConfig, fields), settings or {})
+    return with_settings(_build(kind, fields), settings or {})
+
+
+def _kind(table: dict[str, Any], problems: list[str]) -> type[RunConfig]:
+    """The kind of settings that a table holds; its entry `task` is taken out."""
+    task = table.pop("task", "pretrain")
+    if task not in TASKS:
+        problems.append(f"task = {task!r} is not one of {', '.join(TASKS)}")
+    return TASKS.get(task, TrainConfig)
+
+
+def task_of(recipe: RunConfig) -> str:
+    """Return the name of the task that a recipe describes."""
+    return next(name for name, kind in TASKS.items() if kind is type(recipe))
 
 
 def stated_in(name_or_path: str) -> frozenset[str]:
@@ -88,7 +107,7 @@ def is_named(name: str, named: Collection[str]) -> bool:
     return any(name == given or name.startswith(f"{given}.") for given in named)
 
 
-def with_settings(recipe: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+def with_settings(recipe: R, settings: Mapping[str, Any]) -> R:
     """Return the recipe with some settings changed.
 
     `settings` maps dotted names to values, as in `load_recipe`. Raises ConfigError, which lists all problems.
@@ -104,11 +123,11 @@ def with_settings(recipe: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
             problems.append(f"unknown key {name} ({_nearest(name, flat(recipe))})")
         else:
             place[last] = value
-    fields = _checked(TrainConfig, table, "", problems)
+    fields = _checked(type(recipe), table, "", problems)
     if problems:
         fix = "correct the names and values that are listed"
         raise ConfigError("settings have errors", why=", ".join(problems), fix=fix)
-    return _build(TrainConfig, fields)
+    return _build(type(recipe), fields)
 
 
 def flat(settings: Any, place: str = "") -> dict[str, Any]:
@@ -127,13 +146,13 @@ def flag_of(name: str) -> str:
     return "--from" if name == "init_from" else "--" + name.replace("_", "-")
 
 
-def save_config(config: TrainConfig, folder: Path) -> None:
+def save_config(config: RunConfig, folder: Path) -> None:
     """Write the settings of a run to config.json in its folder, whole or not at all."""
-    content = {"format": FORMAT} | dataclasses.asdict(config)
+    content = {"format": FORMAT, "task": task_of(config)} | dataclasses.asdict(config)
     write_atomically(folder / CONFIG_FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_config(folder: Path) -> TrainConfig:
+def read_config(folder: Path) -> RunConfig:
     """Return the settings that a run was made with.
 
     Raises MissingError when the folder has no config.json, DataError when the file does not hold exactly the
@@ -153,10 +172,11 @@ def read_config(folder: Path) -> TrainConfig:
     if written not in range(FORMAT + 1):
         why = f"its format is {written!r}, and this version of jaxgpt reads formats up to {FORMAT}"
         raise DataError("settings are in another format", path=path, why=why, fix="install a newer jaxgpt")
-    fields = _checked(TrainConfig, table, "", problems)
+    kind = _kind(table, problems)
+    fields = _checked(kind, table, "", problems)
     if problems:
         raise DataError("settings have errors", path=path, why=", ".join(problems), fix=restore)
-    return _build(TrainConfig, fields)
+    return _build(kind, fields)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -179,7 +199,9 @@ def _checked(kind: Any, table: Any, place: str, problems: list[str]) -> dict[str
         elif not fits(value, known[key]):
             problems.append(f"{place}{key} = {value!r} is not {spelled(known[key])}")
         else:
-            entries[key] = float(value) if known[key] is float else value
+            entries[key] = (
+                float(value) if known[key] is float else tuple(value) if isinstance(value, list) else value
+            )
     return entries
 
 

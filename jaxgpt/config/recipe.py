@@ -1,7 +1,7 @@
 """The settings of a training run: its data, its optimizer, its mesh and its intervals. Imports no JAX."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -10,25 +10,37 @@ from jaxgpt.config.model import GPTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the tokens come from, and how training windows are cut from them."""
+class SourceConfig:
+    """Where the data of any run comes from."""
 
-    path: str = "builtin"
-    """What to train on: a folder made by `jaxgpt prepare`, a text, a folder of texts, or a corpus.
-    The corpora are builtin, tiny-shakespeare, the-verdict and fineweb."""
+    path: str
+    """What to train on."""
     tokenizer: str = "gpt2"
-    """How text becomes tokens: gpt2, bytes, or a tokenizer file. A prepared folder brings its own."""
+    """How text becomes tokens: gpt2, bytes, or a tokenizer file.
+    Data that is tokenized already, and a model that training starts from, bring their own."""
     val_fraction: float = 0.1
-    """Share of the text that is kept for validation, below 1. A prepared folder is split already."""
-    stride: int | None = None
-    """Number of tokens from the start of one training window to the start of the next.
-    Windows overlap if it is smaller than the context. None means the context."""
+    """Share of the data that is kept for validation, below 1. A prepared folder is split already."""
 
     def __post_init__(self) -> None:
         check_types(self)
         fix = "name a folder, a file or a corpus"
         require(bool(self.path), "data.path", self.path, "a folder, file or corpus name", fix=fix)
         require_fraction(self, "val_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SourceConfig):
+    """Where the tokens come from, and how training windows are cut from them."""
+
+    path: str = "builtin"
+    """What to train on: a folder made by `jaxgpt prepare`, a text, a folder of texts, or a corpus.
+    The corpora are builtin, tiny-shakespeare, the-verdict and fineweb."""
+    stride: int | None = None
+    """Number of tokens from the start of one training window to the start of the next.
+    Windows overlap if it is smaller than the context. None means the context."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.stride is None or self.stride > 0, "data.stride", self.stride, "greater than 0")
 
 
@@ -104,8 +116,11 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The settings of one training run."""
+class RunConfig:
+    """What the settings of all training runs have in common, whatever their task."""
+
+    unit: ClassVar[str] = "token"
+    """What the loss is the mean of: of each token, or of each text."""
 
     steps: int = 1000
     """Number of optimizer steps in the whole run."""
@@ -119,13 +134,7 @@ class TrainConfig:
     log_every: int = 10
     """Number of steps from one line in metrics.jsonl to the next."""
     eval_every: int = 100
-    """Number of steps from one evaluation (validation loss and sample text) to the next. 0 means none."""
-    eval_batches: int = 20
-    """Number of batches on which the validation loss is computed. 0 means all of the validation text."""
-    sample_tokens: int = 100
-    """Length of the sample text that each evaluation writes, in tokens. 0 means no sample."""
-    sample_prompt: str = "The"
-    """Beginning of the sample text, which the model continues."""
+    """Number of steps from one evaluation on the validation data to the next. 0 means none."""
     checkpoint_every: int = 500
     """Number of steps from one checkpoint to the next. The last step is always saved."""
     keep_checkpoints: int = 2
@@ -143,25 +152,20 @@ class TrainConfig:
     remat: bool = False
     """Whether activations inside the blocks are computed again in the backward pass instead of being kept.
     This saves memory and takes about a third more arithmetic."""
-    loss_chunk: int = 0
-    """Number of positions whose logits are computed at a time, to save memory. 0 means all at once."""
     distributed: bool = False
     """Whether this process is one of several that train together (Slurm, GKE, TPU pods).
     It then joins the others through jax.distributed.initialize."""
     tensorboard: bool = False
     """Whether events for TensorBoard are written too. This needs the extra `tensorboard`."""
     model: GPTConfig = field(default_factory=GPTConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: SourceConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         check_types(self)
-        require_positive(
-            self, "steps", "batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"
-        )
-        for name in ("eval_every", "eval_batches", "sample_tokens", "loss_chunk"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require_positive(self, "batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints")
+        require(self.eval_every >= 0, "eval_every", self.eval_every, "0 or more")
         seeds = f"a whole number from 0 to {2**32 - 1}"
         require(0 <= self.seed < 2**32, "seed", self.seed, seeds, fix=f"give {seeds}")
         require(bool(self.out_dir), "out_dir", self.out_dir, "a directory", fix="name a directory")
@@ -172,6 +176,37 @@ class TrainConfig:
         return self.batch * self.accumulate
 
     @property
+    def seen_per_step(self) -> int:
+        """The number of units that an optimizer step sees."""
+        return self.sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """The settings of a run that trains a language model on text."""
+
+    eval_batches: int = 20
+    """Number of batches on which the validation loss is computed. 0 means all of the validation text."""
+    sample_tokens: int = 100
+    """Length of the sample text that each evaluation writes, in tokens. 0 means no sample."""
+    sample_prompt: str = "The"
+    """Beginning of the sample text, which the model continues."""
+    loss_chunk: int = 0
+    """Number of positions whose logits are computed at a time, to save memory. 0 means all at once."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "steps")
+        for name in ("eval_batches", "sample_tokens", "loss_chunk"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+    @property
     def tokens_per_step(self) -> int:
         """The number of tokens that an optimizer step sees."""
         return self.sequences * self.model.context
+
+    @property
+    def seen_per_step(self) -> int:
+        """The number of tokens that an optimizer step sees."""
+        return self.tokens_per_step

@@ -10,11 +10,12 @@ speeds after it, up to the next such row, were reached on these devices.
 
 import re
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import GPTConfig, TrainConfig, read_config
+from jaxgpt.config import ClassifyConfig, GPTConfig, RunConfig, read_config
+from jaxgpt.evaluation.class_report import class_parts
+from jaxgpt.evaluation.markdown import table
 from jaxgpt.text.tokenizer import TOKENIZER_FILE
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.devices import Devices, Rows, stages
@@ -38,10 +39,9 @@ def write_report(run_dir: Path) -> Path:
         f"# {run_dir.resolve().name}",
         _trained(config, rows, run_dir / TOKENIZER_FILE),
         "## Loss",
-        _curve(rows, run_dir / CURVE_FILE),
-        _val_table(rows),
-        "## Samples",
-        _samples(rows),
+        _curve(rows, run_dir / CURVE_FILE, config.unit),
+        _val_table(rows, config.unit),
+        *(class_parts(rows, config.labels, run_dir) if isinstance(config, ClassifyConfig) else _texts(rows)),
         "## Speed",
         _speed(config, rows),
     ]
@@ -49,6 +49,16 @@ def write_report(run_dir: Path) -> Path:
     # A sample may contain half of a surrogate pair, which UTF-8 cannot encode.
     path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def refresh_report(folder: Path) -> None:
+    """Write report.md where it is missing or older than the log.
+
+    A finished run therefore stays as it is when it is asked for again.
+    """
+    report, log = folder / REPORT_FILE, folder / METRICS_FILE
+    if not report.is_file() or report.stat().st_mtime_ns < log.stat().st_mtime_ns:
+        write_report(folder)
 
 
 def _latest(rows: Rows, key: str) -> Any:
@@ -59,13 +69,7 @@ def _series(rows: Rows, key: str) -> list[tuple[int, Any]]:
     return [(row["step"], row[key]) for row in rows if key in row]
 
 
-def _table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in [head, ["---"] * len(head), *lines])
-    return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
-
-
-def _trained(config: TrainConfig, rows: Rows, tokenizer: Path) -> str:
+def _trained(config: RunConfig, rows: Rows, tokenizer: Path) -> str:
     model, steps = config.model, rows[-1]["step"] if rows else 0
     name = load_tokenizer(tokenizer).name if tokenizer.is_file() else "of an unknown tokenizer"
     lines = [
@@ -78,11 +82,11 @@ def _trained(config: TrainConfig, rows: Rows, tokenizer: Path) -> str:
         ("vocabulary", f"{model.vocab:,} tokens ({name})"),
         ("data", config.data.path),
         ("steps", f"{steps:,} of {config.steps:,}"),
-        ("tokens", f"{steps * config.tokens_per_step:,} ({config.tokens_per_step:,} a step)"),
+        (f"{config.unit}s", f"{steps * config.seen_per_step:,} ({config.seen_per_step:,} a step)"),
         ("arithmetic", model.compute_dtype),
         ("devices", _hardware(stages(rows))),
     ]
-    return _table(("", "what was trained"), lines)
+    return table(("", "what was trained"), lines)
 
 
 def _hardware(stages: list[tuple[Devices, Rows]]) -> str:
@@ -93,7 +97,7 @@ def _hardware(stages: list[tuple[Devices, Rows]]) -> str:
     return ", then ".join([*before, str(stages[-1][0])])
 
 
-def _curve(rows: Rows, path: Path) -> str:
+def _curve(rows: Rows, path: Path, unit: str) -> str:
     """Draw the losses over the steps. Returns the line of the report that shows the picture."""
     train, val = _series(rows, "loss"), _series(rows, "val_loss")
     if not train and not val:
@@ -105,7 +109,7 @@ def _curve(rows: Rows, path: Path) -> str:
         return "The curve was not drawn: matplotlib is not installed (`pip install 'jaxgpt[plots]'`)."
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+    axes = figure.add_subplot(xlabel="step", ylabel=f"loss (nats per {unit})")
     for series, style, label in ((train, "-", "training"), (val, "o-", "validation")):
         if series:
             axes.plot(*zip(*series, strict=True), style, label=label, markersize=3)
@@ -118,7 +122,7 @@ def _curve(rows: Rows, path: Path) -> str:
     return f"![training and validation loss over the steps]({path.name})"
 
 
-def _val_table(rows: Rows) -> str:
+def _val_table(rows: Rows, unit: str) -> str:
     series = _series(rows, "val_loss")
     if not series:
         return "No validation loss was recorded."
@@ -126,12 +130,16 @@ def _val_table(rows: Rows) -> str:
     lines = [(f"{step:,}", f"{loss:.4f}", "best" if (step, loss) == best else "") for step, loss in series]
     reached = [(label, _latest(rows, key)) for key, label in BASELINES.items()]
     baselines = ", ".join(f"a {label} {loss:.4f}" for label, loss in reached if loss is not None)
-    table = _table(("step", "validation loss", ""), lines)
+    shown = table(("step", "validation loss", ""), lines)
     return (
-        f"{table}\n\nIn nats per token. To compare: {baselines}."
+        f"{shown}\n\nIn nats per {unit}. To compare: {baselines}."
         if baselines
-        else f"{table}\n\nIn nats per token."
+        else f"{shown}\n\nIn nats per {unit}."
     )
+
+
+def _texts(rows: Rows) -> list[str]:
+    return ["## Samples", _samples(rows)]
 
 
 def _samples(rows: Rows) -> str:
@@ -151,7 +159,7 @@ def _fenced(text: str) -> str:
     return f"{fence}text\n{text.translate(CONTROL_PICTURES)}\n{fence}"
 
 
-def _speed(config: TrainConfig, rows: Rows) -> str:
+def _speed(config: RunConfig, rows: Rows) -> str:
     by_devices: dict[Devices, Rows] = {}
     for devices, of_stage in stages(rows):
         by_devices.setdefault(devices, []).extend(of_stage)

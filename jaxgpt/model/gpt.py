@@ -42,6 +42,10 @@ class GPT(nnx.Module):
         self.ln_f = layer_norm(config, rngs)
         if not config.tied_head:
             self.lm_head = layers.table(config, rngs)
+        if config.classes:
+            self.score = nnx.Linear(
+                config.width, config.classes, use_bias=False, kernel_init=normal(INIT_STD), rngs=rngs
+            )
 
     def embed(self, tokens_BT: Array, positions_BT: Array, key: Array | None) -> Array:
         """The residual stream [B, T, D] in front of the first block."""
@@ -115,6 +119,10 @@ class Model(NamedTuple):
     -inf.
     """
     apply: Apply
+    score: Callable[[Params, Array], Array]
+    """score(params, x) -> float32 logits [..., C]: the head of a model with classes, as it is in Hugging
+    Face's GPT2ForSequenceClassification.
+    """
 
 
 def define(
@@ -201,6 +209,11 @@ def define(
         with exactly():
             return around(params).unembed(x)
 
+    def score(params: Params, x: Array) -> Array:
+        with exactly():
+            logits_C: Array = around(params).score(x.astype(jnp.float32))
+            return logits_C
+
     def apply(
         params: Params,
         tokens_BT: Array | np.ndarray,
@@ -213,7 +226,7 @@ def define(
         logits_BTV: Array = unembed(params, x_BTD)[..., : config.vocab]
         return logits_BTV
 
-    return Model(init, hidden, unembed, apply)
+    return Model(init, hidden, unembed, apply, score)
 
 
 def _run_blocks(

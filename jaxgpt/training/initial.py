@@ -4,25 +4,31 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import jax
 import optax
 
 from jaxgpt import hosts
-from jaxgpt.config import GPTConfig, TrainConfig, is_named
+from jaxgpt.config import GPTConfig, RunConfig, is_named
 from jaxgpt.errors import ConfigError, JaxgptError
+from jaxgpt.model.gpt import Params
+from jaxgpt.parallel import shardings
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.resume import find_run
 from jaxgpt.training.state import TrainState, create_state
 from jaxgpt.training.task import Task
-from jaxgpt.weights.convert import with_dtype
+from jaxgpt.weights.convert import with_dtype, without_head
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
 from jaxgpt.weights.tensors import StoredModel
 
 # What a recipe says of these counts for any model: they are not properties of the given one.
-OF_TRAINING = ("dropout", "compute_dtype", "vocab_multiple")
+OF_TRAINING = ("dropout", "compute_dtype", "vocab_multiple", "classes")
+
+
+R = TypeVar("R", bound=RunConfig)
 
 
 class Origin(NamedTuple):
@@ -38,9 +44,7 @@ class Origin(NamedTuple):
     resumed: bool
 
 
-def with_architecture(
-    recipe: TrainConfig, stated: Collection[str], tell: Callable[[str], None]
-) -> TrainConfig:
+def with_architecture(recipe: R, stated: Collection[str], tell: Callable[[str], None]) -> R:
     """The recipe with the architecture and the tokenizer of the model that --from names, if it names one.
 
     The weights decide, because no other architecture could take them. A run that is resumed keeps those that
@@ -51,7 +55,9 @@ def with_architecture(
     if origin is None:
         return recipe
     different = {
-        name: both for name, both in origin.model.differences(recipe.model).items() if name != "vocab"
+        name: both
+        for name, both in origin.model.differences(recipe.model).items()
+        if name not in ("vocab", "classes")
     }
     refused = {name: both for name, both in different.items() if is_named(f"model.{name}", stated)}
     if refused and not origin.resumed:  # of a resumed run, more is compared later
@@ -81,7 +87,7 @@ def _changed(before: GPTConfig, now: GPTConfig) -> str:
     return ", ".join(f"{name} {new[name]} instead of {old[name]}" for name in names)
 
 
-def _origin(recipe: TrainConfig) -> Origin | None:
+def _origin(recipe: RunConfig) -> Origin | None:
     """The model that the run begins with, or, where `out_dir` holds the run already, that it began with.
 
     None where there is none, and where the run that is there began with another one: it is refused later.
@@ -114,7 +120,7 @@ def _name_of(tokenizer: Tokenizer, preferred: str, source: str) -> str:
 
 
 def initial_state(
-    recipe: TrainConfig, task: Task, optimizer: optax.GradientTransformation, tell: Callable[[str], None]
+    recipe: RunConfig, task: Task, optimizer: optax.GradientTransformation, tell: Callable[[str], None]
 ) -> TrainState:
     """The state before the first step, sharded over the task's mesh.
 
@@ -122,21 +128,39 @@ def initial_state(
     tokenizer of the data.
     """
     if recipe.init_from is None:
-        return create_state(task.model, optimizer, recipe.seed, task.mesh)
-    given = _opened(recipe.init_from, recipe.model, task.tokenizer, tell)
-    return create_state(task.model, optimizer, recipe.seed, task.mesh, params=read_params(given, task.mesh))
+        return create_state(task.model, optimizer, recipe.seed, task.mesh, chosen=task.chosen)
+    given = _opened(recipe, task.tokenizer, tell)
+    params = read_params(given, task.mesh)
+    if recipe.model.classes > given.config.classes:
+        params |= _new_head(recipe, task)
+        tell("the head of the classifier begins with random numbers")
+    return create_state(task.model, optimizer, recipe.seed, task.mesh, params=params, chosen=task.chosen)
 
 
-def _opened(source: str, model: GPTConfig, tokenizer: Tokenizer, tell: Callable[[str], None]) -> StoredModel:
+def _new_head(recipe: RunConfig, task: Task) -> Params:
+    """The parameters of a classifier's head before training, in their place on the mesh."""
+
+    def head() -> Params:
+        return {"score": task.model.init(jax.random.key(recipe.seed))["score"]}
+
+    new: Params = jax.jit(head, out_shardings=shardings(jax.eval_shape(head), task.mesh))()
+    return new
+
+
+def _opened(recipe: RunConfig, tokenizer: Tokenizer, tell: Callable[[str], None]) -> StoredModel:
     """The model of `--from`, in float32, with as many rows in its embedding as the recipe's model has.
 
     It may have more rows than the tokenizer has ids. These rows are kept, but their ids are given no
-    probability.
+    probability. The head of a classifier is kept if it tells the recipe's labels apart.
     """
+    source, model = str(recipe.init_from), recipe.model
     given = open_model(source)
     for text in given.notes:
         tell(f"{source}: {text}")
     _refuse_other_tokenizer(source, given, tokenizer, tell)
+    if given.head and given.head.labels != getattr(recipe, "labels", ()):
+        given = without_head(given)
+    model = dataclasses.replace(model, classes=given.config.classes)
     if different := given.config.with_only(tokenizer.vocab).differences(model):
         told = ", ".join(f"{n} is {there!r} there, {here!r} here" for n, (there, here) in different.items())
         fix = "give the model and the data that belong together"

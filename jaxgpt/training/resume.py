@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import TrainConfig, flag_of, flat, is_named, read_config
+from jaxgpt.config import RunConfig, TrainConfig, flag_of, flat, is_named, read_config, task_of
 from jaxgpt.errors import ConfigError, MissingError
 from jaxgpt.training.metrics import METRICS_FILE, read_rows
 from jaxgpt.weights.checkpoint import CHECKPOINTS, latest_step, read_meta
@@ -44,6 +44,11 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "data.path",  # the tokens may move: their fingerprint is compared instead
         "data.tokenizer",
         "data.val_fraction",
+        "data.test_fraction",
+        "data.text_column",
+        "data.label_column",
+        "data.balance",
+        "epochs",
         "mesh.data",
         "mesh.fsdp",
         "mesh.tensor",
@@ -66,6 +71,10 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "seed",
         "batch x accumulate",
         "init_from",
+        "reads",
+        "trains",
+        "layers",
+        "labels",
         "data.stride",
         "optim.ema_decay",
         "model.vocab",
@@ -78,6 +87,7 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "model.bias",
         "model.layer_norm_epsilon",
         "model.activation",
+        "model.classes",
         "model.tied_head",
         "model.scale_attention",
         "model.scale_by_inverse_layer",
@@ -92,7 +102,7 @@ class Found:
 
     step: int
     """The newest step that it saved."""
-    recipe: TrainConfig
+    recipe: RunConfig
     fingerprint: str
     """The fingerprint of its data."""
     measured: frozenset[str]
@@ -128,13 +138,20 @@ def find_run(folder: Path) -> Found | None:
     return Found(step, read_config(folder), before["fingerprint"], measured)
 
 
-def accepted(found: Found, recipe: TrainConfig, named: Collection[str], folder: Path) -> TrainConfig:
+def accepted(found: Found, recipe: RunConfig, named: Collection[str], folder: Path) -> RunConfig:
     """The recipe with which the run continues, if every setting that differs from the run's own may change.
 
     `named` are the settings, or whole sections of them, that were asked for by name. Where --from is left
     out, the run keeps its own. Otherwise raises ConfigError. The error names every setting that may not
     change, with its old and new value, and gives the flag for every setting that may change by name.
     """
+    if type(recipe) is not type(found.recipe):
+        raise ConfigError(
+            "another run is here",
+            path=folder,
+            why=f"its task is {task_of(found.recipe)}, not {task_of(recipe)}",
+            fix="name another --out-dir",
+        )
     if recipe.init_from is None:
         recipe = dataclasses.replace(recipe, init_from=found.recipe.init_from)
     before, now = _compared(found.recipe), _compared(recipe)
@@ -156,17 +173,18 @@ def accepted(found: Found, recipe: TrainConfig, named: Collection[str], folder: 
     return recipe
 
 
-def changes(before: TrainConfig, now: TrainConfig) -> dict[str, list[Any]]:
+def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
     """The settings that differ, each with its old and its new value."""
     old, new = flat(before), flat(now)
     return {name: [old[name], new[name]] for name in new if old[name] != new[name]}
 
 
-def _compared(recipe: TrainConfig) -> dict[str, Any]:
+def _compared(recipe: RunConfig) -> dict[str, Any]:
     """The settings by name, written so that settings which mean the same have the same value."""
     values = flat(recipe)
     values["batch x accumulate"] = values.pop("batch") * values.pop("accumulate")
-    values["data.stride"] = recipe.data.stride or recipe.model.context
+    if isinstance(recipe, TrainConfig):
+        values["data.stride"] = recipe.data.stride or recipe.model.context
     values["model.mlp_width"] = recipe.model.mlp_size
     values["model.vocab_multiple"] = recipe.model.padded_vocab
     return values

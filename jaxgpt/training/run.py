@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import hosts
-from jaxgpt.config import TrainConfig, flat
+from jaxgpt.config import RunConfig, flat
 from jaxgpt.display import waiting
 from jaxgpt.errors import ConfigError
 from jaxgpt.parallel import check_batch, place_rows
@@ -30,7 +30,7 @@ from jaxgpt.training.metrics import (
 from jaxgpt.training.optim import adamw, learning_rate
 from jaxgpt.training.resume import Found, accepted, find_run
 from jaxgpt.training.run_directory import DATA, locked, restore_state, save_state, write_settings
-from jaxgpt.training.state import abstract_state, compile_step, train_step
+from jaxgpt.training.state import StepPrograms, abstract_state, compile_step, train_step
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
@@ -41,7 +41,7 @@ PATHS = ("out_dir", "init_from", "data.path")
 
 
 def run(
-    recipe: TrainConfig,
+    recipe: RunConfig,
     task: Task,
     *,
     stop: Stop,
@@ -77,7 +77,7 @@ def run(
             task.report(folder)
 
 
-def _open_data(task: Task, recipe: TrainConfig, stop: Stop, found: Found | None) -> TrainingData:
+def _open_data(task: Task, recipe: RunConfig, stop: Stop, found: Found | None) -> TrainingData:
     """The task's data. Raises ConfigError where the run that was found trained on other data."""
     folder = Path(recipe.out_dir)
     own = folder / DATA
@@ -101,7 +101,7 @@ def _open_data(task: Task, recipe: TrainConfig, stop: Stop, found: Found | None)
 
 
 def _train(
-    recipe: TrainConfig,
+    recipe: RunConfig,
     task: Task,
     data: TrainingData,
     found: Found | None,
@@ -120,14 +120,16 @@ def _train(
     if found:
         tell(f"going on from step {start} of {folder}")
         with waiting(f"reading checkpoint {start}", tell):
-            state = restore_state(folder, start, abstract_state(task.model, optimizer, mesh))
+            target = abstract_state(task.model, optimizer, mesh, task.chosen)
+            state = restore_state(folder, start, target)
     else:
         state = initial_state(recipe, task, optimizer, tell)
     step = functools.partial(
         train_step, loss=task.loss, optimizer=optimizer, schedule=schedule, accumulate=recipe.accumulate
     )
+    programs = StepPrograms(compile_step(step, state, mesh))
     with waiting("compiling the training step", tell):
-        compiled = compile_step(step, state, mesh).lower(state, batch_at(start)).compile()
+        programs.of(state, batch_at(start))
     write_settings(folder, recipe, task.tokenizer, found, tell)  # until here nothing was changed
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=recipe.keep_checkpoints))
@@ -137,7 +139,7 @@ def _train(
             if facts := facts | (data.facts() if found is None else {}):
                 own[0].write(start, facts)
         loop = Loop(
-            step=compiled,
+            step=programs,
             batch_at=batch_at,
             steps=recipe.steps,
             tokens_per_step=task.tokens_per_step,
@@ -153,7 +155,7 @@ def _train(
             checkpoints.wait()
 
 
-def _sinks(recipe: TrainConfig, folder: Path, start: int) -> list[Sink]:
+def _sinks(recipe: RunConfig, folder: Path, start: int) -> list[Sink]:
     """The run's own sinks, its log first. Only the first process has any."""
     if not hosts.is_first():
         return []

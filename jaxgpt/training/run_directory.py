@@ -5,6 +5,7 @@ It holds `config.json`, `settings.jsonl` (a line for each time that settings wer
 """
 
 import contextlib
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -12,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import jax
+from jax.sharding import Mesh
 
 from jaxgpt import hosts
-from jaxgpt.config import TrainConfig, save_config
+from jaxgpt.config import RunConfig, save_config
 from jaxgpt.errors import BusyError, unwritable
+from jaxgpt.parallel import abstract, shardings
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, read_rows
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.resume import Found, changes
 from jaxgpt.training.state import TrainState
+from jaxgpt.training.trainable import partition
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, restore
 
 DATA = "data"
@@ -60,7 +65,7 @@ def _acquire(lock: filelock.FileLock, folder: Path) -> None:
 
 
 def write_settings(
-    folder: Path, recipe: TrainConfig, tokenizer: Tokenizer, found: Found | None, tell: Callable[[str], None]
+    folder: Path, recipe: RunConfig, tokenizer: Tokenizer, found: Found | None, tell: Callable[[str], None]
 ) -> None:
     """Write the settings and the tokenizer of a run that begins, or that continues what was found.
 
@@ -96,7 +101,7 @@ def _set_aside(folder: Path, tell: Callable[[str], None]) -> None:
     tell(f"the log so far is kept as {aside.name}")
 
 
-def _append_changes(folder: Path, found: Found, recipe: TrainConfig) -> None:
+def _append_changes(folder: Path, found: Found, recipe: RunConfig) -> None:
     if changed := changes(found.recipe, recipe):
         with (folder / SETTINGS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": found.step, "changed": changed}) + "\n")
@@ -108,7 +113,7 @@ def save_state(checkpoints: Checkpoints, fingerprint: str, state: TrainState, st
     The checkpoint has an item for the parameters, one for their average if the run keeps it, and one for what
     only training needs.
     """
-    items = _items(state)
+    items = {"params": state.params, "rest": _rest(state)}
     average = averaged(state.opt_state)
     if average is not None:
         items["average"] = average
@@ -116,11 +121,22 @@ def save_state(checkpoints: Checkpoints, fingerprint: str, state: TrainState, st
 
 
 def restore_state(folder: Path, step: int, target: TrainState) -> TrainState:
-    """The state saved at a step, placed as `target` says (`abstract_state`)."""
-    items = {name: restore(folder / CHECKPOINTS, step, name, tree) for name, tree in _items(target).items()}
-    return TrainState(trainable=items["params"], frozen={}, **items["rest"])
+    """The state saved at a step, placed as `target` says (`abstract_state`).
+
+    All parameters are saved together, whichever of them train, so that every reader of a run finds them.
+    """
+    mesh: Mesh = jax.tree.leaves(target)[0].sharding.mesh
+    whole = abstract(jax.eval_shape(lambda state: state.params, target), mesh)
+    params = restore(folder / CHECKPOINTS, step, "params", whole)
+    rest = restore(folder / CHECKPOINTS, step, "rest", _rest(target))
+    if target.chosen.is_everything:
+        return TrainState(trainable=params, frozen={}, **rest)
+    divide = functools.partial(partition, chosen=target.chosen)
+    placed = shardings(jax.eval_shape(divide, whole), mesh)
+    trainable, frozen = jax.jit(divide, out_shardings=placed)(params)
+    return TrainState(trainable=trainable, frozen=frozen, chosen=target.chosen, **rest)
 
 
-def _items(state: TrainState) -> dict[str, Any]:
-    rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
-    return {"params": state.params, "rest": rest}
+def _rest(state: TrainState) -> dict[str, Any]:
+    """What only training needs."""
+    return {"step": state.step, "key": state.key, "opt_state": state.opt_state}

@@ -172,3 +172,24 @@ def compile_step(step: Any, state: TrainState, mesh: Mesh) -> Any:
     return jax.jit(
         step, in_shardings=(placed, None), out_shardings=(placed, NamedSharding(mesh, P())), donate_argnums=0
     )
+
+
+class StepPrograms:
+    """A step that is compiled once for each shape of its batch."""
+
+    def __init__(self, jitted: Any) -> None:
+        """Take what `compile_step` returned."""
+        self._jitted = jitted
+        self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def of(self, state: TrainState, batch: Any) -> Any:
+        """The program for batches of this shape. It is compiled when it is first asked for."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shapes not in self._compiled:
+            self._compiled[shapes] = self._jitted.lower(state, batch).compile()
+        return self._compiled[shapes]
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        """One step. Returns the new state and the metrics."""
+        result: tuple[TrainState, dict[str, Array]] = self.of(state, batch)(state, batch)
+        return result

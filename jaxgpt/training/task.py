@@ -16,6 +16,7 @@ from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss
 from jaxgpt.training.stop import Stop
+from jaxgpt.training.trainable import EVERYTHING, Chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class Task:
     loss: Loss
     tokenizer: Tokenizer
     """The tokenizer of the data. It is written into the run directory."""
+    chosen: Chosen = EVERYTHING
+    """Which parameters train."""
     tokens_per_step: int
     open_data: Callable[[Path, Stop], TrainingData]
     """`open_data(own, stop)` opens the data, or makes it in the folder `own` of the run directory.

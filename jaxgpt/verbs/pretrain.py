@@ -8,13 +8,13 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from jaxgpt import hosts
-from jaxgpt.config import TrainConfig
+from jaxgpt.config import RunConfig, TrainConfig
 from jaxgpt.display import TrainingDisplay, duration, note, program, progress_bar
 from jaxgpt.evaluation.report import REPORT_FILE
 from jaxgpt.model.attend import implementation_for
 from jaxgpt.model.mask import Mask
 from jaxgpt.parallel import Placement, check_batch, mesh_of
-from jaxgpt.pretraining import pretraining
+from jaxgpt.runs import task_for
 from jaxgpt.training.flops import count_parameters, measured_matmul_flops, peak_flops, train_flops_per_token
 from jaxgpt.training.run import run as train
 from jaxgpt.training.stop import stop_on_signal
@@ -28,34 +28,40 @@ def run(config: TrainConfig, named: Collection[str] = (), in_file: Collection[st
     `named` are the settings that were given as flags, since a resumed run may change some settings only that
     way. `in_file` are those that a recipe file of the person's own states.
     """
+    recipe = trained(config, named, in_file)
+    folder = Path(recipe.out_dir)
+    tell(f"{folder / REPORT_FILE}: loss curve, samples, speed")
+    tell(f"next: {shlex.join([program(), 'generate', str(folder), config.sample_prompt])}")
+
+
+def trained(config: RunConfig, named: Collection[str], in_file: Collection[str]) -> RunConfig:
+    """Run the training that a recipe describes, shown in the terminal. Returns the recipe as it was run."""
     if config.distributed:
         hosts.initialize()
     with hosts.one_error_ends_all():
         mesh = mesh_of(config.mesh)
         check_batch(config.batch, mesh)
-        recipe, task = pretraining(config, tell=_note, stated={*named, *in_file}, progress=progress_bar)
+        recipe, task = task_for(config, tell=tell, stated={*named, *in_file}, progress=progress_bar)
         if hosts.is_first():
-            note(plan(recipe, mesh))
+            note(plan(recipe, mesh, task.tokens_per_step))
         with contextlib.closing(TrainingDisplay(recipe.steps)) as display, stop_on_signal() as stop:
-            train(recipe, task, stop=stop, tell=_note, sinks=[display], named=named)
-    folder = Path(recipe.out_dir)
-    _note(f"{folder / REPORT_FILE}: loss curve, samples, speed")
-    _note(f"next: {shlex.join([program(), 'generate', str(folder), recipe.sample_prompt])}")
+            train(recipe, task, stop=stop, tell=tell, sinks=[display], named=named)
+    return recipe
 
 
-def _note(text: str) -> None:
+def tell(text: str) -> None:
     """Show a line at the terminal. Of several processes, only the first one does."""
     if hosts.is_first():
         note(text)
 
 
-def plan(config: TrainConfig, mesh: Mesh) -> str:
+def plan(config: RunConfig, mesh: Mesh, tokens_per_step: int) -> str:
     """One line about the training to come: devices, mesh, types, parameters, tokens, steps and time."""
     device, model = mesh.devices.flat[0], config.model
     peak = peak_flops(device.device_kind, model.compute_dtype)
     if peak is None:
         peak = measured_matmul_flops(model, mesh.local_devices[0], seconds=0.2)
-    tokens = config.steps * config.tokens_per_step
+    tokens = config.steps * tokens_per_step
     seconds = tokens * train_flops_per_token(model) / (peak * mesh.size * EXPECTED_UTILISATION)
     axes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     attention = implementation_for(

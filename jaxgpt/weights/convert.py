@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError, unwritable
-from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, write_huggingface
+from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, SCORE, write_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, write_llmc
 from jaxgpt.weights.formats.nanogpt import ACTIVATION, CHECKPOINT, write_nanogpt
 from jaxgpt.weights.names import places
@@ -43,6 +43,7 @@ TRAITS = frozenset(
         "scale_attention",
         "scale_by_inverse_layer",
         "position",
+        "classes",
     }
 )
 FORMATS = {
@@ -78,6 +79,13 @@ def _cast(name: str, tensor: Tensor, dtype: np.dtype) -> Tensor:
         return array
 
     return tensor if tensor.dtype == dtype else Tensor(tensor.shape, dtype, read)
+
+
+def without_head(model: StoredModel) -> StoredModel:
+    """Return a classifier without its head: the language model that it was made from."""
+    tensors = {name: tensor for name, tensor in model.tensors.items() if name != SCORE}
+    config = dataclasses.replace(model.config, classes=0)
+    return dataclasses.replace(model, config=config, tensors=tensors, head=None)
 
 
 def with_vocab(model: StoredModel, vocab: int) -> StoredModel:
@@ -188,6 +196,8 @@ def sayable(model: StoredModel, to: str) -> StoredModel:
     ]
     if to == "llmc" and str(model.dtype) not in ("float32", "bfloat16"):
         wrong.append(f"dtype = {model.dtype}, not float32 or bfloat16 (`--dtype float32` casts)")
+    if to == "huggingface" and model.head and model.head.reads != "last":
+        wrong.append(f"its head reads {model.head.reads}, not the last token")
     if wrong:
         raise ConfigError(
             f"{to} cannot say what this model is",

@@ -42,6 +42,7 @@ TABLE = (
     ("ln_f/scale", "ln_f.weight", "ln_f/g"),
     ("ln_f/bias", "ln_f.bias", "ln_f/b"),
     ("lm_head/embedding", "lm_head.weight", "lm_head"),  # only when the head is not tied
+    ("score/kernel", "score.weight", "score"),  # only of a classifier
 )
 
 

@@ -10,14 +10,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig, read_config, save_config
+from jaxgpt.config import (
+    ClassifyConfig,
+    GPTConfig,
+    MeshConfig,
+    RunConfig,
+    TrainConfig,
+    read_config,
+    save_config,
+)
 from jaxgpt.errors import MissingError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import abstract, mesh_of
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, read_meta, restore, restore_leaf
 from jaxgpt.weights.names import Place, leaf_at, leaf_shapes, places, tree_of
 from jaxgpt.weights.params import RestorableTensors, part_of, read_params
-from jaxgpt.weights.tensors import DTYPES, StoredModel, Tensor
+from jaxgpt.weights.tensors import DTYPES, Head, StoredModel, Tensor
 
 
 def one_device() -> Mesh:
@@ -37,7 +45,9 @@ def open_run(folder: Path) -> StoredModel:
     these parameters straight to a mesh; a single tensor is read with its leaf when it is asked for. Raises
     MissingError when the run has no finished checkpoint, DataError when the checkpoint is damaged.
     """
-    config, step, item, shapes = _newest(folder)
+    train = read_config(folder)
+    config, step, item, shapes = _newest(folder, train)
+    head = Head(train.labels, train.reads) if isinstance(train, ClassifyConfig) else None
     one = abstract(shapes, one_device())
 
     def restored(mesh: Mesh) -> Params:
@@ -53,12 +63,11 @@ def open_run(folder: Path) -> StoredModel:
         return Tensor(place.shape, dtype, lambda: part_of(leaf(place.path), place))
 
     tensors = {place.name: tensor(place) for place in places(config)}
-    return StoredModel(config, RestorableTensors(tensors, restored))
+    return StoredModel(config, RestorableTensors(tensors, restored), head=head)
 
 
-def _newest(folder: Path) -> tuple[GPTConfig, int, str, Params]:
+def _newest(folder: Path, train: RunConfig) -> tuple[GPTConfig, int, str, Params]:
     """Return a run's config, its newest step, the name of the item with the weights, and their shapes."""
-    train = read_config(folder)
     step = latest_step(folder / CHECKPOINTS)
     if step is None:
         raise MissingError(
@@ -89,7 +98,11 @@ def write_run(model: StoredModel, folder: Path) -> None:
     """
     params = read_params(model, one_device())
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(TrainConfig(model=model.config), folder)
+    if model.head is None:
+        save_config(TrainConfig(model=model.config), folder)
+    else:
+        reads: Any = model.head.reads  # checked when the settings are made
+        save_config(ClassifyConfig(model=model.config, labels=model.head.labels, reads=reads), folder)
     if model.tokenizer:
         model.tokenizer.save_in(folder)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:

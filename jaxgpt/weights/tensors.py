@@ -5,6 +5,7 @@ Numbers are read only when asked for.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -59,6 +60,15 @@ def bytes_of(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
+class Head(NamedTuple):
+    """What the head of a classifier means."""
+
+    labels: tuple[str, ...]
+    """The label of each class."""
+    reads: str = "last"
+    """What the head reads of a text, as `ClassifyConfig.reads` says it."""
+
+
 @dataclass(frozen=True)
 class StoredModel:
     """A GPT-2 that lies in some file. Every reader returns one, and every writer takes one."""
@@ -70,6 +80,9 @@ class StoredModel:
     """The tokenizer that belongs to the weights, or None when there is none."""
     notes: tuple[str, ...] = ()
     """What a reader or writer had to assume, add or leave out, in sentences for the person who asked."""
+
+    head: Head | None = None
+    """What the head of a classifier means. None for a language model."""
 
     @property
     def dtype(self) -> np.dtype:

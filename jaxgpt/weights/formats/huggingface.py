@@ -25,6 +25,7 @@ SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 PREFIX = "transformer."
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks, which older files contain
 HEAD, EMBEDDING = "lm_head.weight", "wte.weight"
+SCORE = "score.weight"  # of a classifier: (classes, width), as torch stores a linear layer
 
 
 def open_huggingface(path: Path) -> StoredModel:
@@ -34,16 +35,18 @@ def open_huggingface(path: Path) -> StoredModel:
     file is not there, DataError that lists every problem of the config or every problem of the tensors.
     """
     folder = path if path.is_dir() else path.parent
-    config, notes = read_config_json(folder / CONFIG_FILE)
+    config, head, notes = read_config_json(folder / CONFIG_FILE)
     found: dict[str, Tensor] = {}
     for file in _weight_files(folder) if path.is_dir() else [path]:
         tensors = open_torch(file) if _is_torch(file) else open_safetensors(file)
         found |= _state_dict(tensors, file, found)
     if config.tied_head and HEAD in found:
-        head = found.pop(HEAD)
+        output = found.pop(HEAD)
         # safetensors' own save_model keeps only one of two tensors that share their numbers.
-        found[EMBEDDING] = same(found[EMBEDDING], head, folder) if EMBEDDING in found else head
-    return StoredModel(config, fitted(config, found, folder), notes=notes)
+        found[EMBEDDING] = same(found[EMBEDDING], output, folder) if EMBEDDING in found else output
+    if config.classes and SCORE in found:
+        found[SCORE] = found[SCORE].transposed()
+    return StoredModel(config, fitted(config, found, folder), notes=notes, head=head)
 
 
 def _is_torch(path: Path) -> bool:
@@ -137,12 +140,17 @@ def write_huggingface(model: StoredModel, folder: Path) -> None:
     Raises StorageError when writing fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    named = {name if name == HEAD else PREFIX + name: tensor for name, tensor in model.tensors.items()}
+    named = {name if name in (HEAD, SCORE) else PREFIX + name: t for name, t in model.tensors.items()}
+    if SCORE in named:
+        named[SCORE] = named[SCORE].transposed()
     write_safetensors(folder / SAFETENSORS, named, {"format": "pt"})  # transformers refuses files without it
     # GPT-2 has one special token, which stands both at the beginning and at the end of a text.
     end = model.tokenizer.end_of_text if model.tokenizer else None
     ends = {"bos_token_id": end, "eos_token_id": end}
-    _write_json(folder / CONFIG_FILE, config_json(model.config) | ends | {"torch_dtype": str(model.dtype)})
+    stated = config_json(model.config, model.head) | ends | {"torch_dtype": str(model.dtype)}
+    if model.head:  # transformers takes a text's last token for the one before the first of these
+        stated["pad_token_id"] = end
+    _write_json(folder / CONFIG_FILE, stated)
     _write_json(folder / "generation_config.json", ends)
     if model.tokenizer:
         write_tokenizer(model.tokenizer, model.config.context, folder)

@@ -15,8 +15,10 @@ from jaxgpt.config.checks import field_types, fits
 from jaxgpt.errors import DataError, MissingError
 from jaxgpt.weights.formats.torch_storage import shown
 from jaxgpt.weights.names import foreign_config, listed
+from jaxgpt.weights.tensors import Head
 
 logger = logging.getLogger(__name__)
+CLASSIFIER = "GPT2ForSequenceClassification"
 
 # config.json key -> our field
 FIELDS = {
@@ -148,8 +150,10 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-def read_config_json(path: Path) -> tuple[GPTConfig, tuple[str, ...]]:
-    """Return the architecture that a config.json states, and a note if some of its keys were left out.
+def read_config_json(path: Path) -> tuple[GPTConfig, Head | None, tuple[str, ...]]:
+    """Return the architecture that a config.json states, a classifier's labels, and notes.
+
+    A note names the keys that were left out, if there are any.
 
     Raises MissingError when there is no such file, DataError that names every key that does not fit.
     """
@@ -196,15 +200,39 @@ def read_config_json(path: Path) -> tuple[GPTConfig, tuple[str, ...]]:
         if unknown
         else []
     )
-    return foreign_config(path, **fields | {"activation": ACTIVATIONS[activation]}), tuple(notes)
+    head = _head(stored, path)
+    classes = len(head.labels) if head else 0
+    fields |= {"activation": ACTIVATIONS[activation], "classes": classes}
+    return foreign_config(path, **fields), head, tuple(notes)
 
 
-def config_json(config: GPTConfig) -> dict[str, Any]:
-    """Return the content of config.json for this architecture."""
+def _head(stored: dict[str, Any], path: Path) -> Head | None:
+    """What the head of a classifier tells apart; None for other models. Raises DataError for labels amiss."""
+    if CLASSIFIER not in (stored.get("architectures") or ()):
+        return None
+    count = stored.get("num_labels", 2)
+    table = stored.get("id2label") or {str(number): f"LABEL_{number}" for number in range(count)}
+    labels = [table.get(str(number)) for number in range(len(table))] if isinstance(table, dict) else []
+    if len(labels) < 1 or not all(isinstance(label, str) for label in labels):
+        why = f"id2label = {str(table)[:200]} does not give every class from 0 on its label"
+        raise DataError("not a classifier's labels", path=path, why=why, fix="correct id2label")
+    return Head(tuple(str(label) for label in labels))
+
+
+def config_json(config: GPTConfig, head: Head | None = None) -> dict[str, Any]:
+    """Return the content of config.json for this architecture and a classifier's labels."""
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
+    labels = (
+        {
+            "id2label": {str(number): label for number, label in enumerate(head.labels)},
+            "label2id": {label: number for number, label in enumerate(head.labels)},
+        }
+        if head
+        else {}
+    )
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [CLASSIFIER if head else "GPT2LMHeadModel"],
         "model_type": "gpt2",
         **fields,
         "activation_function": names[config.activation],
@@ -213,4 +241,5 @@ def config_json(config: GPTConfig) -> dict[str, Any]:
         "resid_pdrop": config.dropout,
         "initializer_range": 0.02,
         "use_cache": True,
+        **labels,
     }

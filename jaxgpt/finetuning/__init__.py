@@ -1,0 +1,1 @@
+"""Make a trained model solve a problem of one's own: a task each, over the one training run."""

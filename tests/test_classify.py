@@ -1,0 +1,147 @@
+"""A classifier through the command line: from a table to labels, stopped, resumed, exported and read back."""
+
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgpt
+from jaxgpt.cli import main
+from jaxgpt.config import ClassifyConfig, read_config
+from jaxgpt.finetuning.classifier import load_classifier
+from jaxgpt.finetuning.classify import chosen_of
+from jaxgpt.training.metrics import read_rows
+from jaxgpt.training.trainable import EVERYTHING, Chosen
+
+TEXTS = [(f"{a} plus {b}", "sum") for a in range(8) for b in range(8)]
+TEXTS += [(f"a tale of {a} and {b} that goes on", "tale") for a in range(8) for b in range(8)]
+SHORT = ["--batch", "8", "--eval-every", "6", "--log-every", "1", "--optim.learning-rate", "0.02"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("table") / "texts.csv"
+    path.write_text("label,text\n" + "".join(f"{label},{text}\n" for text, label in TEXTS))
+    return path
+
+
+def finetune(model: Path, table: Path, out: Path, *more: object, code: int = 0) -> None:
+    args = ["finetune", "classify", "--from", model, "--data.path", table, "--out-dir", out, *SHORT, *more]
+    if code == 0:
+        main(list(map(str, args)))
+        return
+    with pytest.raises(SystemExit) as done:
+        main(list(map(str, args)))
+    assert done.value.code == code
+
+
+@pytest.fixture(scope="module")
+def run(lm_folder: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    finetune(lm_folder, table, out, "--steps", "12")
+    return out
+
+
+def test_a_run_learns_and_holds_its_labels(run: Path, lm) -> None:
+    rows = read_rows(run / "metrics.jsonl")
+    accuracy = {
+        (row["step"], part): row[f"{part}_accuracy"]
+        for row in rows
+        for part in ("val", "test")
+        if f"{part}_accuracy" in row
+    }
+    assert set(accuracy) == {(0, "val"), (6, "val"), (12, "val"), (0, "test"), (12, "test")}
+    assert accuracy[12, "test"] > 0.9 > accuracy[0, "test"]
+    config = read_config(run)
+    assert isinstance(config, ClassifyConfig) and config.labels == ("sum", "tale")
+    assert (config.model.width, config.model.classes, config.steps) == (8, 2, 12)
+    report = (run / "report.md").read_text()
+    assert "| sum |" in report and "nats per text" in report and "| texts | 96 (8 a step) |" in report
+
+
+def test_only_the_last_block_and_the_head_trained(run: Path, lm) -> None:
+    params = load_classifier(run).params
+    for name in ("wte", "wpe"):
+        np.testing.assert_array_equal(params[name]["embedding"], lm.params[name]["embedding"])
+    assert np.any(params["h"]["mlp"]["c_fc"]["kernel"] != lm.params["h"]["mlp"]["c_fc"]["kernel"])
+
+
+def test_a_run_that_goes_on_equals_one_that_went_through(
+    run: Path, lm_folder: Path, table: Path, tmp_path: Path
+) -> None:
+    finetune(lm_folder, table, tmp_path / "parts", "--steps", "5")
+    finetune(lm_folder, table, tmp_path / "parts", "--steps", "12")
+    losses = [
+        [row["loss"] for row in read_rows(each / "metrics.jsonl") if "loss" in row]
+        for each in (run, tmp_path / "parts")
+    ]
+    assert losses[0] == losses[1]
+    jax.tree.map(
+        np.testing.assert_array_equal, load_classifier(run).params, load_classifier(tmp_path / "parts").params
+    )
+
+
+def test_texts_are_classified_from_arguments_lines_and_python(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["3 plus 9", "a tale of 4 and 5 that goes on"]
+    found = jaxgpt.classify(run, texts)
+    assert [each.label for each in found] == ["sum", "tale"]
+    assert all(sum(each.probabilities.values()) == pytest.approx(1) for each in found)
+    (tmp_path / "lines.txt").write_text("\n".join(texts) + "\n\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
+    outputs = []
+    for more in (texts, ["--file", str(tmp_path / "lines.txt")], []):
+        main(["classify", str(run), *more, "--json"])
+        outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0][0]["label"] == "sum" and outputs[0][0]["text"] == texts[0]
+    main(["classify", str(run), texts[1]])
+    label, probability, text = capsys.readouterr().out.rstrip("\n").split("\t")
+    assert (label, text) == ("tale", texts[1]) and float(probability) > 0.5
+
+
+@pytest.mark.parametrize("to", ["huggingface", "jaxgpt"])
+def test_a_converted_classifier_finds_the_same(run: Path, tmp_path: Path, to: str) -> None:
+    main(["convert", str(run), str(tmp_path / to), "--to", to])
+    texts = ["3 plus 9", "a tale"]
+    for ours, theirs in zip(jaxgpt.classify(run, texts), jaxgpt.classify(tmp_path / to, texts), strict=True):
+        assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-6)
+    if to == "huggingface":
+        config = json.loads((tmp_path / to / "config.json").read_text())
+        assert config["architectures"] == ["GPT2ForSequenceClassification"]
+        assert config["id2label"] == {"0": "sum", "1": "tale"} and config["pad_token_id"] == 256
+
+
+def test_what_cannot_be_said_or_done_is_refused(
+    run: Path, lm_folder: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def refused(*args: object, code: int) -> str:
+        with pytest.raises(SystemExit) as done:
+            main(list(map(str, args)))
+        assert done.value.code == code
+        return capsys.readouterr().err
+
+    assert "classes = 2" in refused("convert", run, tmp_path / "ckpt", "--to", "nanogpt", code=2)
+    assert "no head for classes" in refused("classify", lm_folder, "text", code=65)
+    assert "text 1 is empty" in refused("classify", run, "text", "", code=65)
+    assert "jaxgpt pretrain nano" in refused("finetune", "nano", code=2)
+    assert "jaxgpt finetune classify" in refused("pretrain", "classify", code=2)
+    one = tmp_path / "one.csv"
+    one.write_text("label,text\na,x\na,y\n")
+    finetune(lm_folder, one, tmp_path / "out", code=65)
+    assert "all 2 texts have the label 'a'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_which_parameters_train() -> None:
+    def chosen(**settings: object) -> Chosen:
+        return chosen_of(ClassifyConfig(**settings))  # type: ignore[arg-type]
+
+    assert chosen(trains="all") == EVERYTHING
+    assert chosen(trains="head") == Chosen(pattern="score/.*")
+    assert chosen() == Chosen(pattern="score/.*|h/.*|ln_f/.*", layers=(11, 12))
+    assert chosen(layers="10:12") == Chosen(pattern="score/.*|h/.*|ln_f/.*", layers=(10, 12))
+    assert chosen(trains="h/mlp/.*") == Chosen(pattern="score/.*|h/mlp/.*")
