@@ -92,7 +92,8 @@ def test_texts_are_classified_from_arguments_lines_and_python(
     assert [each.label for each in found] == ["sum", "tale"]
     assert all(sum(each.probabilities.values()) == pytest.approx(1) for each in found)
     (tmp_path / "lines.txt").write_text("\n".join(texts) + "\n\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
+    typed = io.TextIOWrapper(io.BytesIO("\n".join(texts).encode()))
+    monkeypatch.setattr("sys.stdin", typed)
     outputs = []
     for more in (texts, ["--file", str(tmp_path / "lines.txt")], []):
         main(["classify", str(run), *more, "--json"])
@@ -128,6 +129,9 @@ def test_what_cannot_be_said_or_done_is_refused(
     assert "classes = 2" in refused("convert", run, tmp_path / "ckpt", "--to", "nanogpt", code=2)
     assert "no head for classes" in refused("classify", lm_folder, "text", code=65)
     assert "text 1 is empty" in refused("classify", run, "text", "", code=65)
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9\n")
+    assert "not UTF-8" in refused("classify", run, "--file", tmp_path / "latin1.txt", code=65)
+    assert "nowhere.txt" in refused("classify", run, "--file", tmp_path / "nowhere.txt", code=66)
     assert "jaxgpt pretrain nano" in refused("finetune", "nano", code=2)
     assert "jaxgpt finetune classify" in refused("pretrain", "classify", code=2)
     one = tmp_path / "one.csv"

@@ -8,9 +8,9 @@ after another where `unrolled` is asked for: the same numbers, another trade of 
 model laid out for serving has `h` as a tuple of N single blocks. What is stored is always the stacked form.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jaxgpt.model.positions import sinusoidal_positions
 from jaxgpt.parallel import NOWHERE, Placement
 
 Params = dict[str, Any]
+M = TypeVar("M", bound=nnx.Module)
 
 
 class GPT(nnx.Module):
@@ -141,33 +142,35 @@ def define(
     parameters are laid out. `placement` says which devices compute; it decides how activations lie and which
     attention kernel runs.
     """
-    outside, _ = nnx.split(nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), layers, placement)), nnx.Param)
-    inside, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), layers, placement)), nnx.Param)
+    functions = _Functions(config, remat, unrolled, layers, placement)
+    return Model(functions.init, functions.hidden, functions.unembed, functions.apply, functions.score)
 
-    exactly = functools.partial(jax.default_matmul_precision, config.matmul_precision)
 
-    def init(key: Array) -> Params:
+class _Functions:
+    """The functions of a Model: methods, because all of them need what `define` was given."""
+
+    def __init__(
+        self, config: GPTConfig, remat: bool, unrolled: bool, layers: Layers, placement: Placement
+    ) -> None:
+        self._config, self._unrolled, self._layers, self._placement = config, unrolled, layers, placement
+        self._outside = _structure(lambda: GPT(config, nnx.Rngs(0), layers, placement))
+        inside = _structure(lambda: Block(config, nnx.Rngs(0), layers, placement))
+
+        def run_block(block: Params, *arguments: Any) -> tuple[Array, tuple[Array, Array]]:
+            return nnx.merge(inside, block)(*arguments)
+
+        self._run_block = jax.checkpoint(run_block) if remat else run_block
+
+    def init(self, key: Array) -> Params:
+        config, layers = self._config, self._layers
         ends, blocks = jax.random.split(key)
         stacked = jax.vmap(lambda k: _parameters(Block(config, nnx.Rngs(k), layers)))(
             jax.random.split(blocks, config.layers)
         )
         return _parameters(GPT(config, nnx.Rngs(ends), layers)) | {"h": stacked}
 
-    def run_block(block: Params, *arguments: Any) -> tuple[Array, tuple[Array, Array]]:
-        return nnx.merge(inside, block)(*arguments)
-
-    if remat:
-        run_block = jax.checkpoint(run_block)
-
-    def around(params: Params) -> GPT:
-        """The model without its blocks, its tables gathered where they are split for storage."""
-        rest = {name: leaf for name, leaf in params.items() if name != "h"}
-        for name, lies in (("wte", "table"), ("wpe", "positions"), ("lm_head", "table")):
-            if name in rest:
-                rest[name] = rest[name] | {"embedding": placement(lies, rest[name]["embedding"])}
-        return nnx.merge(outside, rest)
-
     def hidden(
+        self,
         params: Params,
         tokens_BT: Array | np.ndarray,
         *,
@@ -177,44 +180,41 @@ def define(
         keep: bool = False,
         key: Array | None = None,
     ) -> tuple[Array, KVCache | None]:
-        with exactly():
+        def step(
+            x_BTD: Array, layer: Array | int, block: Params, cached: Cached | None = None
+        ) -> tuple[Array, tuple[Array, Array] | None]:
+            layer_key = None if key is None else jax.random.fold_in(key, layer)
+            x_BTD, new = self._run_block(block, x_BTD, layer, positions_BT, segments_BT, cached, layer_key)
+            return x_BTD, new if keep or cached is not None else None
+
+        with self._exactly():
             B, T = tokens_BT.shape
             if positions_BT is None:
                 start_B1 = 0 if cache is None else cache.length_B[:, None]
                 positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T)) + start_B1
-            model = around(params)
-            x_BTD = model.embed(
-                jnp.asarray(tokens_BT),
-                positions_BT,
-                None if key is None else jax.random.fold_in(key, config.layers),
-            )
-
-            def step(
-                x_BTD: Array, layer: Array | int, block: Params, cached: Cached | None = None
-            ) -> tuple[Array, tuple[Array, Array] | None]:
-                layer_key = None if key is None else jax.random.fold_in(key, layer)
-                x_BTD, new = run_block(block, x_BTD, layer, positions_BT, segments_BT, cached, layer_key)
-                return x_BTD, new if keep or cached is not None else None
-
+            model = self._around(params)
+            first_key = None if key is None else jax.random.fold_in(key, self._config.layers)
+            x_BTD = model.embed(jnp.asarray(tokens_BT), positions_BT, first_key)
             blocks = params["h"]
-            if unrolled and not isinstance(blocks, tuple):
+            if self._unrolled and not isinstance(blocks, tuple):
                 blocks = unstacked(blocks)
             x_BTD, news = _run_blocks(step, blocks, x_BTD, cache)
             if news is not None:
                 before_B: Array | int = 0 if cache is None else cache.length_B
                 cache = KVCache(*news, before_B + jnp.full(B, T))
-            return model.ln_f(x_BTD).astype(config.compute_dtype), cache
+            return model.ln_f(x_BTD).astype(self._config.compute_dtype), cache
 
-    def unembed(params: Params, x: Array) -> Array:
-        with exactly():
-            return around(params).unembed(x)
+    def unembed(self, params: Params, x: Array) -> Array:
+        with self._exactly():
+            return self._around(params).unembed(x)
 
-    def score(params: Params, x: Array) -> Array:
-        with exactly():
-            logits_C: Array = around(params).score(x.astype(jnp.float32))
+    def score(self, params: Params, x: Array) -> Array:
+        with self._exactly():
+            logits_C: Array = self._around(params).score(x.astype(jnp.float32))
             return logits_C
 
     def apply(
+        self,
         params: Params,
         tokens_BT: Array | np.ndarray,
         *,
@@ -222,11 +222,22 @@ def define(
         segments_BT: Array | None = None,
         key: Array | None = None,
     ) -> Array:
-        x_BTD, _ = hidden(params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, key=key)
-        logits_BTV: Array = unembed(params, x_BTD)[..., : config.vocab]
+        x_BTD, _ = self.hidden(params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, key=key)
+        logits_BTV: Array = self.unembed(params, x_BTD)[..., : self._config.vocab]
         return logits_BTV
 
-    return Model(init, hidden, unembed, apply, score)
+    def _exactly(self) -> AbstractContextManager[None]:
+        """Matrix products of the precision that the compute dtype asks for."""
+        precision: AbstractContextManager[None] = jax.default_matmul_precision(self._config.matmul_precision)
+        return precision
+
+    def _around(self, params: Params) -> GPT:
+        """The model without its blocks, its tables gathered where they are split for storage."""
+        rest = {name: leaf for name, leaf in params.items() if name != "h"}
+        for name, lies in (("wte", "table"), ("wpe", "positions"), ("lm_head", "table")):
+            if name in rest:
+                rest[name] = rest[name] | {"embedding": self._placement(lies, rest[name]["embedding"])}
+        return nnx.merge(self._outside, rest)
 
 
 def _run_blocks(
@@ -271,6 +282,12 @@ def _unstacked_backward(_: None, grads: tuple[Params, ...]) -> tuple[Params]:
 
 
 unstacked.defvjp(_unstacked_forward, _unstacked_backward)
+
+
+def _structure(make: Callable[[], M]) -> nnx.GraphDef[M]:
+    """What a module is without its parameters. Raises where it holds any other state."""
+    structure: nnx.GraphDef[M] = nnx.split(nnx.eval_shape(make), nnx.Param)[0]
+    return structure
 
 
 def _parameters(module: nnx.Module) -> Params:

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jaxgpt.errors import ConfigError, unreadable
+from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,28 @@ def run(args: ClassifyArgs) -> None:
 def _texts(args: ClassifyArgs) -> list[str]:
     """The texts that the command line names. Raises ConfigError where there are none."""
     given = list(args.texts)
-    try:
-        if args.file:
-            given += [line for line in args.file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(args.file, OSError(str(error))) from error
+    if args.file:
+        given += _lines(args.file.read_bytes, str(args.file))
     if "-" in given or not given:
         place = given.index("-") if "-" in given else 0
-        given[place : place + 1] = [line for line in sys.stdin.read().splitlines() if line.strip()]
+        given[place : place + 1] = _lines(sys.stdin.buffer.read, "standard input")
     if not given:
-        raise ConfigError(
-            "no texts", why="nothing was given to classify", fix='write one: classify MODEL "TEXT"'
-        )
+        fix = 'write one: classify MODEL "TEXT"'
+        raise ConfigError("no texts", why="nothing was given to classify", fix=fix)
     return given
+
+
+def _lines(read: Callable[[], bytes], name: str) -> list[str]:
+    """The lines of a file that are not blank. Raises DataError where it is not UTF-8."""
+    try:
+        text = read().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        fix = "name a file in which each line is a text"
+        raise MissingError("no texts", path=name, why="there is no such file", fix=fix) from error
+    except OSError as error:
+        raise unreadable(name, error) from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "not text", path=name, why=f"it is not UTF-8: {error}", fix="save it as UTF-8"
+        ) from error
+    return [line for line in text.splitlines() if line.strip()]
