@@ -267,10 +267,8 @@ def test_a_run_that_saved_nothing_begins_again_and_keeps_its_log(
     assert measured(out, *LOSSES) == measured(whole, *LOSSES)
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [pytest.param(("--mesh.fsdp", "4"), marks=pytest.mark.slow), ("--mesh.fsdp", "2", "--mesh.tensor", "2")],
-)
+@pytest.mark.parametrize("mesh", [("--mesh.fsdp", "4"), ("--mesh.fsdp", "2", "--mesh.tensor", "2")])
+@pytest.mark.slow
 def test_other_meshes_train_the_same(data: Path, whole: Path, tmp_path: Path, mesh: tuple[str, ...]) -> None:
     pretrain(tmp_path / "run", data, "--steps", "12", *SILENT, *mesh, "--model.vocab-multiple", "128")
     ours, theirs = (
@@ -336,6 +334,7 @@ def test_a_new_run_starts_from_given_weights_and_their_architecture(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_16_bit_weights_are_widened_and_said_to_be(
     data: Path, whole: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -345,6 +344,7 @@ def test_16_bit_weights_are_widened_and_said_to_be(
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(jaxgpt.load(tmp_path / "run").params)} == {"float32"}
 
 
+@pytest.mark.slow
 def test_two_hundred_prompts_together_get_what_each_gets_alone(whole: Path) -> None:
     lm, rng = jaxgpt.load(whole), np.random.default_rng(0)
     text = "It is a truth universally acknowledged, that 3 times 4 is 12; " * 2

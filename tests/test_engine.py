@@ -269,6 +269,7 @@ def test_a_context_of_one_or_two_tokens_still_generates() -> None:
             tokens = [*tokens, token]
 
 
+@pytest.mark.slow
 def test_any_mix_of_lengths_compiles_few_programs() -> None:
     config = GPTConfig(vocab=61, context=300, layers=1, heads=2, width=8, vocab_multiple=8)
     served = Served.of(config, jax.jit(define(config).init)(jax.random.key(0)))
@@ -308,7 +309,12 @@ def test_after_a_warm_up_common_requests_compile_nothing(served: Served) -> None
 
 
 @pytest.mark.parametrize(
-    "mesh", [MeshConfig(data=1, fsdp=2, tensor=4), MeshConfig(data=2, tensor=4)], ids=str
+    "mesh",
+    [
+        pytest.param(MeshConfig(data=1, fsdp=2, tensor=4), marks=pytest.mark.slow),
+        MeshConfig(data=2, tensor=4),
+    ],
+    ids=str,
 )
 def test_a_mesh_gives_the_tokens_of_one_device(config: GPTConfig, params: Params, mesh: MeshConfig) -> None:
     requests = [request(prompt_of(n), 40, WILD if n % 2 else GREEDY, seed=n) for n in (3, 8, 31)]

@@ -66,7 +66,15 @@ def test_future_tokens_cannot_change_the_past(
         np.testing.assert_array_equal(moved_T, np.arange(config.context) <= position)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(
+    "position",
+    [
+        "learned",
+        "rotary",
+        pytest.param("sinusoidal", marks=pytest.mark.slow),
+        pytest.param("alibi", marks=pytest.mark.slow),
+    ],
+)
 def test_scanned_unrolled_and_recomputed_blocks_give_the_same_loss_and_gradients(
     config: GPTConfig, tokens_BT: np.ndarray, position: str
 ) -> None:

@@ -613,6 +613,7 @@ if index == 1:
 """
 
 
+@pytest.mark.slow
 def test_data_that_one_process_cannot_read_ends_both(data: Path, tmp_path: Path) -> None:
     args = pretrain(data, tmp_path / "run", "--steps", 100_000)
     code = COMMAND_LINE.replace("from jaxgpt.cli", BROKEN_DATA + "from jaxgpt.cli")

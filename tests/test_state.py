@@ -112,7 +112,9 @@ def single(config: GPTConfig) -> tuple[list[float], Any]:
     return run(config, ONE, 10)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 2), (1, 8, 1), (1, 2, 4), pytest.param((8, 1, 1), marks=pytest.mark.slow)]
+)
 def test_sharded_steps_equal_single_device_steps(
     config: GPTConfig, single: Any, sizes: tuple[int, int, int]
 ) -> None:
@@ -127,7 +129,14 @@ def test_sharded_steps_equal_single_device_steps(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"blocks": "unrolled"}, {"remat": True}, {"chunk": 5}, {"accumulate": 4}], ids=str
+    "settings",
+    [
+        {"blocks": "unrolled"},
+        {"remat": True},
+        pytest.param({"chunk": 5}, marks=pytest.mark.slow),
+        pytest.param({"accumulate": 4}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_how_a_step_is_computed_changes_nothing(
     config: GPTConfig, single: Any, settings: dict[str, Any]
@@ -140,8 +149,8 @@ def test_how_a_step_is_computed_changes_nothing(
 @pytest.mark.parametrize(
     ("sizes", "settings"),
     [
-        ((1, 1, 1), {}),
         ((2, 2, 2), {"blocks": "unrolled"}),
+        pytest.param((1, 1, 1), {}, marks=pytest.mark.slow),
         pytest.param((1, 8, 1), {"remat": True, "chunk": 5}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -171,7 +180,12 @@ def test_bfloat16_steps_train_as_float32_ones_do(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"accumulate": 4}, {"accumulate": 2, "chunk": 7, "remat": True, "blocks": "unrolled"}],
+    [
+        {"accumulate": 4},
+        pytest.param(
+            {"accumulate": 2, "chunk": 7, "remat": True, "blocks": "unrolled"}, marks=pytest.mark.slow
+        ),
+    ],
     ids=str,
 )
 def test_accumulation_equals_the_big_batch_also_with_unequal_weights(
@@ -274,6 +288,16 @@ CHOICES = [
 ]
 
 
+@functools.cache
+def everything_trained(config: GPTConfig, blocks: str) -> tuple[Any, Any, Any, Any]:
+    """An optimizer, a step with it, a state in which all parameters train, and that state after a step."""
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    step, _ = stepper(config, OptimConfig(), blocks=blocks)
+    step = jax.jit(functools.partial(step, optimizer=optimizer))
+    whole = create_state(define(config), optimizer, 0, ONE)
+    return optimizer, step, whole, step(whole, random_batch(config, 4))[0]
+
+
 @pytest.mark.parametrize(
     ("chosen", "blocks"),
     [(chosen, "scan") for chosen in CHOICES]
@@ -284,15 +308,12 @@ CHOICES = [
 def test_only_what_is_chosen_trains(config: GPTConfig, chosen: Chosen, blocks: str) -> None:
     """What is chosen moves as if all trained; what is frozen stays bit for bit, and has no moments."""
     batch = random_batch(config, 4)
-    step, _ = stepper(config, OptimConfig(), blocks=blocks)
-    step = jax.jit(functools.partial(step, optimizer=optax.sgd(0.1, momentum=0.9)))
-    optimizer = optax.sgd(0.1, momentum=0.9)
-    whole = create_state(define(config), optimizer, 0, ONE)
+    optimizer, step, whole, moved = everything_trained(config, blocks)
     part = create_state(define(config), optimizer, 0, ONE, chosen=chosen)
     shapes = [leaf.shape for leaf in jax.tree.leaves(part.trainable)]
     assert [leaf.shape for leaf in jax.tree.leaves(part.opt_state)] == shapes
     jax.tree.map(np.testing.assert_array_equal, part.params, whole.params)
-    moved, still = step(whole, batch)[0], step(part, batch)[0]
+    still = step(part, batch)[0]
     jax.tree.map(np.testing.assert_array_equal, still.frozen, part.frozen)
     expected = combine(partition(moved.params, chosen)[0], partition(whole.params, chosen)[1], chosen)
     assert_same(still.params, expected, within=1e-6)
