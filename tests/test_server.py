@@ -53,11 +53,20 @@ class Paced(Engine):
     def step(self) -> list[NewToken]:
         if self.held:
             self.allowed.acquire()
-        self.made += 1
-        return super().step()
+        try:
+            return super().step()
+        finally:
+            self.made += 1
 
     def hold(self) -> None:
         self.allowed, self.held = threading.Semaphore(0), True
+
+    def allow_until(self, condition: Callable[[], bool]) -> None:
+        """Make one step after another until the condition holds; it is looked at between two steps."""
+        while not condition():
+            before = self.made
+            self.allowed.release()
+            until(lambda before=before: self.made > before)
 
     def let_go(self) -> None:
         self.held = False
@@ -406,10 +415,12 @@ def test_a_client_that_goes_away_frees_its_slot_within_one_step(
     until(lambda: scheduler.open == len(others))
     leaving = server.send(max_tokens=150, stream=stream)
     until(lambda: scheduler.open == len(others) + 1)
-    if phase != "prefill":
+    if phase == "queue":  # prompts that did not arrive together take more than one step
+        engine.allow_until(lambda: scheduler.running == 2 and scheduler.waiting == 1)
+    elif phase == "decode":
         start = engine.made
         engine.allowed.release(2)
-        until(lambda: engine.made == start + 2 and scheduler.running == (2 if others else 1))
+        until(lambda: engine.made == start + 2 and scheduler.running == 1)
     before = engine.made
     leaving.close()
     until(lambda: scheduler.open == len(others))
