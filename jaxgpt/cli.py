@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import logging
 import platform
+import shlex
 import sys
 import time
 import traceback
@@ -169,7 +170,11 @@ def _parse_recipe(name: str, args: Sequence[str]) -> RunConfig:
         namespace={"__doc__": RECIPES[name][1]},
         frozen=True,
     )
-    parsed: Any = tyro.cli(kind, prog=f"jaxgpt {name}", args=args)
+    parsed: Any
+    parsed, unknown = tyro.cli(kind, prog=f"jaxgpt {name}", args=args, return_unknown_args=True)
+    if unknown:
+        _refuse_text(name, parsed.config, unknown)
+        tyro.cli(kind, prog=f"jaxgpt {name}", args=args)  # says what is wrong with them, and exits
     if parsed.config != recipe:  # the defaults of the flags would be taken for the settings of the recipe
         raise ConfigError(
             f"CONFIG {parsed.config!r}",
@@ -178,6 +183,17 @@ def _parse_recipe(name: str, args: Sequence[str]) -> RunConfig:
         )
     settings: RunConfig = parsed.settings
     return settings
+
+
+def _refuse_text(name: str, recipe: str, unknown: Sequence[str]) -> None:
+    """Raise ConfigError where a text stands behind the recipe, as if it were a setting without a flag."""
+    if not any(arg.startswith("-") for arg in unknown):
+        raise ConfigError(
+            shlex.join(unknown),
+            why="nothing but the recipe stands without a flag",
+            fix="to train on a text, write: "
+            + shlex.join(["jaxgpt", name, recipe, "--data.path", unknown[0]]),
+        )
 
 
 def verb_of(recipe: RunConfig) -> str:

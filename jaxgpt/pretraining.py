@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxgpt import hosts
 from jaxgpt.config import TrainConfig
 from jaxgpt.display import waiting
+from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.ngram import ngram_losses
 from jaxgpt.evaluation.report import refresh_report
 from jaxgpt.evaluation.validation import validation_loss
@@ -56,10 +57,13 @@ def pretraining(
 
     Where the run begins with a given model, the recipe gets its architecture; `stated` are the settings that
     a person gave by name, which must not differ from it. `progress` opens a display of how far the text is
-    tokenized. Raises MissingError where there is no tokenizer, ConfigError where a stated setting differs.
+    tokenized. Raises MissingError where there is no tokenizer, ConfigError where a stated setting differs or
+    no text is left for the evaluations.
     """
-    config = with_architecture(config, stated, tell)
     given = Path(config.data.path)
+    if config.eval_every and not config.data.val_fraction and not _is_prepared(given):
+        raise _nothing_to_evaluate_on("--data.val-fraction 0", config, "or a larger fraction")
+    config = with_architecture(config, stated, tell)
     tokenizer = load_ranks(given / TOKENIZER_FILE if _is_prepared(given) else config.data.tokenizer)
     if tokenizer.vocab != config.model.vocab:
         tell(f"the model's vocabulary is the data's: {tokenizer.vocab:,} instead of {config.model.vocab:,}")
@@ -72,6 +76,10 @@ def pretraining(
         folder = given if _is_prepared(given) else _prepared(recipe, own, stop, tell, progress)
         train = open_split(folder, "train")
         val = open_split(folder, "val") if recipe.eval_every else None
+        if val is not None and len(val) < 2:
+            raise _nothing_to_evaluate_on(
+                f"a validation split of {len(val)} tokens", recipe, "or data with more of them", given
+            )
         batches = TrainingBatches(
             train,
             context=recipe.model.context,
@@ -83,8 +91,8 @@ def pretraining(
         return TrainingData(
             fingerprint=Manifest.load(folder).fingerprint,
             rows=batches.rows,
-            events=_events(recipe, loss, val, tokenizer, mesh, stop) if val else [],
-            facts=lambda: _baselines(train, val, recipe.model.vocab, tell) if val else {},
+            events=[] if val is None else _events(recipe, loss, val, tokenizer, mesh, stop),
+            facts=lambda: {} if val is None else _baselines(train, val, recipe.model.vocab, tell),
         )
 
     task = Task(
@@ -97,6 +105,17 @@ def pretraining(
         report=refresh_report,
     )
     return recipe, task
+
+
+def _nothing_to_evaluate_on(
+    what: str, config: TrainConfig, otherwise: str, path: Path | None = None
+) -> ConfigError:
+    return ConfigError(
+        what,
+        path=path,
+        why=f"no text is left to evaluate on, which is to be done every {config.eval_every} steps",
+        fix=f"give --eval-every 0 to train without evaluations, {otherwise}",
+    )
 
 
 def _is_prepared(folder: Path) -> bool:

@@ -91,6 +91,22 @@ def test_an_impossible_setting_is_2(argv: list[str], problem: str, tmp_path: Pat
     assert problem in error_of(capsys, 2, "pretrain", "nano", "--out-dir", tmp_path, *argv)
 
 
+@pytest.mark.parametrize("argv", [["nano", "my text.txt"], ["nano", "--steps", "3", "my text.txt"]])
+def test_a_text_behind_the_recipe_is_answered_with_the_flag_it_belongs_to(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda *given: seen.append(given))
+    error = error_of(capsys, 2, "pretrain", *argv)
+    assert error.endswith("write: jaxgpt pretrain nano --data.path 'my text.txt'") and not seen
+
+
+def test_a_text_in_the_place_of_the_recipe_is_answered_with_its_flag(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "austen.txt").write_text("It is a truth universally acknowledged")
+    error = error_of(capsys, 2, "pretrain", tmp_path / "austen.txt")
+    assert f"write: jaxgpt pretrain nano --data.path {tmp_path}/austen.txt" in error
+
+
 def test_a_recipe_behind_a_flag_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("jaxgpt.verbs.pretrain.run", lambda *given: seen.append(given))

@@ -118,6 +118,34 @@ def test_data_of_a_run_directory_is_found_in_it(
     assert f"{found['val_loss']:.4f}" in capsys.readouterr().out
 
 
+def test_a_text_is_scored_as_it_is_by_the_models_own_tokenizer(
+    lm: LanguageModel, run: Path, tmp_path: Path
+) -> None:
+    text, found = "Twenty-three ändern zwei.\n" * 3, tmp_path / "a.json"
+    (tmp_path / "a text.txt").write_text(text)
+    verb("evaluate", run, "--data", tmp_path / "a text.txt", "--json", found)
+    whole = json.loads(found.read_text())
+    ids = np.frombuffer(text.encode(), np.uint8).astype(int)
+    assert whole["val_loss"] == pytest.approx(mean_loss(lm, ids), rel=1e-5)
+    assert whole["bits_per_byte"] == pytest.approx(whole["val_loss"] / math.log(2))
+    assert f"all of {tmp_path}/a text.txt, {len(ids) - 1} predictions" in whole["protocols"]["val_loss"]
+
+
+def test_between_the_documents_of_one_file_stands_the_end_of_a_text(
+    lm: LanguageModel, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "and two"}\n')
+    verb("evaluate", run, "--data", tmp_path / "a.jsonl", "--json", tmp_path / "a.json")
+    ids = np.array([*b"one", 256, *b"and two"])
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["val_loss"] == pytest.approx(mean_loss(lm, ids), rel=1e-5)
+
+
+def test_data_that_is_not_there_is_missing_before_a_model_is_read(tmp_path: Path, capsys: Any) -> None:
+    verb("evaluate", tmp_path / "no-model", "--data", tmp_path / "no-text.txt", code=66)
+    assert "no-text.txt): there is no such file or folder" in capsys.readouterr().err
+
+
 def test_data_of_another_tokenizer_is_refused(run: Path, tmp_path: Path, capsys: Any) -> None:
     verb("prepare", run / "texts", "--out", tmp_path / "data", "--tokenizer", "gpt2")
     verb("evaluate", run, "--data", tmp_path / "data", code=2)
@@ -161,7 +189,7 @@ def test_the_scores_of_examples_are_written_with_how_they_were_asked(
 
 def test_without_anything_to_score_on_it_says_what_to_give(run: Path, capsys: Any) -> None:
     verb("evaluate", run, code=2)
-    assert "give --data DIR" in capsys.readouterr().err
+    assert "give --data (a text, a folder" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_missing(run: Path, tmp_path: Path, capsys: Any) -> None:
@@ -180,3 +208,4 @@ def test_a_model_without_a_tokenizer_is_scored_on_text_of_its_vocabulary(
     )
     (tmp_path / "a.jsonl").write_text(json.dumps(EXAMPLES[0]) + "\n" + json.dumps(EXAMPLES[1]))
     verb("evaluate", tmp_path / "bare", "--examples", tmp_path / "a.jsonl", "--shots", "0", code=65)
+    verb("evaluate", tmp_path / "bare", "--data", tmp_path / "a.jsonl", code=65)

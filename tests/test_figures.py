@@ -13,6 +13,7 @@ from command_line import exit_code
 import jaxgpt
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
+from jaxgpt.evaluation.data import open_validation
 from jaxgpt.evaluation.figures import bytes_of, text_figures
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
@@ -69,7 +70,7 @@ def test_a_nanogpt_model_of_50304_rows_is_scored_on_text_of_gpt2s_tokenizer(tmp_
 def test_ids_beyond_the_tokenizer_take_no_part(tmp_path: Path) -> None:
     data, lm = data_of("bytes", tmp_path / "text"), model_of(300, BYTES)
     stream = open_split(data, "val")
-    loss, perplexity, *_ = text_figures(lm.served, BYTES, data, left_out=43)
+    loss, perplexity, *_ = text_figures(lm.served, open_validation(data, BYTES, lm.text_config), left_out=43)
     assert loss.value == pytest.approx(loss_by_hand(lm, stream.read(0, len(stream)), 257), rel=1e-5)
     assert perplexity.value == math.exp(loss.value)
     assert "without the 43 ids" in loss.protocol
@@ -80,11 +81,11 @@ def test_of_two_tokenizers_of_one_size_only_the_models_own_will_do(tmp_path: Pat
     mine, other = RankTokenizer(ranks | {b"th": 256}), RankTokenizer(ranks | {b"ht": 256})
     mine.save(tmp_path / "mine.tiktoken")
     data, lm = data_of(tmp_path / "mine.tiktoken", tmp_path / "text"), model_of(258, mine)
-    assert "without" not in text_figures(lm.served, mine, data)[0].protocol
+    assert open_validation(data, mine, lm.text_config).tokenizer.sha256 == mine.sha256
     with pytest.raises(
         ConfigError, match=f"its tokens are {mine.name}'s.*the model's tokenizer is {other.name}"
     ):
-        text_figures(lm.served, other, data)
+        open_validation(data, other, lm.text_config)
 
 
 @pytest.mark.parametrize(("vocab", "fits"), [(257, True), (256, False), (258, False)])
@@ -93,10 +94,10 @@ def test_of_a_model_without_a_tokenizer_the_number_of_ids_must_agree(
 ) -> None:
     data, lm = data_of("bytes", tmp_path / "text"), model_of(vocab, None)
     if fits:
-        assert text_figures(lm.served, None, data)
+        assert open_validation(data, None, lm.text_config)
     else:
         with pytest.raises(ConfigError, match=f"of 257 ids; the model's tokenizer is one of {vocab}"):
-            text_figures(lm.served, None, data)
+            open_validation(data, None, lm.text_config)
 
 
 def test_bytes_are_counted_without_the_first_token_and_the_ends_of_texts(tmp_path: Path) -> None:

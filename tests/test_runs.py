@@ -16,6 +16,7 @@ import pytest
 import jaxgpt
 from jaxgpt import StoppedError
 from jaxgpt.errors import ConfigError
+from jaxgpt.text.prepare import prepare
 from jaxgpt.training.metrics import MetricsLog
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -60,6 +61,25 @@ def test_a_package_that_is_missing_is_named_before_anything_slow(
     with pytest.raises(ConfigError, match="tensorboardX is not installed"):
         train(tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_without_validation_data_it_is_said_before_anything_slow_how_to_train_without(
+    train: Callable[..., jaxgpt.Run], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxgpt.training.run.compile_step", pytest.fail)
+    with pytest.raises(ConfigError, match=r"--data.val-fraction 0: .*every 3 steps; give --eval-every 0"):
+        train(tmp_path / "run", **{"data.val_fraction": 0})
+    assert not (tmp_path / "run").exists()
+    prepare([str(text)], tmp_path / "data", tokenizer="bytes", val_fraction=0)
+    with pytest.raises(ConfigError, match=r"validation split of 0 tokens .*give --eval-every 0"):
+        train(tmp_path / "run", **{"data.path": str(tmp_path / "data")})
+
+
+def test_without_evaluations_no_validation_data_is_needed(
+    train: Callable[..., jaxgpt.Run], tmp_path: Path
+) -> None:
+    run = train(tmp_path / "run", steps=1, **{"data.val_fraction": 0, "eval_every": 0})
+    assert [row["step"] for row in run.metrics if "loss" in row] == [1]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ GPT-2 124M.
 import dataclasses
 import difflib
 import json
+import shlex
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -63,6 +64,9 @@ def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) ->
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         fix = "correct the file at that place"
+        if path.suffix != ".toml":
+            text = shlex.quote(str(path))
+            fix += f", or, if it is a text to train on, write: jaxgpt pretrain nano --data.path {text}"
         raise ConfigError("recipe is not TOML", path=path, why=str(error), fix=fix) from None
     problems: list[str] = []
     kind = _kind(table, problems)

@@ -1,24 +1,21 @@
-"""Figures of a model: how well it predicts a validation split, and how well it answers examples of a task.
+"""Figures of a model: how well it predicts a text, and how well it answers examples of a task.
 
 Each figure says by which protocol it was measured, because it cannot be compared with others otherwise.
 """
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.config import GPTConfig
-from jaxgpt.errors import ConfigError
+from jaxgpt.evaluation.data import ScoredText
 from jaxgpt.evaluation.fewshot import score_examples
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.served import Served
 from jaxgpt.text.batches import ValidationBatches
-from jaxgpt.text.shards import TokenStream, open_split
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
-from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.text.shards import TokenStream
+from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.loss import next_token_loss
 
 BATCH_TOKENS = 8192  # tokens of validation text that go through the model at a time
@@ -36,24 +33,16 @@ class Figure(NamedTuple):
 
 
 def text_figures(
-    model: Served,
-    tokenizer: Tokenizer | None,
-    folder: Path,
-    *,
-    rounded: Served | None = None,
-    left_out: int = 0,
+    model: Served, text: ScoredText, *, rounded: Served | None = None, left_out: int = 0
 ) -> list[Figure]:
-    """Loss, perplexity and bits per byte of a folder's validation split.
+    """Loss, perplexity and bits per byte of a text.
 
-    `tokenizer` is the model's own, None where it came without one. `rounded` is the same model with int8
-    weights, which is measured too. `left_out` says how many ids of the model its tokenizer has no text for:
-    no probability goes to them. Raises ConfigError where the folder's tokens are another tokenizer's.
+    `rounded` is the same model with int8 weights, which is measured too. `left_out` says how many ids of the
+    model its tokenizer has no text for: no probability goes to them.
     """
-    config = model.config
-    tokens, of_data = open_split(folder, "val"), load_tokenizer(folder / TOKENIZER_FILE)
-    _check_same(config, tokenizer, of_data, folder)
+    tokens = text.tokens
     predictions = max(len(tokens) - 1, 0)
-    protocol = f"validation split, {predictions:,} predictions in windows of {config.context} side by side"
+    protocol = f"{text.name}, {predictions:,} predictions in windows of {model.config.context} side by side"
     if left_out:
         protocol += f", without the {left_out:,} ids that stand for no text"
     loss = mean_loss(model, tokens)
@@ -61,7 +50,7 @@ def text_figures(
         Figure("val_loss", loss, "nats a token", protocol),
         Figure("perplexity", math.exp(loss), "exp of val_loss", protocol),
     ]
-    if count := bytes_of(tokens, of_data):
+    if count := bytes_of(tokens, text.tokenizer):
         bits = loss * predictions / math.log(2) / count
         figures.append(Figure("bits_per_byte", bits, f"over {count:,} bytes of text", protocol))
     if rounded is not None:
@@ -74,18 +63,6 @@ def text_figures(
             Figure("int8_perplexity_ratio", ratio, "int8_perplexity / perplexity", protocol),
         ]
     return figures
-
-
-def _check_same(config: GPTConfig, own: Tokenizer | None, of_data: Tokenizer, folder: Path) -> None:
-    """Raise ConfigError unless the tokenizers agree. Without `own`, the numbers of their ids must agree."""
-    same = of_data.vocab == config.vocab if own is None else of_data.sha256 == own.sha256
-    if not same:
-        has = f"{own.name} of {own.vocab}" if own else f"one of {config.vocab}"
-        raise ConfigError(
-            f"--data {folder}",
-            why=f"its tokens are {of_data.name}'s, of {of_data.vocab} ids; the model's tokenizer is {has}",
-            fix="prepare the text with the model's tokenizer (jaxgpt prepare --tokenizer)",
-        )
 
 
 def mean_loss(model: Served, tokens: TokenStream) -> float:

@@ -164,6 +164,13 @@ class TokenStream:
             )
         self._starts = [0, *accumulate(len(part) for part in self._parts)]
 
+    @classmethod
+    def of(cls, ids: np.ndarray) -> "TokenStream":
+        """Return a stream of ids [tokens] that are in memory."""
+        stream = cls([])
+        stream._parts, stream._starts = [ids], [0, len(ids)]
+        return stream
+
     def __len__(self) -> int:
         """Return the number of tokens."""
         return self._starts[-1]

@@ -12,12 +12,10 @@ from jaxgpt.errors import ConfigError
 if TYPE_CHECKING:
     from jaxgpt.evaluation.figures import Figure
 
-RUN_DATA = "data"  # where a run directory keeps the tokens it prepared itself
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArgs:
-    """Score MODEL on a validation split (--data), on examples of a task (--examples), or both.
+    """Score MODEL on a text (--data), on examples of a task (--examples), or both.
 
     Each figure is printed with the protocol it was measured by.
     """
@@ -25,8 +23,9 @@ class EvaluateArgs:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     data: Path | None = None
-    """A folder that `jaxgpt prepare` made, or a run directory that has one.
-    The loss, perplexity and bits per byte of its whole validation split are measured."""
+    """A text, a folder that `jaxgpt prepare` made, or a run directory that has one.
+    Loss, perplexity and bits per byte of the whole text are measured; of a folder, of its validation split.
+    A text is scored as it is, with the model's own tokenizer."""
     examples: Path | None = None
     """JSONL file of examples, each line an object such as {"input": "2 + 2", "output": "4"}.
     Few-shot exact match and log-probability are measured, and accuracy where the outputs are labels."""
@@ -45,6 +44,7 @@ class EvaluateArgs:
 def run(args: EvaluateArgs) -> None:
     """Measure, print the figures to stdout, and write them to the file that --json names."""
     from jaxgpt.display import waiting
+    from jaxgpt.evaluation.data import is_text, open_text, open_validation
     from jaxgpt.evaluation.figures import task_figures, text_figures
     from jaxgpt.inference.prompts import read_examples
     from jaxgpt.inference.served import Served
@@ -54,22 +54,22 @@ def run(args: EvaluateArgs) -> None:
         raise ConfigError(
             "nothing to score on",
             why="neither --data nor --examples was given",
-            fix="give --data DIR (from `jaxgpt prepare`, or a run directory), --examples FILE.jsonl, or both",
+            fix="give --data (a text, a folder from `jaxgpt prepare`, or a run directory), "
+            "--examples FILE.jsonl, or both",
         )
+    text = args.data is not None and is_text(args.data)
     examples = read_examples(args.examples) if args.examples else []
     lm = load(args.model)
     rounded = Served.of(lm.text_config, lm.params, int8=True) if args.int8 else None
     figures: list[Figure] = []
     if args.data:
-        folder = data_folder(args.data)
-        with waiting(f"scoring the validation split of {folder}"):
-            figures += text_figures(
-                lm.served,
-                lm.given_tokenizer,
-                folder,
-                rounded=rounded,
-                left_out=lm.config.vocab - lm.text_config.vocab,
-            )
+        own = lm.given_tokenizer
+        scored = (
+            open_text(args.data, lm.tokenizer) if text else open_validation(args.data, own, lm.text_config)
+        )
+        with waiting(f"scoring {args.data}, {scored.name}"):
+            left_out = lm.config.vocab - lm.text_config.vocab
+            figures += text_figures(lm.served, scored, rounded=rounded, left_out=left_out)
     if examples:
         tokenizer = lm.tokenizer
         with waiting(f"asking {len(examples)} examples"):
@@ -86,14 +86,6 @@ def run(args: EvaluateArgs) -> None:
         found: dict[str, Any] = {"model": args.model} | {figure.name: figure.value for figure in figures}
         found["protocols"] = {figure.name: f"{figure.measure}; {figure.protocol}" for figure in figures}
         args.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def data_folder(given: Path) -> Path:
-    """The folder of tokens: `given` itself, or the one inside it where `given` is a run directory."""
-    from jaxgpt.text.manifest import MANIFEST_FILE
-
-    inside = given / RUN_DATA
-    return inside if not (given / MANIFEST_FILE).is_file() and (inside / MANIFEST_FILE).is_file() else given
 
 
 def _show(figures: list["Figure"]) -> None:
