@@ -1,5 +1,6 @@
 """A trained model for people: `load(MODEL)` gives config, parameters and tokenizer in one object."""
 
+import dataclasses
 import functools
 import logging
 import warnings
@@ -29,7 +30,6 @@ from jaxgpt.weights.convert import write_model
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params, stored_params
 from jaxgpt.weights.run import one_device
-from jaxgpt.weights.tensors import StoredModel
 
 MOST_SLOTS = 8  # texts that `generate` continues at a time
 WRITING = Sampling(temperature=TEMPERATURE, top_k=TOP_K)
@@ -49,6 +49,8 @@ class LanguageModel:
     params: Params = field(repr=False)
     given_tokenizer: Tokenizer | None
     """None where the model came without one; `tokenizer` then says so."""
+    stated_ends: frozenset[int] = frozenset()
+    """The ids that end a text, as the model's files state them; `ends` also knows the tokenizer's."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -71,6 +73,12 @@ class LanguageModel:
         return (
             self.config if self.given_tokenizer is None else self.config.with_only(self.given_tokenizer.vocab)
         )
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a text: those that the model's files state, or else the tokenizer's."""
+        ends = self.stated_ends or (self.given_tokenizer.ends if self.given_tokenizer else frozenset())
+        return frozenset(id for id in ends if id < self.text_config.vocab)
 
     def logits(self, tokens_BT: np.ndarray) -> Array:
         """float32 logits [B, T, V] for ids [B, T].
@@ -99,8 +107,7 @@ class LanguageModel:
 
     def engine(self, slots: int = 1) -> Engine:
         """A new engine that continues so many texts at a time, over the parameters of `served`."""
-        end = self.given_tokenizer.end_of_text if self.given_tokenizer else None
-        return Engine(self.served, slots=slots, end=end)
+        return Engine(self.served, slots=slots, ends=self.ends)
 
     def request(
         self,
@@ -174,8 +181,12 @@ class LanguageModel:
 
         Raises ConfigError when something is at `path` already or the format cannot say what this model is.
         """
-        stored = stored_params(self.config, self.params)
-        write_model(StoredModel(self.config, stored.tensors, self.given_tokenizer), Path(path), format)
+        stored = dataclasses.replace(
+            stored_params(self.config, self.params),
+            tokenizer=self.given_tokenizer,
+            stated_ends=self.stated_ends,
+        )
+        write_model(stored, Path(path), format)
 
 
 def load(
@@ -192,7 +203,8 @@ def load(
     stored = open_model(model, layer_norm_epsilon=layer_norm_epsilon)
     for note in stored.notes:
         warnings.warn(note, stacklevel=2)
-    return LanguageModel(stored.config, read_params(stored, mesh or one_device()), stored.tokenizer)
+    params = read_params(stored, mesh or one_device())
+    return LanguageModel(stored.config, params, stored.tokenizer, stored.stated_ends)
 
 
 def _ids(tokens: Any) -> np.ndarray:

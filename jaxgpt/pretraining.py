@@ -174,7 +174,7 @@ def _events(
 
     def write_sample(state: TrainState) -> dict[str, Any]:
         served = Served.of(dataclasses.replace(model, dropout=0.0), state.params)
-        engine, text = Engine(served, slots=1, end=tokenizer.end_of_text), recipe.sample_prompt
+        engine, text = Engine(served, slots=1, ends=tokenizer.ends), recipe.sample_prompt
         for piece in pieces_of(engine, [request], tokenizer):
             stop.check()
             text += piece.text

@@ -77,7 +77,7 @@ def test_one_beam_is_greedy_decoding(config: GPTConfig, served: Served, length: 
     greedy = [new.token for _, new in Engine(served, slots=1).run([request])]
     (beam,) = beam_search(served, prompt, beams=1, max_new_tokens=12)
     assert list(beam.tokens) == greedy and len(set(greedy)) > 2 and not beam.finished
-    (ended,) = beam_search(served, prompt, beams=1, max_new_tokens=12, end=greedy[4], length_penalty=0)
+    (ended,) = beam_search(served, prompt, beams=1, max_new_tokens=12, ends={greedy[4]}, length_penalty=0)
     assert list(ended.tokens) == greedy[: greedy.index(greedy[4])] and ended.finished
 
 
@@ -104,7 +104,9 @@ def test_enough_beams_find_the_best_texts_with_an_end_token(
 ) -> None:
     expected = list(best_ended(logprobs_of_texts, end, length_penalty).items())[:8]
     for results in (1, 2, 8):  # the fewer, the sooner the search is decided
-        found = search(tiny, TINY.vocab ** (NEW - 1), end=end, length_penalty=length_penalty, results=results)
+        found = search(
+            tiny, TINY.vocab ** (NEW - 1), ends={end}, length_penalty=length_penalty, results=results
+        )
         written = [(*beam.tokens, end) if beam.finished else beam.tokens for beam in found]
         assert written == [text for text, _ in expected[:results]]
         np.testing.assert_allclose(
@@ -131,7 +133,7 @@ def test_length_penalty_by_hand() -> None:
     for penalty, first in ((0.0, (7,)), (1.0, (7, 8)), (0.5, (7,))):  # at 0.5: -1.414 and -1.559
         ended = [
             beam_module._sorted_out(
-                Candidates(*(leaf[n : n + 1] for leaf in found)), texts, 2, 9, length**penalty
+                Candidates(*(leaf[n : n + 1] for leaf in found)), texts, 2, {9}, length**penalty
             )[0][0]
             for n, length in ((0, 2), (1, 3))
         ]
@@ -165,14 +167,26 @@ def test_the_search_ends_where_nothing_better_can_come(tiny: Served, monkeypatch
     )
     most_probable = search(tiny, 25)[0].tokens
     steps[0] = 0
-    (beam,) = beam_search(tiny, PROMPT, beams=5, max_new_tokens=14, end=most_probable[0], length_penalty=0)
+    (beam,) = beam_search(tiny, PROMPT, beams=5, max_new_tokens=14, ends={most_probable[0]}, length_penalty=0)
     assert beam.tokens == () and beam.finished and steps[0] < 13
+
+
+def test_several_end_tokens_leave_enough_beams(tiny: Served, logprobs_of_texts: np.ndarray) -> None:
+    """The two most probable tokens end a text, which is a bad one as it is short: a third one goes on."""
+    first = np.argsort(
+        [
+            -np.logaddexp.reduce(logprobs_of_texts.sum(1)[[t[0] == n for t in TEXTS]])
+            for n in range(TINY.vocab)
+        ]
+    )
+    (beam,) = search(tiny, 1, ends=set(first[:2].tolist()), length_penalty=3.0)
+    assert beam.tokens[0] == first[2] and len(beam.tokens) > 1
 
 
 def test_a_vocabulary_of_one_ends() -> None:
     config = GPTConfig(vocab=1, context=8, layers=1, heads=1, width=4, vocab_multiple=1)
     served = Served.of(config, jax.jit(define(config).init)(jax.random.key(0)))
-    (beam,) = beam_search(served, [0], beams=1, max_new_tokens=5, end=0)
+    (beam,) = beam_search(served, [0], beams=1, max_new_tokens=5, ends={0})
     assert beam == Beam((), 0.0, 0.0, True)
     found = beam_search(served, [0], beams=3, max_new_tokens=5, results=3)
     assert [beam.tokens for beam in found] == [(0,) * 5]

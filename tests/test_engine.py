@@ -213,7 +213,7 @@ def test_the_end_token_ends_the_text_is_told_of_and_is_not_part_of_it(
 ) -> None:
     whole = expected(prompt_of(5), 12)
     length = whole.index(whole[6])
-    engine = Engine(served, end=whole[6])
+    engine = Engine(served, ends={whole[6]})
     news = [new for _, new in engine.run([request(prompt_of(5), 12, logprobs=0)])]
     assert [new.token for new in news] == whole[: length + 1]
     assert [new.written for new in news] == [*whole[:length], None]
@@ -221,6 +221,16 @@ def test_the_end_token_ends_the_text_is_told_of_and_is_not_part_of_it(
     assert all(new.logprob is not None for new in news)
     last = [new for _, new in engine.run([request(prompt_of(5), length + 1)])][-1]
     assert last.finish == "end"  # also where it is the last token asked for
+
+
+def test_the_first_of_several_end_tokens_ends_the_text(served: Served, expected: Callable) -> None:
+    whole = expected(prompt_of(5), 12)
+    first, *_, last = dict.fromkeys(whole[3:])
+    engine = Engine(served, slots=2, ends={first, last}, steps=16)
+    late = request(prompt_of(5), 12, least_new_tokens=12)
+    assert texts(engine, [request(prompt_of(5), 12)])[0] == whole[: whole.index(first) + 1]
+    assert not {first, last} & set(texts(engine, [late])[0][:12])
+    assert texts(engine, [request(prompt_of(5), 12, ignore_end=True)])[0] == whole
 
 
 def test_a_cancelled_request_frees_its_slot_and_disturbs_nobody(served: Served, expected: Callable) -> None:
@@ -293,7 +303,7 @@ def test_after_a_warm_up_common_requests_compile_nothing(served: Served) -> None
     for program in (compiled := (programs.prefill, programs.pick, programs.put, programs.decode)):
         program.clear_cache()
     engine = Engine(
-        served, slots=2, steps=3, end=first
+        served, slots=2, steps=3, ends={first}
     )  # warming up, greedy text would end with its first token
     engine.warm_up()
     before = [program._cache_size() for program in compiled]
@@ -430,7 +440,7 @@ def test_bias_stop_ids_and_the_least_number_of_tokens(served: Served, expected: 
     at = ids.index(end)
 
     def asked(**more: Any) -> list[int]:
-        engine = Engine(served, slots=2, end=end, steps=16)
+        engine = Engine(served, slots=2, ends={end}, steps=16)
         return texts(engine, [request(prompt_of(5), 12, **more), request(prompt_of(9), 3)])[0]
 
     assert asked() == ids[: at + 1]

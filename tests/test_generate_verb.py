@@ -177,7 +177,7 @@ def test_lines_end_with_the_token_that_completes_a_stop_string(
 
 
 def test_int8_writes_what_an_int8_engine_does(lm: LanguageModel, generate: Any) -> None:
-    engine = Engine(Served.of(lm.config, lm.params, int8=True), slots=1, end=256)
+    engine = Engine(Served.of(lm.config, lm.params, int8=True), slots=1, ends={256})
     request = lm.request("ab", max_new_tokens=5, sampling=Sampling(temperature=0))
     request = dataclasses.replace(request, logprobs=0)
     expected = [(new.token, new.logprob) for _, new in engine.run([request])]
@@ -221,7 +221,7 @@ def test_beams_find_the_text_that_beam_search_finds(lm: LanguageModel, generate:
     )  # logits that differ less: greedy text is not the best
     LanguageModel(lm.config, params, BYTES).save(tmp_path / "soft")
     soft = Served.of(lm.config, params)
-    search = {"beams": 4, "max_new_tokens": 12, "length_penalty": 0.5, "end": 256}
+    search = {"beams": 4, "max_new_tokens": 12, "length_penalty": 0.5, "ends": {256}}
     a, q = (BYTES.decode(beam_search(soft, BYTES.encode(p), **search)[0].tokens) for p in ("ab", "q"))
     flags = ("--beams", 4, "--length-penalty", 0.5, "--max-new-tokens", 12)
     for way in ("--stream", "--no-stream"):

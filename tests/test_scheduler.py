@@ -50,7 +50,7 @@ def served() -> Served:
 
 @pytest.fixture
 def engine(served: Served) -> Paced:
-    return Paced(served, slots=2, end=END, steps=4)
+    return Paced(served, slots=2, ends={END}, steps=4)
 
 
 def run(scheduler: Scheduler, test: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -142,7 +142,7 @@ def test_who_leaves_frees_its_place_within_one_step(engine: Paced, phase: str) -
 def test_the_token_that_ends_a_text_is_reported_and_nothing_after_it(served: Served) -> None:
     (ids,) = alone(served, request("ab"))
     end = next(token for token in ids if ids.index(token) > 1)  # in the middle of a step of four
-    engine = Paced(served, slots=2, end=end, steps=4)
+    engine = Paced(served, slots=2, ends={end}, steps=4)
     scheduler = Scheduler(engine)
 
     async def test() -> list[NewToken]:

@@ -80,7 +80,7 @@ class Served:
     def __init__(
         self, model: LanguageModel, *, key: str | None = None, queue: int = 64, drain: int = 5
     ) -> None:
-        self.engine = Paced(model.served, slots=2, end=BYTES.end_of_text, steps=4)
+        self.engine = Paced(model.served, slots=2, ends={BYTES.end_of_text}, steps=4)
         self.scheduler = Scheduler(self.engine, waiting=queue)
         reader = Reader("tiny", BYTES, model.config.context, Limits(body=20_000, choices=8, tokens=180))
         self.server = uvicorn_server(create_app(self.scheduler, reader, key=key), drain=drain)

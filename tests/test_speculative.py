@@ -227,10 +227,12 @@ def test_the_end_token_ends_the_text_and_is_not_part_of_it(
     end = greedy[7][5]
     expected = [text[: text.index(end)] if end in text else text for text in greedy]
     for helper in (draft, target):
-        decoder = SpeculativeDecoder(target, helper, lookahead=3, end=end)
+        decoder = SpeculativeDecoder(target, helper, lookahead=3, ends={end})
         assert texts(decoder, PROMPTS, sampling=GREEDY) == expected
         assert decoder.statistics.tokens == sum(map(len, expected)) + sum(end in text for text in greedy)
     assert decoder.statistics.accepted_share == 1
+    both = SpeculativeDecoder(target, draft, lookahead=3, ends={end, greedy[7][2]})
+    assert texts(both, [PROMPTS[7]], sampling=GREEDY) == [greedy[7][: min(map(greedy[7].index, both._ends))]]
 
 
 @pytest.mark.slow

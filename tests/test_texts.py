@@ -90,7 +90,7 @@ def test_closing_the_pieces_ends_what_runs() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_an_engine_is_free_after_its_texts_however_they_ended(lm: LanguageModel, steps: int) -> None:
-    engine = Engine(lm.served, slots=2, end=256, steps=steps)
+    engine = Engine(lm.served, slots=2, ends={256}, steps=steps)
     whole, same = texts_of(engine, requests(2), BYTES)
     assert whole == same == lm.generate(["ab"], max_new_tokens=20, temperature=0)[0]
     assert not engine.busy

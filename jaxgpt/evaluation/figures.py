@@ -4,6 +4,7 @@ Each figure says by which protocol it was measured, because it cannot be compare
 """
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +90,7 @@ def bytes_of(tokens: TokenStream, tokenizer: Tokenizer) -> int:
 def task_figures(
     model: Served,
     tokenizer: Tokenizer,
+    ends: Collection[int],
     examples: list[tuple[str, str]],
     *,
     shots: int,
@@ -96,7 +98,7 @@ def task_figures(
     seed: int = 0,
 ) -> list[Figure]:
     """The few-shot scores of a task's examples: pairs of what is asked and what is right."""
-    engine = Engine(model, slots=SLOTS, end=tokenizer.end_of_text)
+    engine = Engine(model, slots=SLOTS, ends=ends)
     scores = score_examples(engine, tokenizer, examples, shots=shots, instruction=instruction, seed=seed)
     drawn = f"{shots} shots drawn with seed {seed}" if shots else "zero-shot"
     protocol = f"{drawn}, {len(examples)} examples" + (", int8 weights" if model.layers.int8 else "")

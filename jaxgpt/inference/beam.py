@@ -9,7 +9,7 @@ rounded up as in the engine, so that any mix of lengths compiles, for one number
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,16 +63,17 @@ def beam_search(
     *,
     beams: int,
     max_new_tokens: int,
-    end: int | None = None,
+    ends: Collection[int] = (),
     length_penalty: float = 1.0,
     results: int = 1,
 ) -> list[Beam]:
     """The `results` best continuations of a prompt, best first; fewer where the vocabulary allows no more.
 
-    Each step takes the 2 x beams best continuations by one token. Those with the `end` token are finished
-    where they are among the best `beams`; the best of the others go on. The search ends at `max_new_tokens`,
-    where what still runs is ranked beside what has finished, or as soon as no continuation of the others can
-    beat `results` finished ones. With one beam it is greedy decoding (with an `end`, at length_penalty 0).
+    Each step takes the best continuations by one token: 2 x beams of them, and more where there are several
+    `ends`. Those with one of the `ends` are finished where they are among the best `beams`; the best of the
+    others go on. The search ends at `max_new_tokens`, where what still runs is ranked beside what has
+    finished, or as soon as no continuation of the others can beat `results` finished ones. With one beam it
+    is greedy decoding (with an end, at length_penalty 0).
 
     `length_penalty` 0 ranks by probability, 1 by the mean of the tokens' log-probabilities; larger values
     favour longer texts. Source: Wu et al. 2016, section 7, without its coverage penalty and with equation
@@ -86,16 +87,17 @@ def beam_search(
     tokens_1T = np.zeros((1, bucket_of(len(prompt), SHORTEST_PROMPT, config.context)), np.int32)
     tokens_1T[0, : len(prompt)] = prompt
     length_1 = np.array([len(prompt)], np.int32)
-    cache, found = _start(served, tokens_1T, length_1, beams=beams, span=span)
+    each = max(2, 1 + len(ends))  # so many that enough of them go on
+    cache, found = _start(served, tokens_1T, length_1, beams=beams, span=span, each=each)
     rows, finished = _Rows([()], [0.0], [0]), list[Beam]()
     for length in range(1, max_new_tokens + 1):
-        ended, rows = _sorted_out(jax.device_get(found), rows.texts, beams, end, length**length_penalty)
+        ended, rows = _sorted_out(jax.device_get(found), rows.texts, beams, ends, length**length_penalty)
         finished = _best([*finished, *ended], results)
         if length == max_new_tokens:
             break
         if _decided(finished, rows, results, length + 1, max_new_tokens, length_penalty):
             return finished
-        cache, found = _extend(served, cache, *_arrays(rows, beams))
+        cache, found = _extend(served, cache, *_arrays(rows, beams), each=each)
     pairs = zip(rows.texts, rows.logprobs, strict=True)
     unfinished = [Beam(text, logprob, logprob / length**length_penalty, False) for text, logprob in pairs]
     return _best([*finished, *unfinished], results)
@@ -130,7 +132,7 @@ def _check(
 
 
 def _sorted_out(
-    found: Candidates, texts: list[tuple[int, ...]], beams: int, end: int | None, norm: float
+    found: Candidates, texts: list[tuple[int, ...]], beams: int, ends: Collection[int], norm: float
 ) -> tuple[list[Beam], _Rows]:
     """The candidates that have ended, with their scores, and those that go on.
 
@@ -140,7 +142,7 @@ def _sorted_out(
     for place, (logprob, parent, token) in enumerate(zip(*(leaf.tolist() for leaf in found), strict=True)):
         if logprob == -math.inf:
             break
-        if token == end:
+        if token in ends:
             if place < beams:  # as it would have been, had it not ended
                 ended.append(Beam(texts[parent], logprob, logprob / norm, True))
         elif len(rows.texts) < beams:
@@ -178,17 +180,17 @@ def _arrays(rows: _Rows, beams: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return parent_B, token_B, logprob_B
 
 
-def _candidates(served: Served, x_BD: Array, logprob_B: Array) -> Candidates:
-    """The 2 B best continuations of B hypotheses with these log-probabilities and last hidden states."""
+def _candidates(served: Served, x_BD: Array, logprob_B: Array, each: int) -> Candidates:
+    """The `each` x B best continuations of B hypotheses, given their log-probabilities and last states."""
     totals_BV = logprob_B[:, None] + jax.nn.log_softmax(served.model.unembed(served.params, x_BD), axis=-1)
     B, V = totals_BV.shape
-    logprob_C, place_C = jax.lax.top_k(totals_BV.reshape(-1), min(2 * B, B * V))
+    logprob_C, place_C = jax.lax.top_k(totals_BV.reshape(-1), min(each * B, B * V))
     return Candidates(logprob_C, place_C // V, place_C % V)
 
 
-@functools.partial(jax.jit, static_argnames=("beams", "span"))
+@functools.partial(jax.jit, static_argnames=("beams", "span", "each"))
 def _start(
-    served: Served, tokens_1T: Array, length_1: Array, *, beams: int, span: int
+    served: Served, tokens_1T: Array, length_1: Array, *, beams: int, span: int, each: int
 ) -> tuple[KVCache, Candidates]:
     """The prompt's keys and values in the row of every beam, and the best first tokens.
 
@@ -198,17 +200,17 @@ def _start(
     last_BD = jnp.broadcast_to(last_1D, (beams, served.config.width))
     # All beams are the same hypothesis yet, so that only one of them counts.
     logprob_B = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)
-    found = _candidates(served, last_BD, logprob_B)
+    found = _candidates(served, last_BD, logprob_B, each)
     copied = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), cache)
     return served.on_heads(lengthened(copied, span)), found
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
+@functools.partial(jax.jit, donate_argnames="cache", static_argnames="each")
 def _extend(
-    served: Served, cache: KVCache, parent_B: Array, token_B: Array, logprob_B: Array
+    served: Served, cache: KVCache, parent_B: Array, token_B: Array, logprob_B: Array, *, each: int
 ) -> tuple[KVCache, Candidates]:
     """Each beam continues its parent's row by a token. Returns the cache, and the best tokens to follow."""
     cache = jax.tree.map(lambda leaf: leaf[parent_B], cache)
     x_BTD, longer = served.model.hidden(served.params, token_B[:, None], cache=cache)
     assert longer is not None
-    return served.on_heads(longer), _candidates(served, x_BTD[:, 0], logprob_B)
+    return served.on_heads(longer), _candidates(served, x_BTD[:, 0], logprob_B, each)

@@ -18,7 +18,7 @@ read again from position 0), or it stops. A prompt longer than the window is cut
 
 import math
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.inference import programs
 from jaxgpt.inference.programs import SHORTEST_PROMPT, SHORTEST_SPAN, Picked, bucket_of
 from jaxgpt.inference.requests import NewToken, Request
-from jaxgpt.inference.rows import NO_END, NOBODY, Row, biases_of, drawing, ends_of, pairs_of, reports, seen_of
+from jaxgpt.inference.rows import NOBODY, Row, biases_of, drawing, ends_of, pairs_of, reports, seen_of
 from jaxgpt.inference.sampling import Plan, Sampling, Seen
 from jaxgpt.inference.scoring import score_spans
 from jaxgpt.inference.served import Served
@@ -38,18 +38,20 @@ from jaxgpt.model.cache import KVCache
 class Engine:
     """Runs requests to their ends; see the module's docstring. Not for several threads at a time.
 
-    `slots` rows decode together; more requests wait. `end` is the id that ends a text: it is told of with the
-    finish `end`. `steps` is how many tokens a call of the device makes at most; requests join and leave
-    between calls.
+    `slots` rows decode together; more requests wait. `ends` are the ids that end a text: such a token is told
+    of with the finish `end`. `steps` is how many tokens a call of the device makes at most; requests join and
+    leave between calls.
     """
 
-    def __init__(self, served: Served, *, slots: int = 8, end: int | None = None, steps: int = 16) -> None:
+    def __init__(
+        self, served: Served, *, slots: int = 8, ends: Collection[int] = (), steps: int = 16
+    ) -> None:
         for name, value in (("slots", slots), ("steps", steps)):
             if value < 1:
                 fix = "give a number greater than 0"
                 raise ConfigError(f"{name} = {value}", why="it must be 1 or more", fix=fix)
         self.served, self.config, self.slots, self.steps = served, served.config, slots, steps
-        self._end = NO_END if end is None else end
+        self._ends = frozenset(ends)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._rows: list[Row | None] = [None] * slots
         self._number = 0
@@ -135,15 +137,13 @@ class Engine:
         That is for short texts, one at a time. Longer texts, and several at a time, compile a program more
         when they first come.
         """
-        end, self._end = self._end, NO_END  # or a text might end before it has run what is to be compiled
-        try:
-            for sampling in (Sampling(temperature=0), Sampling(), Sampling(top_p=0.9)):
-                for logprobs in (None, 0):
-                    request = Request(prompt=(0,), max_new_tokens=2, sampling=sampling, logprobs=logprobs)
-                    for _ in self.run([request]):
-                        pass
-        finally:
-            self._end = end
+        for sampling in (Sampling(temperature=0), Sampling(), Sampling(top_p=0.9)):
+            for logprobs in (None, 0):
+                request = Request(
+                    prompt=(0,), max_new_tokens=2, sampling=sampling, logprobs=logprobs, ignore_end=True
+                )
+                for _ in self.run([request]):
+                    pass
 
     def score(self, ids: Sequence[int], alternatives: int = 0) -> list[NewToken]:
         """Log-probabilities of the tokens of a text, each given those before it; the first has none.
@@ -230,7 +230,7 @@ class Engine:
             logits_BV,
             *drawing(rows),
             seen,
-            biases_of(rows, self._end, self.config.padded_vocab),
+            biases_of(rows, self._ends, self.config.padded_vocab),
             plan=self._plan(rows),
             logprobs=reports(rows),
         )
@@ -261,8 +261,8 @@ class Engine:
             left_B,
             *drawing(everyone),
             np.int32(steps),
-            ends_of(everyone, self._end),
-            biases_of(everyone, self._end, self.config.padded_vocab),
+            ends_of(everyone, self._ends),
+            biases_of(everyone, self._ends, self.config.padded_vocab),
             plan=plan,
             most=self.steps,
             logprobs=reports(list(rows.values())),
@@ -282,7 +282,7 @@ class Engine:
         token, request = int(picked.token[line]), row.request
         row.tokens.append(token)
         row.made += 1
-        ends = token in request.stop_ids or (token == self._end and not request.ignore_end)
+        ends = token in request.stop_ids or (token in self._ends and not request.ignore_end)
         finish = "end" if ends else "length" if row.made == request.max_new_tokens else None
         if finish:
             self._rows[slot] = None

@@ -125,7 +125,7 @@ def decode(
     seed_B: Array,
     number_B: Array,
     steps: Array,
-    end_B: Array,
+    end_BE: Array,
     biases: Biases | None,
     *,
     plan: Plan,
@@ -134,8 +134,8 @@ def decode(
 ) -> tuple[KVCache, Seen | None, Picked, Array]:
     """Up to `steps` (at most `most`) more tokens of every row that has any left, and how many each row got.
 
-    `token_B` is the newest token of each row, which its cache does not hold yet. A row that draws its
-    end gets no more.
+    `token_B` is the newest token of each row, which its cache does not hold yet. A row that draws one
+    of its ends gets no more.
     """
     model = served.model
 
@@ -160,7 +160,8 @@ def decode(
             seen = seen.after(one.token, active_B)
         picked = jax.tree.map(lambda all_, new: all_.at[step].set(new), picked, one)
         token_B = jnp.where(active_B, one.token, token_B)
-        left_B = jnp.where(active_B & (token_B != end_B), left_B - 1, 0)
+        ends_B = (token_B[:, None] == end_BE).any(axis=1)
+        left_B = jnp.where(active_B & ~ends_B, left_B - 1, 0)
         return step + 1, cache, seen, token_B, number_B + active_B, left_B, made_B + active_B, picked
 
     shapes = jax.eval_shape(read, cache, seen, token_B, number_B)[1]

@@ -1,6 +1,6 @@
 """What the engine keeps of each request that has a slot, and what it tells the device of all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Biases, Sampling, Seen, Settings, settings_of
 
-NO_END = -1  # in place of the id that ends a text: no token is it
+NO_END = -1  # in place of an id that ends a text: no token is it
 
 
 @dataclass
@@ -43,12 +43,13 @@ def reports(rows: Sequence[Row]) -> bool:
     return any(row.request.logprobs is not None for row in rows)
 
 
-def ends_of(rows: Sequence[Row], end: int) -> np.ndarray:
-    """The id that ends each row's text, as far as the device looks."""
-    return np.array([NO_END if row.request.ignore_end else end for row in rows], np.int32)
+def ends_of(rows: Sequence[Row], ends: Collection[int]) -> np.ndarray:
+    """The ids that end each row's text, as far as the device looks [B, E]; E is 1 or more."""
+    ids, none = sorted(ends) or [NO_END], [NO_END] * max(len(ends), 1)
+    return np.array([none if row.request.ignore_end else ids for row in rows], np.int32)
 
 
-def biases_of(rows: Sequence[Row], end: int, vocab: int) -> Biases | None:
+def biases_of(rows: Sequence[Row], ends: Collection[int], vocab: int) -> Biases | None:
     """What is added to logits before anything else, or None if no row asks for that now."""
     if not any(row.request.bias or row.made < row.request.least_new_tokens for row in rows):
         return None
@@ -57,7 +58,7 @@ def biases_of(rows: Sequence[Row], end: int, vocab: int) -> Biases | None:
     for line, row in enumerate(rows):
         for token, value in row.request.bias:
             added_BV[line, token] = value
-        ends_BV[line, [*row.request.stop_ids, *([end] if end != NO_END else [])]] = True
+        ends_BV[line, [*row.request.stop_ids, *ends]] = True
     least_B = np.array([row.request.least_new_tokens for row in rows], np.int32)
     return Biases(jnp.asarray(added_BV), jnp.asarray(ends_BV), jnp.asarray(least_B))
 

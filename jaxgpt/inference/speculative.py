@@ -9,7 +9,7 @@ Both caches are set back by changing their lengths: what stands behind a length 
 overwritten next.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ class SpeculativeDecoder:
     """Continues texts with a target model, helped by a draft model. Not for several threads at a time.
 
     Both models have the same vocabulary and lie on the same devices. `lookahead` is how many tokens the draft
-    proposes in a round; `end` is the id that ends a text. `statistics` tells of the newest call.
+    proposes in a round; `ends` are the ids that end a text. `statistics` tells of the newest call.
 
     Greedy text is the target's own, except for ties: reading several tokens in one pass rounds differently
     from reading them one by one.
@@ -61,7 +61,9 @@ class SpeculativeDecoder:
     Source: Leviathan et al. 2023, algorithm 1; Chen et al. 2023, algorithm 2.
     """
 
-    def __init__(self, target: Served, draft: Served, *, lookahead: int = 4, end: int | None = None) -> None:
+    def __init__(
+        self, target: Served, draft: Served, *, lookahead: int = 4, ends: Collection[int] = ()
+    ) -> None:
         for holds, what, why, fix in (
             (
                 target.config.vocab == draft.config.vocab,
@@ -81,7 +83,7 @@ class SpeculativeDecoder:
                 raise ConfigError(what, why=why, fix=fix)
         self.lookahead, self.statistics = lookahead, Statistics()
         self.context = min(target.config.context, draft.config.context)
-        self._pair, self._end = (target, draft), end
+        self._pair, self._ends = (target, draft), frozenset(ends)
 
     def stream(
         self, prompt: Sequence[int], *, max_new_tokens: int, sampling: Sampling | None = None, seed: int = 0
@@ -196,8 +198,9 @@ class SpeculativeDecoder:
         news = [list[int]() for _ in left]
         for row in (row for row, tokens_left in enumerate(left) if tokens_left):
             tokens = written_BT[row, : min(int(accepted_B[row]) + 1, left[row])].tolist()
-            ended = self._end in tokens
-            tokens = tokens[: tokens.index(self._end) + 1] if ended else tokens
+            end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
+            ended = end is not None
+            tokens = tokens if end is None else tokens[: end + 1]
             left[row] = 0 if ended else left[row] - len(tokens)
             counts.tokens += len(tokens)
             counts.target_passes += 1

@@ -77,6 +77,11 @@ class Tokenizer(abc.ABC):
     def _bytes(self, ids: list[int]) -> bytes:
         """Return the bytes of ids from 0 to vocab - 1."""
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a text: `end_of_text`, or none."""
+        return frozenset(() if self.end_of_text is None else (self.end_of_text,))
+
     @functools.cached_property
     def longest_token(self) -> int:
         """The most bytes of text that one id can stand for."""

@@ -59,7 +59,7 @@ def run(args: ChatArgs) -> None:
     template = template_of(args.model) if args.template == "auto" else args.template
     lm = args.load(args.model)
     tokenizer = lm.tokenizer
-    engine = Engine(args.served(lm), slots=1, end=tokenizer.end_of_text, steps=STEPS)
+    engine = Engine(args.served(lm), slots=1, ends=lm.ends, steps=STEPS)
     request = Request(
         prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.first_seed()
     )

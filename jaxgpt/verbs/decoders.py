@@ -39,9 +39,8 @@ class DecoderFlags(EngineFlags):
         """
         from jaxgpt.inference.engine import Engine
 
-        end = lm.tokenizer.end_of_text
         if not self.beams and self.draft is None:
-            yield Engine(self.served(lm), slots=slots, end=end)
+            yield Engine(self.served(lm), slots=slots, ends=lm.ends)
             return
         way = "beams" if self.beams else "draft"
         logprobs = any(request.logprobs is not None for request in requests)
@@ -67,11 +66,11 @@ class DecoderFlags(EngineFlags):
                     fix=f"ask for at most {max(context - length, 0)} tokens, or shorten the prompt",
                 )
         if draft is None:
-            yield OneByOne(self._search(lm, end))
+            yield OneByOne(self._search(lm))
         else:
-            yield from self._judged(lm, draft, end)
+            yield from self._judged(lm, draft)
 
-    def _search(self, lm: "LanguageModel", end: int | None) -> "Callable[[Request], Iterator[int]]":
+    def _search(self, lm: "LanguageModel") -> "Callable[[Request], Iterator[int]]":
         from jaxgpt.inference.beam import beam_search
 
         served = self.served(lm)
@@ -82,14 +81,14 @@ class DecoderFlags(EngineFlags):
                     served,
                     request.prompt,
                     beams=self.beams,
-                    end=end,
+                    ends=lm.ends,
                     max_new_tokens=request.max_new_tokens,
                     length_penalty=self.length_penalty,
                 )[0].tokens
 
         return tokens_of
 
-    def _judged(self, lm: "LanguageModel", draft: "LanguageModel", end: int | None) -> "Iterator[Decoder]":
+    def _judged(self, lm: "LanguageModel", draft: "LanguageModel") -> "Iterator[Decoder]":
         from jaxgpt.display import note
         from jaxgpt.inference.speculative import SpeculativeDecoder, Statistics
 
@@ -100,7 +99,7 @@ class DecoderFlags(EngineFlags):
                 fix="name a draft that was trained with the model's tokenizer",
             )
         pair = self.served(lm), self.served(draft)
-        decoder, told = SpeculativeDecoder(*pair, lookahead=self.lookahead, end=end), list[Statistics]()
+        decoder, told = SpeculativeDecoder(*pair, lookahead=self.lookahead, ends=lm.ends), list[Statistics]()
 
         def tokens_of(request: "Request") -> Iterator[int]:
             try:

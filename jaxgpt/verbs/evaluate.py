@@ -76,6 +76,7 @@ def run(args: EvaluateArgs) -> None:
             figures += task_figures(
                 rounded or lm.served,
                 tokenizer,
+                lm.ends,
                 examples,
                 shots=args.shots,
                 instruction=args.instruction,

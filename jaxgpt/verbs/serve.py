@@ -78,7 +78,7 @@ def run(args: ServeArgs) -> None:
         with waiting(f"loading {args.model}"):
             lm = args.load(args.model)
             tokenizer = lm.tokenizer
-            engine = Engine(args.served(lm), slots=args.slots, end=tokenizer.end_of_text, steps=args.steps)
+            engine = Engine(args.served(lm), slots=args.slots, ends=lm.ends, steps=args.steps)
         if args.warm_up:
             with waiting("compiling"):
                 engine.warm_up()

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError, unwritable
+from jaxgpt.weights.ends import as_stated, write_generation
 from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, SCORE, write_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, write_llmc
 from jaxgpt.weights.formats.nanogpt import ACTIVATION, CHECKPOINT, write_nanogpt
@@ -113,7 +114,11 @@ def with_vocab(model: StoredModel, vocab: int) -> StoredModel:
     )
     config = dataclasses.replace(model.config, vocab=vocab)
     return dataclasses.replace(
-        model, config=config, tensors=tensors, notes=(*model.notes, f"vocabulary: {change}")
+        model,
+        config=config,
+        tensors=tensors,
+        stated_ends=frozenset(id for id in model.stated_ends if id < vocab),
+        notes=(*model.notes, f"vocabulary: {change}"),
     )
 
 
@@ -152,6 +157,8 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
         fmt.write(model, part / fmt.file if fmt.file else part)
         if fmt.file and model.tokenizer and model.tokenizer.name != "gpt2":
             model.tokenizer.save_in(part)
+        if to != "huggingface" and model.stated_ends:
+            write_generation(part, {"eos_token_id": as_stated(model.stated_ends)})
         if path.is_dir():
             path.rmdir()  # it is empty, as the check above saw
         part.rename(path)

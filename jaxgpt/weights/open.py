@@ -11,6 +11,7 @@ from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
 from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
 from jaxgpt.text.tokenizer import Tokenizer, gpt2_tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
+from jaxgpt.weights.ends import ends_in
 from jaxgpt.weights.formats.huggingface import open_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc
 from jaxgpt.weights.formats.nanogpt import CHECKPOINT, open_nanogpt
@@ -57,11 +58,14 @@ def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -
         )
     try:
         model = _open(path, layer_norm_epsilon)
+        folder = path if path.is_dir() else path.parent
+        ends, more_notes = ends_in(folder, model.config.vocab)
     except OSError as error:
         raise unreadable(path, error, "cannot read the model") from error
-    folder = path if path.is_dir() else path.parent
     tokenizer, notes = tokenizer_of(folder, model.config.vocab)
-    return dataclasses.replace(model, tokenizer=tokenizer, notes=(*model.notes, *notes))
+    return dataclasses.replace(
+        model, tokenizer=tokenizer, stated_ends=ends, notes=(*model.notes, *notes, *more_notes)
+    )
 
 
 def _open(path: Path, layer_norm_epsilon: float | None) -> StoredModel:

@@ -78,11 +78,18 @@ class StoredModel:
     """By GPT-2's names, in the layouts of `weights.names`: matrices are (in, out), without padding rows."""
     tokenizer: Tokenizer | None = None
     """The tokenizer that belongs to the weights, or None when there is none."""
+    stated_ends: frozenset[int] = frozenset()
+    """The ids that end a text, as the model's files state them; without any, see `ends`."""
     notes: tuple[str, ...] = ()
     """What a reader or writer had to assume, add or leave out, in sentences for the person who asked."""
 
     head: Head | None = None
     """What the head of a classifier means. None for a language model."""
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a text: those that the model's files state, or else the tokenizer's."""
+        return self.stated_ends or (self.tokenizer.ends if self.tokenizer else frozenset())
 
     @property
     def dtype(self) -> np.dtype:

@@ -15,6 +15,7 @@ from jaxgpt.files import write_atomically
 from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer
 from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, SETTINGS_FILE, VOCAB_FILE
 from jaxgpt.text.tokenizer_json import END_OF_TEXT
+from jaxgpt.weights.ends import as_stated, write_generation
 from jaxgpt.weights.formats.huggingface_config import config_json, read_config_json
 from jaxgpt.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from jaxgpt.weights.formats.torch_zip import open_torch
@@ -144,16 +145,15 @@ def write_huggingface(model: StoredModel, folder: Path) -> None:
     if SCORE in named:
         named[SCORE] = named[SCORE].transposed()
     write_safetensors(folder / SAFETENSORS, named, {"format": "pt"})  # transformers refuses files without it
-    # GPT-2 has one special token, which stands both at the beginning and at the end of a text.
-    end = model.tokenizer.end_of_text if model.tokenizer else None
-    ends = {"bos_token_id": end, "eos_token_id": end}
+    tokenizer = model.tokenizer
+    ends = {"bos_token_id": tokenizer.beginning if tokenizer else None, "eos_token_id": as_stated(model.ends)}
     stated = config_json(model.config, model.head) | ends | {"torch_dtype": str(model.dtype)}
     if model.head:  # transformers takes a text's last token for the one before the first of these
-        stated["pad_token_id"] = end
+        stated["pad_token_id"] = tokenizer.end_of_text if tokenizer else None
     _write_json(folder / CONFIG_FILE, stated)
-    _write_json(folder / "generation_config.json", ends)
-    if model.tokenizer:
-        write_tokenizer(model.tokenizer, model.config.context, folder)
+    write_generation(folder, ends)
+    if tokenizer:
+        write_tokenizer(tokenizer, model.config.context, folder)
     write_atomically(folder / "README.md", _card(model).encode())
 
 
