@@ -34,7 +34,7 @@ def ended_by_ctrl_c() -> Iterator[None]:
         yield
     except SystemExit as end:
         if _pressed and _is_alone():
-            _end(end.code if isinstance(end.code, int) else 1)
+            end_process(end.code if isinstance(end.code, int) else 1)
         raise
 
 
@@ -74,10 +74,11 @@ def _leave() -> NoReturn:
     with contextlib.suppress(Exception):
         show_cursor()
         print(f"jaxgpt: error: {explain(KeyboardInterrupt())}", file=sys.stderr)
-    _end(explain(KeyboardInterrupt()).exit_code)
+    end_process(explain(KeyboardInterrupt()).exit_code)
 
 
-def _end(code: int) -> NoReturn:
+def end_process(code: int) -> NoReturn:
+    """End the process at once, although some of its threads may still compute."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

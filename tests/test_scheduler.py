@@ -15,6 +15,7 @@ from jaxgpt.inference.requests import NewToken, Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.served import Served
 from jaxgpt.model.gpt import define
+from jaxgpt.serving import scheduler as scheduling
 from jaxgpt.serving.scheduler import EngineFailed, QueueFull, Scheduler
 
 END = 256
@@ -193,17 +194,31 @@ def test_scores_are_the_engines_and_wait_in_no_ones_way(engine: Paced) -> None:
 
     async def test() -> Any:
         engine.held = True
-        with scheduler.job([request("a", 2)], texts=[[1, 2, 3], [4], [5, 6]], alternatives=2) as job:
+        with scheduler.job([request("a", 2)], texts=[[1, 2, 3], [5, 6]], alternatives=2) as job:
             first = await job.scores[0]
-            await until(lambda: not scheduler._commands.qsize())
             assert engine.made == 0 and not job.scores[1].done()  # one of them, then the step that is held
-            job.scores[1].cancel()
             engine.let_go()
-            return [first, await job.scores[2]]
+            return [first, await job.scores[1]]
 
     scores = run(scheduler, test)
     assert scores == [engine.score([1, 2, 3], 2), engine.score([5, 6], 2)]
     assert scheduler.open == 0
+
+
+def test_what_is_cancelled_leaves_the_queue_at_once_whatever_kind_it_is(engine: Paced) -> None:
+    scheduler = Scheduler(engine)
+
+    async def test() -> None:
+        engine.held = True
+        with scheduler.job([request("a", 50), request("b", 50)]):
+            await until(lambda: engine.waiting == 2)  # it is in a step, from which it does not return
+            for _ in range(100):
+                with scheduler.job([request("c")] * 3, texts=[[1, 2]] * 5):
+                    assert (scheduler.open, scheduler.waiting) == (10, 10)
+                assert (scheduler.open, scheduler.waiting) == (2, 2)
+            assert not scheduler._dropped and not scheduler._texts
+
+    run(scheduler, test)
 
 
 def test_a_failure_of_the_engine_reaches_everyone_and_those_who_come_later(engine: Paced) -> None:
@@ -228,6 +243,45 @@ def test_a_failure_of_the_engine_reaches_everyone_and_those_who_come_later(engin
 
     run(scheduler, test)
     assert scheduler.failed and failures == ["failed"] and scheduler.open == 0
+
+
+def test_a_thread_that_dies_of_anything_ends_everything(engine: Paced) -> None:
+    scheduler = Scheduler(engine)
+
+    def dies() -> list[NewToken]:
+        raise SystemExit  # an error that is no Exception
+
+    async def test() -> None:
+        with scheduler.job([request("a")]) as job, pytest.raises(EngineFailed):
+            [news async for news in job.news()]
+        await until(lambda: not scheduler.alive)
+
+    engine.step = dies  # type: ignore[method-assign]
+    run(scheduler, test)
+    assert scheduler.failed and scheduler.open == 0
+
+
+def test_how_long_a_step_takes_is_known_and_one_that_hangs_does_not_keep_the_server(
+    engine: Paced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "STOP_SECONDS", 0.2)
+    scheduler = Scheduler(engine)
+
+    async def test() -> None:
+        assert scheduler.busy_seconds == 0
+        engine.held = True
+        with scheduler.job([request("a", 50)]) as job:
+            await until(lambda: scheduler.busy_seconds > 0.3)
+            assert not await scheduler.stop()
+            with pytest.raises(EngineFailed):
+                [news async for news in job.news()]
+            with scheduler.job([request("b")]) as later, pytest.raises(EngineFailed):
+                [news async for news in later.news()]
+        engine.let_go()
+        await until(lambda: not scheduler.alive)
+        assert scheduler.busy_seconds == 0
+
+    run(scheduler, test)
 
 
 def test_a_request_the_engine_refuses_fails_alone(engine: Paced, served: Served) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -36,8 +35,9 @@ from starlette.requests import Request
 from jaxgpt.serving.api import Limits, Reader
 from jaxgpt.serving.connection import read_body, while_connected
 from jaxgpt.serving.fields import ApiError
+from jaxgpt.serving.running import HttpServer
 from jaxgpt.serving.scheduler import Scheduler
-from jaxgpt.serving.server import create_app, uvicorn_server
+from jaxgpt.serving.server import create_app
 
 BYTES = RankTokenizer({bytes([byte]): byte for byte in range(256)})
 SECRET = "SECRET7351"
@@ -78,12 +78,19 @@ class Served:
     """A server in a thread of its own, and plain HTTP to it."""
 
     def __init__(
-        self, model: LanguageModel, *, key: str | None = None, queue: int = 64, drain: int = 5
+        self,
+        model: LanguageModel,
+        *,
+        key: str | None = None,
+        queue: int = 64,
+        drain: float = 5,
+        patience: float = 25,
     ) -> None:
         self.engine = Paced(model.served, slots=2, ends={BYTES.end_of_text}, steps=4)
         self.scheduler = Scheduler(self.engine, waiting=queue)
         reader = Reader("tiny", BYTES, model.config.context, Limits(body=20_000, choices=8, tokens=180))
-        self.server = uvicorn_server(create_app(self.scheduler, reader, key=key), drain=drain)
+        app = create_app(self.scheduler, reader, key=key, patience=patience)
+        self.server = HttpServer(app, self.scheduler, drain=drain)
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a slow reader is soon felt
         self.port = listener.getsockname()[1]
@@ -449,20 +456,36 @@ def test_a_slow_reader_blocks_neither_the_engine_nor_others(server: Served) -> N
     slow.close()
 
 
-def test_what_has_not_ended_when_the_time_to_drain_is_over_is_cut_off(model: LanguageModel) -> None:
-    server = Served(model, drain=1)
+def test_what_has_not_ended_when_the_time_to_drain_is_over_ends_in_an_error(model: LanguageModel) -> None:
+    server = Served(model, drain=0.3)
     try:
         server.engine.hold()
-        client = server.send(max_tokens=150, stream=True)
-        until(lambda: server.scheduler.open == 1)
+        clients = [server.send(max_tokens=150, stream=stream) for stream in (True, False)]
+        until(lambda: server.scheduler.open == 2)
         server.server.should_exit = True
-        with client:
-            received = b"".join(iter(lambda: client.recv(4096), b""))
-        assert received.startswith(b"HTTP/1.1 200") and b"[DONE]" not in received
+        streamed, whole = (client.makefile("rb").read() for client in clients)
+        assert streamed.startswith(b"HTTP/1.1 200") and b"[DONE]" not in streamed
+        assert b'data: {"error":{"message":"the engine has failed or the server is stopping' in streamed
+        assert whole.startswith(b"HTTP/1.1 503") and json.loads(whole.partition(b"\r\n\r\n")[2])["error"]
         assert server.scheduler.open == 0
+        for client in clients:
+            client.close()
     finally:
         server.stop()
     assert server.engine.running == server.engine.waiting == 0
+
+
+def test_a_step_that_takes_too_long_shows_in_health_until_it_ends(model: LanguageModel) -> None:
+    server = Served(model, patience=0.2)
+    try:
+        server.engine.hold()
+        with server.send(max_tokens=2):
+            until(lambda: server.ask("GET", "/health")[0] == 503)
+            assert json.loads(server.ask("GET", "/health")[2])["status"] == "stuck"
+            server.engine.let_go()
+            until(lambda: server.ask("GET", "/health")[0] == 200)
+    finally:
+        server.stop()
 
 
 def test_a_failed_engine_ends_streams_with_an_error_and_shows_in_health(model: LanguageModel) -> None:
@@ -508,33 +531,95 @@ def test_work_for_a_client_that_left_is_cancelled() -> None:
 # --- the verb
 
 
-def test_sigterm_lets_a_running_request_end_and_exits_with_0(model: LanguageModel, tmp_path: Path) -> None:
-    model.save(tmp_path / "tiny")
-    BYTES.save_json(tmp_path / "tiny" / "tokenizer.json")
+@pytest.fixture(scope="module")
+def saved(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("served") / "tiny"
+    model.save(path)
+    BYTES.save_json(path / "tokenizer.json")
+    return path
+
+
+@contextlib.contextmanager
+def process_of(saved: Path, before: str = "", **settings: Any) -> Iterator[tuple[Any, int, HTTPConnection]]:
+    """The verb in a process of its own, its port, and a connection on which a stream was asked for."""
     code = (
-        "import sys; from jaxgpt.verbs.serve import *; "
-        "run(ServeArgs(model=sys.argv[1], port=0, steps=1, warm_up=True))"
+        f"import sys; from jaxgpt.verbs.serve import *; {before}\n"
+        f"run(ServeArgs(model=sys.argv[1], port=0, **{settings!r}))"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "tiny")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"XLA_FLAGS": ""}, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(saved)],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"XLA_FLAGS": ""},
+        text=True,
+    )
     assert process.stderr
     with process, process.stderr:
-        assert "compiling ...\n" in itertools.takewhile(lambda line: "compiling:" not in line, process.stderr)
-        port = next(
-            int(found[1]) for line in process.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)/ ", line))
-        )
+        lines = iter(process.stderr.readline, "")
+        port = next(int(found[1]) for line in lines if (found := re.search(r"127\.0\.0\.1:(\d+)/ ", line)))
         with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 180, "stream": True, "seed": 1})
             connection.request("POST", "/v1/completions", body, JSON_TYPE)
-            answer = connection.getresponse()
-            first = answer.readline()
-            process.send_signal(signal.SIGTERM)
-            rest = answer.read()
+            try:
+                yield process, port, connection
+            finally:
+                process.kill()
+
+
+def test_sigterm_lets_a_running_request_end_and_exits_with_0(saved: Path) -> None:
+    with process_of(saved, steps=1, warm_up=True) as (process, port, connection):
+        answer = connection.getresponse()
+        first = answer.readline()
+        process.send_signal(signal.SIGTERM)
+        rest = answer.read()
         assert first.startswith(b"data: {") and rest.endswith(b"data: [DONE]\n\n") and b'"length"' in rest
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+SLOW = """
+import time
+from jaxgpt.inference.engine import Engine
+step = Engine.step
+Engine.step = lambda self: (time.sleep({seconds}), step(self))[1]
+"""
+
+# A computation of the device that never ends: Python's own end would wait for it.
+HANGS = """
+import jax
+from jaxgpt.inference.engine import Engine
+forever = jax.jit(lambda x: jax.lax.while_loop(lambda x: x >= 0, lambda x: x * 0, x))
+Engine.step = lambda self: forever(0.0).block_until_ready()
+"""
+
+
+def test_a_second_ctrl_c_ends_what_runs_with_an_error_and_exits_with_0(saved: Path) -> None:
+    with process_of(saved, SLOW.format(seconds=0.3)) as (process, _, connection):
+        answer = connection.getresponse()
+        answer.readline()
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert b'data: {"error"' in answer.read()
+        assert process.wait(20) == 0 and process.stderr.read() == ""
+
+
+def test_an_engine_that_hangs_can_be_stopped(saved: Path) -> None:
+    before = HANGS + "import jaxgpt.serving.scheduler as s; s.STOP_SECONDS = 0.5"
+    with process_of(saved, before, drain=1, patience=1) as (process, port, connection):
+        with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=60)) as other:
+
+            def health() -> int:
+                other.request("GET", "/health")
+                answer = other.getresponse()
+                answer.read()
+                return answer.status
+
+            until(lambda: health() == 503)
+        process.send_signal(signal.SIGTERM)
+        assert b'data: {"error"' in connection.getresponse().read()
+        assert process.wait(20) == 0 and "did not end its last step" in process.stderr.read()
 
 
 @pytest.mark.parametrize(
@@ -558,8 +643,26 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 
 
 def test_a_port_in_use_is_refused_before_the_model_is_loaded() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="in use"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="another program"):
         serve.run(serve.ServeArgs(model="none", port=taken.getsockname()[1]))
+
+
+def test_a_port_that_is_taken_while_the_model_is_loaded_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = serve._bound
+
+    def bound_by_two(host: str, port: int) -> socket.socket:
+        ours = bound(host, port)
+        others.append(bound(host, ours.getsockname()[1]))
+        others[0].listen()
+        return ours
+
+    others: list[socket.socket] = []
+    monkeypatch.setattr(serve, "_bound", bound_by_two)
+    with pytest.raises(ConfigError, match="another program uses this port"):
+        serve.run(serve.ServeArgs(model=str(saved), port=0))
+    others[0].close()
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

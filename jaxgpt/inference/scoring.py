@@ -7,7 +7,7 @@ compiles at most
 
     (number of bucket lengths) x (number of powers of four up to TOKENS / SHORTEST_PROMPT)
 
-programs, and as many again where alternatives are asked for.
+programs, and as many again where one alternative is asked for, and where several are.
 """
 
 import functools
@@ -62,7 +62,7 @@ def score_spans(
             _filled(place_S, batch.weights_BT.size),
             _filled(batch.targets_BT.reshape(-1)[place_S], batch.weights_BT.size),
             np.int32(count),
-            alternatives=alternatives > 0,
+            most=alternatives if alternatives < 2 else min(MOST_LOGPROBS, served.config.vocab),
         )
         found = jax.tree.map(np.asarray, found)
         begin = 0
@@ -136,11 +136,12 @@ def _cut(found: SpanScore, begin: int, end: int, alternatives: int) -> SpanScore
     return SpanScore(found.logprobs_T[begin:end], found.greedy_T[begin:end], top)
 
 
-@functools.partial(jax.jit, static_argnames="alternatives")
+@functools.partial(jax.jit, static_argnames="most")
 def _score(
-    served: Served, tokens_BT: Array, place_S: Array, target_S: Array, count: Array, *, alternatives: bool
+    served: Served, tokens_BT: Array, place_S: Array, target_S: Array, count: Array, *, most: int
 ) -> SpanScore:
-    """Scores of `count` targets, each predicted at a place among the B x T positions of the batch.
+    """Scores of `count` targets, each predicted at a place among the B x T positions of the batch, with the
+    `most` most probable tokens there.
 
     `place_S` and `target_S` are as long as there are positions, so that there is one program for a shape of
     the batch; what stands behind `count` is passed over.
@@ -155,8 +156,8 @@ def _score(
         logits_CV = model.unembed(served.params, x_LD[place_C])
         logprobs_CV = jax.nn.log_softmax(logits_CV, axis=-1)
         top = None
-        if alternatives:
-            values_CK, ids_CK = jax.lax.top_k(logprobs_CV, min(MOST_LOGPROBS, served.config.vocab))
+        if most:
+            values_CK, ids_CK = jax.lax.top_k(logprobs_CV, most)
             top = values_CK, ids_CK
         logprobs_C = jnp.take_along_axis(logprobs_CV, target_C[:, None], axis=-1)[:, 0]
         return SpanScore(logprobs_C, jnp.argmax(logits_CV, axis=-1) == target_C, top)

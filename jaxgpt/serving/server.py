@@ -1,7 +1,7 @@
-"""The server: routes that use a scheduler, and uvicorn, which runs them.
+"""The server's routes, which use a scheduler.
 
 GET  /                      the page
-GET  /health                200 while the engine works; the only route that never needs a key
+GET  /health                200 while the engine works, 503 when it has failed or hangs; never needs a key
 GET  /metrics               counters for Prometheus
 GET  /v1/models             the one model that is served
 POST /v1/completions        continues prompts, with echo, logprobs, n, stop and stream
@@ -12,13 +12,10 @@ import asyncio
 import contextlib
 import json
 import logging
-import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -36,14 +33,16 @@ from jaxgpt.serving.metrics import CONTENT_TYPE, Metrics
 from jaxgpt.serving.scheduler import EngineFailed, Job, QueueFull, Scheduler
 
 RETRY_SECONDS = 1
+PATIENCE = 25.0  # seconds
 SEND_SECONDS = 60  # a client that reads nothing for this time is cut off
 
 
 class Service:
     """What the routes do."""
 
-    def __init__(self, scheduler: Scheduler, reader: Reader) -> None:
+    def __init__(self, scheduler: Scheduler, reader: Reader, patience: float) -> None:
         self.scheduler, self.reader, self.metrics = scheduler, reader, Metrics()
+        self._patience = patience
         self._since = int(time.time())
 
     async def page(self, _: Request) -> Response:
@@ -51,9 +50,12 @@ class Service:
         return HTMLResponse(page.HTML, headers=page.HEADERS)
 
     async def health(self, _: Request) -> Response:
-        """Answer GET /health: 200, or 503 once the engine has failed."""
-        failed = self.scheduler.failed
-        return JSONResponse({"status": "failed" if failed else "ok"}, 503 if failed else 200)
+        """Answer GET /health: 200, or 503 when the engine has failed, or a step takes longer than allowed."""
+        if self.scheduler.failed or not self.scheduler.alive:
+            return JSONResponse({"status": "failed"}, 503)
+        if (seconds := self.scheduler.busy_seconds) > self._patience:
+            return JSONResponse({"status": "stuck", "seconds": round(seconds)}, 503)
+        return JSONResponse({"status": "ok"})
 
     async def show_metrics(self, _: Request) -> Response:
         """Answer GET /metrics."""
@@ -198,13 +200,19 @@ def failure() -> ApiError:
 
 
 def create_app(
-    scheduler: Scheduler, reader: Reader, *, key: str | None = None, local: bool = True
+    scheduler: Scheduler,
+    reader: Reader,
+    *,
+    key: str | None = None,
+    local: bool = True,
+    patience: float = PATIENCE,
 ) -> ASGIApp:
     """Return the ASGI app, which starts the scheduler and stops it at the end.
 
-    `Guard` explains `key` and `local`.
+    `Guard` explains `key` and `local`. A step of the engine that takes longer than `patience` seconds shows
+    in /health.
     """
-    service = Service(scheduler, reader)
+    service = Service(scheduler, reader, patience)
     routes = [
         Route("/", service.page),
         Route("/health", service.health),
@@ -240,34 +248,3 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 async def _on_fault(_: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error("a request failed", exc_info=error)
     return error_response(ApiError(500, "internal error"))
-
-
-def uvicorn_server(app: ASGIApp, *, drain: int) -> uvicorn.Server:
-    """Return a server for `app`, which logs nothing that clients send.
-
-    When it is stopped, running requests have `drain` seconds to end.
-    """
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=drain,
-    )
-    return uvicorn.Server(config)
-
-
-def run_until_signalled(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then let running requests end. A second SIGINT ends them at once."""
-    # When it is done, uvicorn sends itself the signal again, which would end the process with an error.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        server.run(sockets=[listener])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

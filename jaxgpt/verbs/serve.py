@@ -1,5 +1,6 @@
 """`jaxgpt serve`: serves a model with OpenAI's API and a web page to try it."""
 
+import errno
 import ipaddress
 import socket
 from dataclasses import dataclass
@@ -51,18 +52,24 @@ class ServeArgs(EngineFlags):
     warm_up: bool = False
     """Compile the programs that common requests need before the first request comes."""
     drain: int = 30
-    """Number of seconds that running requests have to end after SIGTERM."""
+    """Number of seconds that running requests have to end after SIGTERM or Ctrl-C.
+    A second Ctrl-C ends them at once."""
+    patience: int = 25
+    """Number of seconds that a step of the engine may take before /health answers 503.
+    Compiling for requests of a new kind counts; --warm-up does most of it beforehand."""
 
 
 def run(args: ServeArgs) -> None:
     """Serve until a signal comes. The address is written to stderr."""
     from jaxgpt.display import note, waiting
     from jaxgpt.errors import ConfigError, JaxgptError
+    from jaxgpt.interrupt import end_process
 
     key = _key(args)
     _check(args, key)
     try:
-        from jaxgpt.serving.server import create_app, run_until_signalled, uvicorn_server
+        from jaxgpt.serving.running import HttpServer
+        from jaxgpt.serving.server import create_app
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in ("starlette", "uvicorn"):
@@ -87,20 +94,30 @@ def run(args: ServeArgs) -> None:
         limits = Limits(body=args.max_body, choices=args.max_choices, tokens=args.max_tokens)
         scheduler = Scheduler(engine, waiting=args.queue, on_failure=lambda: stop())
         app = create_app(
-            scheduler, Reader(name, tokenizer, context, limits), key=key, local=_is_loopback(args.host)
+            scheduler,
+            Reader(name, tokenizer, context, limits),
+            key=key,
+            local=_is_loopback(args.host),
+            patience=args.patience,
         )
-        server = uvicorn_server(app, drain=args.drain)
+        server = HttpServer(app, scheduler, drain=args.drain)
 
         def stop() -> None:
             server.should_exit = True
 
         host = f"[{args.host}]" if ":" in args.host else args.host
         address = f"http://{host}:{listener.getsockname()[1]}"
-        listener.listen(128)
+        try:
+            listener.listen(128)
+        except OSError as error:  # another process that was loading its model meanwhile was faster
+            raise _not_bound(args.host, args.port, error) from error
         note(f"{name} at {address}/ (OpenAI base URL {address}/v1); Ctrl-C to stop")
-        run_until_signalled(server, listener)
+        server.run(sockets=[listener])
     if scheduler.failed:
         raise JaxgptError("the engine failed", why="the traceback is above", fix="start the server again")
+    if scheduler.alive:
+        note("the engine did not end its last step, which is cut off")
+        end_process(0)
 
 
 def _key(args: ServeArgs) -> str | None:
@@ -140,7 +157,7 @@ def _check(args: ServeArgs, key: str | None) -> None:
     if not 0 <= args.port < 65536:
         fix = "choose another port, or 0 for a free one"
         raise ConfigError(f"--port {args.port}", why="it must be from 0 to 65535", fix=fix)
-    for name in ("max_tokens", "max_choices", "max_body", "drain"):
+    for name in ("max_tokens", "max_choices", "max_body", "drain", "patience"):
         if getattr(args, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             fix = f"give a number above 0, or leave out {flag}"
@@ -159,8 +176,6 @@ def _is_loopback(host: str) -> bool:
 
 def _bound(host: str, port: int) -> socket.socket:
     """Return a socket that has the address but does not listen yet: the model must be loaded first."""
-    from jaxgpt.errors import ConfigError
-
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
@@ -168,5 +183,20 @@ def _bound(host: str, port: int) -> socket.socket:
             listener.bind(address)
             return listener.dup()
     except OSError as error:
-        fix = "choose another port, or --port 0 for a free one, or a host that is an address of this machine"
-        raise ConfigError(f"--host {host} --port {port}", why=str(error.strerror), fix=fix) from error
+        raise _not_bound(host, port, error) from error
+
+
+def _not_bound(host: str, port: int, error: OSError) -> Exception:
+    from jaxgpt.errors import ConfigError
+
+    if error.errno == errno.EADDRINUSE:
+        why, fix = (
+            "another program uses this port",
+            "stop it, or choose another port, or --port 0 for a free one",
+        )
+    else:
+        why, fix = (
+            str(error.strerror),
+            "give a host that is an address of this machine, and a port that is allowed",
+        )
+    return ConfigError(f"--host {host} --port {port}", why=why, fix=fix)
