@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,7 +15,6 @@ from jaxgpt.serving.fields import ApiError
 from jaxgpt.serving.metrics import Metrics
 
 OPEN = "/health"  # the route that needs no key
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -67,7 +67,7 @@ class Guard:
             challenge = {"WWW-Authenticate": 'Basic realm="jaxgpt"' if path == "/" else "Bearer"}
             message = "this server needs a key: send the header `Authorization: Bearer KEY`"
             return ApiError(401, message, code="invalid_api_key", headers=challenge)
-        if self._local and _without_port(headers.get("host", "")) not in LOCAL_NAMES:
+        if self._local and not _is_local(headers.get("host", "")):
             return ApiError(403, "this server answers only to the names of the machine it runs on")
         return None
 
@@ -90,6 +90,11 @@ def _presented(authorization: str) -> bytes:
     return b""
 
 
-def _without_port(host: str) -> str:
+def _is_local(host: str) -> bool:
+    """Whether a Host header names this machine: as localhost, or by an address, which no web site can own."""
     name, colon, port = host.rpartition(":")
-    return (name if colon and port.isdigit() else host).lower()
+    name = (name if colon and port.isdigit() else host).lower()
+    try:
+        return name == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -13,11 +13,12 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jaxgpt.serving import page
 from jaxgpt.serving.answers import Answer, Choice, Piece
 from jaxgpt.serving.api import Call, Reader, unknown_model
-from jaxgpt.serving.connection import read_body, while_connected
+from jaxgpt.serving.body import read_body, while_connected
 from jaxgpt.serving.fields import ApiError
 from jaxgpt.serving.guard import Guard, error_response
 from jaxgpt.serving.metrics import CONTENT_TYPE, Metrics
@@ -34,14 +35,13 @@ from jaxgpt.serving.scheduler import EngineFailed, Job, QueueFull, Scheduler
 
 RETRY_SECONDS = 1
 PATIENCE = 25.0  # seconds
-SEND_SECONDS = 60  # a client that reads nothing for this time is cut off
 
 
 class Service:
     """What the routes do."""
 
-    def __init__(self, scheduler: Scheduler, reader: Reader, patience: float) -> None:
-        self.scheduler, self.reader, self.metrics = scheduler, reader, Metrics()
+    def __init__(self, scheduler: Scheduler, reader: Reader, metrics: Metrics, patience: float) -> None:
+        self.scheduler, self.reader, self.metrics = scheduler, reader, metrics
         self._patience = patience
         self._since = int(time.time())
 
@@ -163,7 +163,7 @@ class EventStream:
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send the events until the answer ends or the client goes away."""
-        with self._service.open(self._answer.call) as job, contextlib.suppress(ApiError, TimeoutError):
+        with self._service.open(self._answer.call) as job, contextlib.suppress(ApiError):
             await while_connected(receive, self._send_all(job, send))
 
     async def _send_all(self, job: Job, send: Send) -> None:
@@ -190,8 +190,7 @@ class EventStream:
 
 async def _send_event(send: Send, event: dict[str, Any] | str) -> None:
     data = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
-    async with asyncio.timeout(SEND_SECONDS):
-        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
 
 
 def failure() -> ApiError:
@@ -202,17 +201,19 @@ def failure() -> ApiError:
 def create_app(
     scheduler: Scheduler,
     reader: Reader,
+    metrics: Metrics,
     *,
     key: str | None = None,
     local: bool = True,
     patience: float = PATIENCE,
+    cors: Sequence[str] = (),
 ) -> ASGIApp:
     """Return the ASGI app, which starts the scheduler and stops it at the end.
 
-    `Guard` explains `key` and `local`. A step of the engine that takes longer than `patience` seconds shows
-    in /health.
+    `Guard` explains `key`, `local` and `metrics`. A step of the engine that takes longer than `patience`
+    seconds shows in /health. Pages of the origins in `cors` may use the server from a browser.
     """
-    service = Service(scheduler, reader, patience)
+    service = Service(scheduler, reader, metrics, patience)
     routes = [
         Route("/", service.page),
         Route("/health", service.health),
@@ -231,7 +232,17 @@ def create_app(
 
     handlers: Any = {ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_fault}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
-    return Guard(app, key=key, local=local, metrics=service.metrics, routes=[route.path for route in routes])
+    paths = [route.path for route in routes]
+    guard = Guard(app, key=key, local=local, metrics=metrics, routes=paths)
+    if not cors:
+        return guard
+    return CORSMiddleware(
+        guard,
+        allow_origins=cors,
+        allow_methods=("GET", "POST"),
+        allow_headers=("Authorization", "Content-Type"),
+        expose_headers=("Retry-After",),
+    )
 
 
 async def _on_api_error(_: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 import errno
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,11 @@ class ServeArgs(EngineFlags):
     """Largest number of choices (prompts x n) that a request may ask for."""
     max_body: int = 1 << 20
     """Largest size of a request's body, in bytes."""
+    max_connections: int = 512
+    """Largest number of connections. A new one then takes the place of the one that was idle longest."""
+    cors: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Let pages of this origin, such as https://example.org, use the API from a browser.
+    The flag may be given several times; * means every origin, and needs a key."""
     warm_up: bool = False
     """Compile the programs that common requests need before the first request comes."""
     drain: int = 30
@@ -68,7 +74,7 @@ def run(args: ServeArgs) -> None:
     key = _key(args)
     _check(args, key)
     try:
-        from jaxgpt.serving.running import HttpServer
+        from jaxgpt.serving.running import HttpServer, connections_allowed
         from jaxgpt.serving.server import create_app
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -79,6 +85,7 @@ def run(args: ServeArgs) -> None:
         ) from error
     from jaxgpt.inference.engine import Engine
     from jaxgpt.serving.api import Limits, Reader
+    from jaxgpt.serving.metrics import Metrics
     from jaxgpt.serving.scheduler import Scheduler
 
     with _bound(args.host, args.port) as listener:
@@ -93,14 +100,20 @@ def run(args: ServeArgs) -> None:
         del lm
         limits = Limits(body=args.max_body, choices=args.max_choices, tokens=args.max_tokens)
         scheduler = Scheduler(engine, waiting=args.queue, on_failure=lambda: stop())
+        metrics = Metrics()
         app = create_app(
             scheduler,
             Reader(name, tokenizer, context, limits),
+            metrics,
+            cors=args.cors,
             key=key,
             local=_is_loopback(args.host),
             patience=args.patience,
         )
-        server = HttpServer(app, scheduler, drain=args.drain)
+        connections = connections_allowed(args.max_connections)
+        if connections < args.max_connections:
+            note(f"{connections} connections at most: the limit of open files (ulimit -n) leaves no more")
+        server = HttpServer(app, scheduler, metrics, drain=args.drain, connections=connections)
 
         def stop() -> None:
             server.should_exit = True
@@ -147,6 +160,13 @@ def _check(args: ServeArgs, key: str | None) -> None:
             why="everyone who can reach the port could use the model",
             fix="give --api-key-file, or --without-key if you want that",
         )
+    for origin in args.cors:
+        if origin == "*" and key is None:
+            why, fix = "any web site could use the model", "give --api-key-file, or name the origins"
+            raise ConfigError("--cors '*' without a key", why=why, fix=fix)
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            why, fix = "it is not an origin", "give scheme and host, such as https://example.org"
+            raise ConfigError(f"--cors {origin}", why=why, fix=fix)
     if 2 * args.max_choices > args.slots + args.queue:  # with echo, each prompt is also scored
         most = (args.slots + args.queue) // 2
         raise ConfigError(
@@ -157,7 +177,7 @@ def _check(args: ServeArgs, key: str | None) -> None:
     if not 0 <= args.port < 65536:
         fix = "choose another port, or 0 for a free one"
         raise ConfigError(f"--port {args.port}", why="it must be from 0 to 65535", fix=fix)
-    for name in ("max_tokens", "max_choices", "max_body", "drain", "patience"):
+    for name in ("max_tokens", "max_choices", "max_body", "max_connections", "drain", "patience"):
         if getattr(args, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             fix = f"give a number above 0, or leave out {flag}"
