@@ -2,7 +2,8 @@
 
 Python raises KeyboardInterrupt, which is not enough here. While a module of JAX is imported, it aborts the
 process or leaves half a module; in a callback from C++ it is printed and forgotten; and at an exit in good
-order, threads that still compute crash, or are waited for.
+order, threads that still compute crash, or are waited for. And while XLA compiles, which takes minutes for a
+large model, Python handles no signal at all. So a thread of its own hears of every signal at once.
 """
 
 import contextlib
@@ -10,15 +11,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
-
-from jaxgpt.errors import explain
 
 GRACE = 1.0  # seconds in which a command may put things in order after Ctrl-C
 _IMPORTING = "<frozen importlib._bootstrap>"
 _pressed = False
+_heard_by: "Callable[[signal.Signals], None]"  # what the thread that hears of signals calls
 
 
 @contextlib.contextmanager
@@ -30,12 +30,49 @@ def ended_by_ctrl_c() -> Iterator[None]:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+    heard, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    threading.Thread(target=_hear, args=[heard], name="signals", daemon=True).start()
     try:
         yield
     except SystemExit as end:
-        if _pressed and _is_alone():
+        if _pressed and is_alone():
             end_process(end.code if isinstance(end.code, int) else 1)
         raise
+
+
+@contextlib.contextmanager
+def hearing(of: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """In the block, `of` is called when a signal comes, in another thread and even while XLA compiles.
+
+    The signal's handler is called as well, as soon as Python comes to it. In a program that is not in
+    `ended_by_ctrl_c`, `of` is never called.
+    """
+    global _heard_by
+    before, _heard_by = _heard_by, of
+    try:
+        yield
+    finally:
+        _heard_by = before
+
+
+def leave(number: signal.Signals) -> NoReturn:
+    """End the process at once, whatever its threads do, with one line and exit code 128 + the signal's."""
+    with contextlib.suppress(Exception):
+        show_cursor()
+        name = "Ctrl-C" if number == signal.SIGINT else number.name
+        print(f"jaxgpt: error: stopped by {name}", file=sys.stderr)
+    end_process(128 + number)
+
+
+def is_alone() -> bool:
+    """Whether this is the only process of its job: the others would wait for one that leaves at once."""
+    jax = sys.modules.get("jax")
+    try:
+        return jax is None or not jax.distributed.is_initialized()
+    except AttributeError:  # JAX is being imported
+        return True
 
 
 def show_cursor() -> None:
@@ -48,33 +85,39 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, and end the process if that does not. An import is never interrupted."""
     global _pressed
     if _pressed or _is_importing(frame):
-        _leave()
+        leave(signal.SIGINT)
     _pressed = True
     sys.unraisablehook = lambda _: None
-    if _is_alone():
-        timer = threading.Timer(GRACE, _leave)
+    _leave_soon()
+    raise KeyboardInterrupt
+
+
+def _hear(pipe: int) -> None:
+    """Tell of each signal whose number is written into the pipe."""
+    while number := os.read(pipe, 1):
+        _heard_by(signal.Signals(number[0]))
+
+
+def _expect_an_end(number: signal.Signals) -> None:
+    """After Ctrl-C, end the process soon, even if Python never comes to the handler that would."""
+    if number == signal.SIGINT and signal.getsignal(number) is _interrupt:
+        _leave_soon()
+
+
+_heard_by = _expect_an_end
+
+
+def _leave_soon() -> None:
+    if is_alone():
+        timer = threading.Timer(GRACE, leave, [signal.SIGINT])
         timer.daemon = True
         timer.start()
-    raise KeyboardInterrupt
 
 
 def _is_importing(frame: FrameType | None) -> bool:
     while frame and frame.f_code.co_filename != _IMPORTING:
         frame = frame.f_back
     return frame is not None
-
-
-def _is_alone() -> bool:
-    """Whether this is the only process of its job: the others would wait for one that leaves at once."""
-    jax = sys.modules.get("jax")
-    return jax is None or not jax.distributed.is_initialized()
-
-
-def _leave() -> NoReturn:
-    with contextlib.suppress(Exception):
-        show_cursor()
-        print(f"jaxgpt: error: {explain(KeyboardInterrupt())}", file=sys.stderr)
-    end_process(explain(KeyboardInterrupt()).exit_code)
 
 
 def end_process(code: int) -> NoReturn:

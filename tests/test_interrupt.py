@@ -1,8 +1,10 @@
 """Ctrl-C ends a whole program, whatever it is doing; nothing here waits for more than about a second."""
 
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,56 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
         {CTRL_C}
     """
     assert ended(body, tmp_path) == (130, "", ONE_LINE)
+
+
+# As while XLA compiles: no handler of Python's is called before this ends, after half a minute or more.
+BUSY = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**8)"
+
+
+def test_what_python_cannot_interrupt_is_ended_too(tmp_path: Path) -> None:
+    body = f"""
+    def press():
+        {CTRL_C}
+    threading.Timer(0.1, press).start()
+    {BUSY}
+    """
+    assert ended(body, tmp_path) == (130, "", ONE_LINE)
+
+
+TRAINING = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxgpt.interrupt import ended_by_ctrl_c
+from jaxgpt.training.stop import stop_on_signal
+
+with ended_by_ctrl_c(), stop_on_signal(lambda text: print(text, flush=True)) as stop:
+    print("busy", flush=True)
+    {BUSY}
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)]
+)
+def test_while_it_compiles_training_answers_a_signal_at_once_and_a_second_one_ends_it(
+    number: signal.Signals, name: str, code: int
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAINING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout and program.stderr
+        assert program.stdout.readline() == "busy\n"
+        time.sleep(0.2)
+        begun = time.monotonic()
+        program.send_signal(number)
+        said = program.stdout.readline()
+        assert time.monotonic() - begun < 0.5
+        assert said.startswith(f"{name}: saving and stopping as soon as this is done")
+        begun = time.monotonic()
+        program.send_signal(number)
+        assert program.wait(20) == code
+        assert time.monotonic() - begun < 0.5
+        assert program.stderr.read() == f"jaxgpt: error: stopped by {name}\n"
 
 
 @pytest.mark.parametrize(

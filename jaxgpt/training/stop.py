@@ -2,12 +2,14 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+from jaxgpt.interrupt import hearing, is_alone, leave
 
 
 class StopRequested(Exception):
@@ -47,22 +49,35 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Listen for SIGINT (Ctrl-C) and SIGTERM. The first asks to stop, and a second ends the process as usual.
+def stop_on_signal(tell: Callable[[str], None] = lambda _: None) -> Iterator[Stop]:
+    """Listen for SIGINT (Ctrl-C) and SIGTERM. The first asks to stop, and a second ends the process at once.
 
-    With several processes JAX handles SIGTERM. It passes the signal on, and ignores a second one.
+    `tell` hears of the first at once, even while the training step compiles, where the process is a command
+    (`interrupt.hearing`). With several processes JAX handles SIGTERM. It passes the signal on, and ignores a
+    second one.
     """
-    stop = Stop()
+    stop, come = Stop(), list[signal.Signals]()
 
     def ask(number: int, _frame: FrameType | None) -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
         stop.ask(signal.Signals(number))
 
+    def hear(number: signal.Signals) -> None:
+        if number not in before:
+            return
+        come.append(number)
+        if len(come) == 1:
+            name = "Ctrl-C" if number == signal.SIGINT else number.name
+            tell(f"{name}: saving and stopping as soon as this is done; a second one leaves at once, unsaved")
+        elif is_alone():
+            leave(number)
+
     numbers = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
-        yield stop
+        with hearing(hear):
+            yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -44,7 +44,7 @@ def trained(config: RunConfig, named: Collection[str], in_file: Collection[str])
         recipe, task = task_for(config, tell=tell, stated={*named, *in_file}, progress=progress_bar)
         if hosts.is_first():
             note(plan(recipe, mesh, task.tokens_per_step))
-        with contextlib.closing(TrainingDisplay(recipe.steps)) as display, stop_on_signal() as stop:
+        with contextlib.closing(TrainingDisplay(recipe.steps)) as display, stop_on_signal(tell) as stop:
             train(recipe, task, stop=stop, tell=tell, sinks=[display], named=named)
     return recipe
 
