@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from jaxgpt.inference.served import Served
 from jaxgpt.inference.texts import texts_of
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.batch import check_ids
+from jaxgpt.text.chat_template import DEFAULT, ChatTemplate
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.weights.convert import write_model
 from jaxgpt.weights.open import open_model
@@ -51,6 +52,8 @@ class LanguageModel:
     """None where the model came without one; `tokenizer` then says so."""
     stated_ends: frozenset[int] = frozenset()
     """The ids that end a text, as the model's files state them; `ends` also knows the tokenizer's."""
+    templates: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Its chat templates by their names, as the model's files hold them."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -73,6 +76,12 @@ class LanguageModel:
         return (
             self.config if self.given_tokenizer is None else self.config.with_only(self.given_tokenizer.vocab)
         )
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The template that makes a text of a conversation; None where the model came without one."""
+        source = self.templates.get(DEFAULT)
+        return None if source is None else ChatTemplate(source, self.tokenizer.special_tokens)
 
     @property
     def ends(self) -> frozenset[int]:
@@ -185,6 +194,7 @@ class LanguageModel:
             stored_params(self.config, self.params),
             tokenizer=self.given_tokenizer,
             stated_ends=self.stated_ends,
+            templates=self.templates,
         )
         write_model(stored, Path(path), format)
 
@@ -204,7 +214,7 @@ def load(
     for note in stored.notes:
         warnings.warn(note, stacklevel=2)
     params = read_params(stored, mesh or one_device())
-    return LanguageModel(stored.config, params, stored.tokenizer, stored.stated_ends)
+    return LanguageModel(stored.config, params, stored.tokenizer, stored.stated_ends, stored.templates)
 
 
 def _ids(tokens: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Bodies become calls, or errors that name the field and not its value; tokens become text and logprobs."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +12,16 @@ from hypothesis import strategies as st
 from jaxgpt.inference.prompts import CHAT_STOP, chat_prompt
 from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.templates import Instruction, Own
 from jaxgpt.serving.answers import Answer, Choice, Piece
 from jaxgpt.serving.api import Call, Limits, Prompt, Reader
 from jaxgpt.serving.fields import ApiError, parse_object
+from jaxgpt.text.chat_template import ChatTemplate
 from jaxgpt.text.tokenizer import RankTokenizer
 
 BYTES = RankTokenizer({bytes([byte]): byte for byte in range(256)})
 END = BYTES.end_of_text
-READER = Reader("tiny", BYTES, 256, Limits(choices=8, tokens=100))
+READER = Reader("tiny", BYTES, 256, Limits(choices=8, tokens=100), Instruction(BYTES))
 SECRET = "SECRET7351"
 TURN = {"role": "user", "content": "Hi"}
 
@@ -79,9 +82,26 @@ def test_chat_is_the_instruction_template() -> None:
     parts = [{"type": "text", "text": "Hi"}]
     turns = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     call = chat(messages=turns, max_completion_tokens=7, stop="x", logprobs=True, top_logprobs=3)
-    assert call.prompts[0].text == chat_prompt([("system", "Be brief."), ("user", "Hi")])
+    text = chat_prompt([("system", "Be brief."), ("user", "Hi")])
+    assert BYTES.decode(call.prompts[0].ids) == text
     assert (call.max_tokens, call.stop, call.logprobs, call.chat) == (7, (*CHAT_STOP, "x"), 3, True)
     assert chat().max_tokens == 100 and chat().logprobs is None and chat(logprobs=True).logprobs == 0
+
+
+def test_chat_is_the_models_template_and_a_model_without_one_says_so() -> None:
+    source = "{{ raise_exception('one turn') if messages | length > 1 }}{{ messages[0].content + eos_token }}"
+    own = Own(BYTES, ChatTemplate(source, BYTES.special_tokens))
+    reader = dataclasses.replace(READER, template=own)
+    call = reader.chat(json.dumps({"messages": [TURN], "stop": "x"}).encode())
+    assert call.prompts[0].ids == (*b"Hi", END) and call.stop == ("x",)
+    for template, turns, said in (
+        (own, 2, "refuses these messages: one turn"),
+        (None, 1, "no chat template"),
+    ):
+        reader = dataclasses.replace(READER, template=template)
+        with pytest.raises(ApiError, match=said) as caught:
+            reader.chat(json.dumps({"messages": [TURN] * turns}).encode())
+        assert caught.value.status == 400 and caught.value.param == "messages"
 
 
 def test_fields_without_effect_are_let_through_and_null_is_absent() -> None:

@@ -1,5 +1,6 @@
 """A conversation keeps within the window by whole exchanges; Ctrl-C stops an answer and not the program."""
 
+import dataclasses
 import fcntl
 import io
 import json
@@ -18,14 +19,20 @@ from typing import Any
 import pytest
 from command_line import exit_code
 
-from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference.conversation import CHAT_FILE, Conversation, room_for_prompt, template_of
-from jaxgpt.inference.prompts import chat_prompt
+from jaxgpt.errors import ConfigError, DataError, MissingError
+from jaxgpt.inference.conversation import Conversation, room_for_prompt
+from jaxgpt.inference.prompts import CHAT_STOP, chat_prompt
+from jaxgpt.inference.requests import Request
+from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.templates import CHAT_FILE, Instruction, Own, Plain, template_of
+from jaxgpt.inference.texts import texts_of
 from jaxgpt.language_model import LanguageModel
+from jaxgpt.text.chat_template import ChatTemplate
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.verbs.chat import _interruptible
 
 BYTES = load_tokenizer("bytes")
+PLAIN, INSTRUCTION = Plain(BYTES), Instruction(BYTES)
 
 
 def asked(talk: Conversation, text: str) -> tuple[str, list[str]]:
@@ -34,25 +41,24 @@ def asked(talk: Conversation, text: str) -> tuple[str, list[str]]:
 
 
 def test_a_plain_conversation_is_one_growing_text() -> None:
-    talk = Conversation(BYTES, "plain", 100, "Title. ")
+    talk = Conversation(PLAIN, 100, "Title. ")
     assert asked(talk, "Once") == ("Title. Once", [])
     talk.answer(" upon a time")
     assert asked(talk, "") == ("Title. Once upon a time", [])
     talk.answer(" ")
     assert asked(talk, "there") == ("Title. Once upon a time there", [])
-    assert talk.stop == ()
 
 
 def test_an_instructed_conversation_is_the_template_with_answers_stripped() -> None:
-    talk = Conversation(BYTES, "instruction", 1000)
+    talk = Conversation(INSTRUCTION, 1000)
     assert asked(talk, "Hi") == (chat_prompt([("user", "Hi")]), [])
     talk.answer("Hello.\n")
     assert asked(talk, "Bye")[0] == chat_prompt([("user", "Hi"), ("assistant", "Hello."), ("user", "Bye")])
-    assert "\n### Instruction:" in talk.stop
+    assert INSTRUCTION.stop == CHAT_STOP and PLAIN.stop == ()
 
 
 def test_a_reset_forgets_all_but_the_system_text() -> None:
-    talk = Conversation(BYTES, "plain", 100, "S")
+    talk = Conversation(PLAIN, 100, "S")
     talk.ask("a")
     talk.answer("b")
     talk.reset()
@@ -62,7 +68,7 @@ def test_a_reset_forgets_all_but_the_system_text() -> None:
 @pytest.mark.parametrize("template", ["plain", "instruction"])
 def test_old_exchanges_are_dropped_whole_and_no_more_than_needed(template: str) -> None:
     room = {"plain": 30, "instruction": 150}[template]
-    talk = Conversation(BYTES, template, room, "SYSTEM ")
+    talk = Conversation({"plain": PLAIN, "instruction": INSTRUCTION}[template], room, "SYSTEM ")
     messages, kept, dropped = [], 0, 0
     for turn in range(8):
         text, notes = asked(talk, f"<{turn}>")
@@ -89,7 +95,7 @@ def expected(template: str, messages: list[tuple[str, str]], room: int) -> str:
 
 
 def test_a_turn_that_does_not_fit_alone_is_cut_at_its_beginning_and_the_system_text_stays() -> None:
-    talk = Conversation(BYTES, "instruction", 60, "SYSTEM")
+    talk = Conversation(INSTRUCTION, 60, "SYSTEM")
     around = len(chat_prompt([("system", "SYSTEM"), ("user", "")]))
     text, notes = asked(talk, "abc" * 50)
     assert text == chat_prompt([("system", "SYSTEM"), ("user", ("abc" * 50)[-(60 - around) :])])
@@ -97,14 +103,14 @@ def test_a_turn_that_does_not_fit_alone_is_cut_at_its_beginning_and_the_system_t
 
 
 def test_a_cut_never_splits_a_character() -> None:
-    talk = Conversation(BYTES, "plain", 10)
+    talk = Conversation(PLAIN, 10)
     assert asked(talk, "é" * 3 + "a" + "é" * 5)[0] == "é" * 5
-    talk = Conversation(BYTES, "plain", 11)
+    talk = Conversation(PLAIN, 11)
     assert asked(talk, "é" * 3 + "a" + "é" * 5)[0] == "a" + "é" * 5
 
 
 def test_a_system_text_that_takes_all_the_room_is_refused_and_nothing_changes() -> None:
-    talk = Conversation(BYTES, "plain", 5, "SYSTEM")
+    talk = Conversation(PLAIN, 5, "SYSTEM")
     with pytest.raises(
         ConfigError, match=r"6 tokens before anything is said: there is room for 5; shorten --system"
     ):
@@ -113,22 +119,31 @@ def test_a_system_text_that_takes_all_the_room_is_refused_and_nothing_changes() 
 
 
 def test_special_tokens_in_what_is_said_stay_text() -> None:
-    ids, _ = Conversation(BYTES, "instruction", 1000).ask("<|endoftext|>")
+    ids, _ = Conversation(INSTRUCTION, 1000).ask("<|endoftext|>")
     assert BYTES.end_of_text not in ids and "<|endoftext|>" in BYTES.decode(ids)
 
 
 def test_an_empty_plain_text_starts_a_new_one() -> None:
-    assert Conversation(BYTES, "plain", 10).ask("")[0] == [BYTES.end_of_text]
+    assert Conversation(PLAIN, 10).ask("")[0] == [BYTES.end_of_text]
 
 
 def test_an_answer_leaves_at_least_half_the_window_to_the_history() -> None:
     assert [room_for_prompt(64, new) for new in (0, 10, 32, 33, 1000)] == [64, 54, 32, 32, 32]
 
 
-def test_the_template_is_plain_unless_the_folder_says_otherwise(tmp_path: Path) -> None:
-    assert template_of(tmp_path) == template_of("gpt2") == "plain"
+def test_the_template_is_the_one_asked_for_or_what_the_folder_says(tmp_path: Path) -> None:
+    own = ChatTemplate("{{ messages[0].content }}!", {})
+    assert template_of(BYTES, "auto", tmp_path, None) is None is template_of(BYTES, "auto", "gpt2", None)
+    assert isinstance(template_of(BYTES, "auto", tmp_path, own), Own)
+    assert isinstance(template_of(BYTES, "plain", tmp_path, own), Plain)
     (tmp_path / CHAT_FILE).write_text('{"chat": "instruction"}')
-    assert template_of(tmp_path) == "instruction"
+    assert isinstance(template_of(BYTES, "auto", tmp_path, own), Instruction)
+    assert isinstance(template_of(BYTES, "plain", tmp_path, own), Plain)
+    (tmp_path / "mine").write_text("{{ messages[0].content }}?")
+    found = template_of(BYTES, str(tmp_path / "mine"), tmp_path, own)
+    assert found is not None and BYTES.decode(found.ids([("user", "a")])) == "a?"
+    with pytest.raises(MissingError, match=r"no chat template .*nothing"):
+        template_of(BYTES, str(tmp_path / "nothing"), tmp_path, own)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +152,7 @@ def test_the_template_is_plain_unless_the_folder_says_otherwise(tmp_path: Path) 
 def test_a_damaged_chat_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / CHAT_FILE).write_text(content)
     with pytest.raises(DataError, match=CHAT_FILE):
-        template_of(tmp_path)
+        template_of(BYTES, "auto", tmp_path, None)
 
 
 def test_a_first_interrupt_is_noted_and_a_second_one_raised() -> None:
@@ -184,13 +199,43 @@ def test_auto_takes_the_template_of_the_folder(
     lm.save(tmp_path / "tuned")
     (tmp_path / "tuned" / CHAT_FILE).write_text(json.dumps({"chat": "instruction"}))
     shown = []
-    for model, more in ((lm_folder, ("--template", "instruction")), (tmp_path / "tuned", ())):
+    for model, more in ((lm_folder, ("--chat-template", "instruction")), (tmp_path / "tuned", ())):
         chat(
             "a\n\n", model, "--system", "S", *GREEDY, *more, monkeypatch=monkeypatch
         )  # an empty line asks nothing
         shown.append(capsys.readouterr().out)
     prompt = chat_prompt([("system", "S"), ("user", "a")])
     assert shown == [lm.generate([prompt], max_new_tokens=6, temperature=0)[0] + "\n"] * 2
+
+
+def test_the_models_own_template_is_used_and_its_tokens_are_ids(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    source = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    dataclasses.replace(lm, templates={"default": source}).save(tmp_path / "own", "jaxgpt")
+    chat("a<|endoftext|>\nb\n", tmp_path / "own", *GREEDY, monkeypatch=monkeypatch)
+    out, err = capsys.readouterr()
+    said = [*b"a<|endoftext|>"]  # typed, it is no token
+    first = written(lm, [*said, 256])
+    second = written(lm, [*said, 256, *BYTES.encode(first), 256, ord("b"), 256])
+    assert out == f"{first}\n{second}\n" and "own template" in err
+    chat("a\n", tmp_path / "own", "--chat-template", "plain", *GREEDY, monkeypatch=monkeypatch)
+    assert capsys.readouterr().out == written(lm, [ord("a")]) + "\n"
+
+
+def written(lm: LanguageModel, ids: list[int]) -> str:
+    request = Request(prompt=tuple(ids), max_new_tokens=6, sampling=Sampling(temperature=0))
+    return texts_of(lm.engine(), [request], BYTES)[0]
+
+
+def test_a_template_that_refuses_ends_the_chat_with_its_own_words(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "refuses").write_text("{{ raise_exception('no ' + messages[0].role) }}")
+    lm.save(tmp_path / "model")
+    flags = ("--chat-template", tmp_path / "refuses", "--system", "S")
+    chat("a\n", tmp_path / "model", *GREEDY, *flags, monkeypatch=monkeypatch, code=2)
+    assert "the chat template refuses these messages: no system; change" in capsys.readouterr().err
 
 
 def test_dropped_turns_are_told(

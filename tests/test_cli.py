@@ -333,7 +333,7 @@ FLAGS = {  # what scripts rely on
         "PROMPT",
     ],
     "evaluate": ["--data", "--examples", "--shots", "--instruction", "--seed", "--int8", "--json", "MODEL"],
-    "chat": [*SAMPLING_FLAGS, "--template", "--system", "MODEL"],
+    "chat": [*SAMPLING_FLAGS, "--chat-template", "--system", "MODEL"],
     "serve": [
         "--host",
         "--port",

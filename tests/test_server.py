@@ -23,6 +23,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import chat_prompt
 from jaxgpt.inference.requests import NewToken
+from jaxgpt.inference.templates import Instruction
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.text.tokenizer import RankTokenizer
 from jaxgpt.verbs import serve
@@ -88,7 +89,8 @@ class Served:
     ) -> None:
         self.engine = Paced(model.served, slots=2, ends={BYTES.end_of_text}, steps=4)
         self.scheduler = Scheduler(self.engine, waiting=queue)
-        reader = Reader("tiny", BYTES, model.config.context, Limits(body=20_000, choices=8, tokens=180))
+        limits = Limits(body=20_000, choices=8, tokens=180)
+        reader = Reader("tiny", BYTES, model.config.context, limits, Instruction(BYTES))
         counted = Metrics()
         app = create_app(self.scheduler, reader, counted, key=key, patience=patience, cors=cors)
         self.server = HttpServer(app, self.scheduler, counted, drain=drain, connections=connections)

@@ -1,39 +1,12 @@
 """A conversation with a model: its history, its template, and which part of it fits the context."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.inference.prompts import CHAT_STOP, chat_prompt
-from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.errors import ConfigError
+from jaxgpt.inference.templates import Message, Template
 
-CHAT_FILE = (
-    "chat.json"  # a file beside a model's weights; {"chat": "instruction"} says how the model was tuned
-)
-TEMPLATES = ("instruction", "plain")
-# Pairs of role and content: what the user said and, once the model has answered, the answer.
-Exchange = list[tuple[str, str]]
-
-
-def template_of(model: str | Path) -> str:
-    """Return `instruction` or `plain`: what chat.json in the model's folder says, or `plain` without such a
-    file.
-
-    Raises DataError for a file that is neither {"chat": "instruction"} nor {"chat": "plain"}.
-    """
-    path = Path(model) / CHAT_FILE
-    if not path.is_file():
-        return "plain"
-    fix = 'write {"chat": "instruction"} into the file, or delete it'
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError("not JSON", path=path, why=str(error), fix=fix) from error
-    if not isinstance(found, dict) or set(found) != {"chat"} or found["chat"] not in TEMPLATES:
-        why = f"it must have one key, chat, whose value is one of {', '.join(TEMPLATES)}"
-        raise DataError("no template", path=path, why=why, fix=fix)
-    return str(found["chat"])
+# What the user said and, once the model has answered, the answer.
+Exchange = list[Message]
 
 
 def room_for_prompt(context: int, max_new_tokens: int) -> int:
@@ -45,14 +18,10 @@ def room_for_prompt(context: int, max_new_tokens: int) -> int:
 class Conversation:
     """Who said what. For each exchange, call `ask`, let the model continue the ids, and call `answer`.
 
-    `instruction` is the template of `chat_prompt`. `plain` is one growing text, for models that were not
-    tuned: what the user types is appended exactly as it is, and so is what the model writes. A system text
-    opens the template or the plain text. It stays when old exchanges are dropped.
+    A system text opens the conversation. It stays when old exchanges are dropped.
     """
 
-    tokenizer: Tokenizer
-    template: str
-    """One of TEMPLATES."""
+    template: Template
     room: int
     """The largest number of tokens in a prompt (see `room_for_prompt`)."""
     system: str = ""
@@ -61,18 +30,13 @@ class Conversation:
     turns: int = 0
     """How many times `ask` was called."""
 
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """The strings that end an answer."""
-        return CHAT_STOP if self.template == "instruction" else ()
-
     def ask(self, text: str) -> tuple[list[int], list[str]]:
         """Return the ids to continue after the user has said `text`, and notes on what was left out to make
         them fit.
 
         The oldest exchanges are dropped first, and for good. If `text` does not even fit alone, its beginning
-        is cut off. Raises ConfigError if the system text takes all the room, and DataError for text that is
-        not Unicode. An error leaves the conversation unchanged.
+        is cut off. Raises ConfigError if the system text takes all the room, DataError for text that is not
+        Unicode, and what the template raises. An error leaves the conversation unchanged.
         """
         exchanges, notes = [*self.exchanges, [("user", text)]], []
         while len(exchanges) > 1 and len(self._ids(exchanges)) > self.room:
@@ -91,8 +55,7 @@ class Conversation:
 
     def answer(self, text: str) -> None:
         """Remember what the model said after the last `ask`, even if it was stopped early."""
-        said = text.strip() if self.template == "instruction" else text
-        self.exchanges[-1].append(("assistant", said))
+        self.exchanges[-1].append(("assistant", self.template.remembered(text)))
 
     def reset(self) -> None:
         """Forget everything except the system text."""
@@ -100,10 +63,7 @@ class Conversation:
 
     def _ids(self, exchanges: list[Exchange]) -> list[int]:
         messages = [message for exchange in exchanges for message in exchange]
-        if self.template == "plain":
-            text = self.system + "".join(content for _, content in messages)
-            return self.tokenizer.prompt_ids(text)
-        return self.tokenizer.encode(chat_prompt([("system", self.system)] * bool(self.system) + messages))
+        return self.template.ids([("system", self.system)] * bool(self.system) + messages)
 
     def _longest_end(self, text: str) -> str:
         """Return the longest end of a text that fits if nothing else was said."""

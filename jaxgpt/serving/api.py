@@ -12,9 +12,10 @@ from typing import Any
 
 from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.inference.programs import MOST_LOGPROBS
-from jaxgpt.inference.prompts import CHAT_STOP, ROLES, chat_prompt
+from jaxgpt.inference.prompts import ROLES
 from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.templates import Template
 from jaxgpt.serving.fields import ApiError, Fields, parse_object
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -98,6 +99,8 @@ class Reader:
     tokenizer: Tokenizer
     context: int
     limits: Limits
+    template: Template | None = None
+    """What makes a prompt of a conversation; None where the model has no template."""
 
     def completion(self, body: bytes) -> Call:
         """Return the call in a body of /v1/completions.
@@ -133,8 +136,7 @@ class Reader:
         """
         fields = Fields(parse_object(body))
         self._check_model(fields)
-        text = _conversation(fields)
-        prompt = self._encode(text, "messages")
+        template, prompt = self._conversation(fields)
         n = self._n(fields, 1)
         most = self.limits.tokens
         older = fields.integer("max_tokens", most, 1, most)
@@ -151,7 +153,7 @@ class Reader:
             logprobs=alternatives or 0 if reports else None,
             echo=False,
             chat=True,
-            stop=(*CHAT_STOP, *fields.strings("stop", MOST_STOPS, LONGEST_STOP)),
+            stop=(*template.stop, *fields.strings("stop", MOST_STOPS, LONGEST_STOP)),
         )
 
     def _call(self, fields: Fields, **known: Any) -> Call:
@@ -220,6 +222,26 @@ class Reader:
             raise self._too_long(name)
         return Prompt(tuple(ids), text)
 
+    def _conversation(self, fields: Fields) -> tuple[Template, Prompt]:
+        """Return the template, and the prompt that it makes of the field `messages`."""
+        if self.template is None:
+            message = "this model has no chat template: use /v1/completions, or serve it with --chat-template"
+            raise ApiError(400, message, "messages")
+        given = fields.take("messages")
+        if not isinstance(given, list) or not given:
+            raise fields.wrong("messages", "a list of at least one message")
+        messages = [_message(fields, message) for message in given]
+        size = sum(len(content.encode("utf-8", "surrogatepass")) for _, content in messages)
+        if size > self.context * self.tokenizer.longest_token:
+            raise self._too_long("messages")  # known without encoding it, which would take long
+        try:
+            ids = self.template.ids(messages)
+        except JaxgptError as error:
+            raise ApiError(400, f"messages: {error}", "messages") from error
+        if len(ids) > self.context:
+            raise self._too_long("messages")
+        return self.template, Prompt(tuple(ids), "")
+
     def _ids(self, ids: Any) -> Prompt:
         if not isinstance(ids, list) or not ids:
             raise ApiError(
@@ -253,18 +275,6 @@ def _usage(fields: Fields) -> bool | None:
     usage = inner.flag("include_usage")
     inner.close(("include_obfuscation",))
     return usage
-
-
-def _conversation(fields: Fields) -> str:
-    """Return the prompt that the field `messages` makes."""
-    messages = fields.take("messages")
-    if not isinstance(messages, list) or not messages:
-        raise fields.wrong("messages", "a list of at least one message")
-    try:
-        return chat_prompt([_message(fields, message) for message in messages])
-    except ConfigError as error:
-        rule = "messages of user and assistant, after at most one of system"
-        raise fields.wrong("messages", rule) from error
 
 
 def _message(fields: Fields, message: Any) -> tuple[str, str]:

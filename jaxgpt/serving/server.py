@@ -5,7 +5,7 @@ GET  /health                200 while the engine works, 503 when it has failed o
 GET  /metrics               counters for Prometheus
 GET  /v1/models             the one model that is served
 POST /v1/completions        continues prompts, with echo, logprobs, n, stop and stream
-POST /v1/chat/completions   answers a conversation in the instruction template of `inference.prompts`
+POST /v1/chat/completions   answers a conversation, if the model has a chat template
 """
 
 import asyncio

@@ -140,8 +140,14 @@ class RankTokenizer(Tokenizer):
 
     end_of_text: int
 
-    def __init__(self, ranks: Mapping[bytes, int], *, source: str | Path = "ranks") -> None:
-        """Take the ranks; an error names `source` as their file.
+    def __init__(
+        self,
+        ranks: Mapping[bytes, int],
+        *,
+        source: str | Path = "ranks",
+        special: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take the ranks; an error names `source` as their file. `special` has further `special_tokens`.
 
         Raises DataError unless the ids are 0 to n - 1 without gaps and all 256 single bytes are tokens.
         """
@@ -152,7 +158,9 @@ class RankTokenizer(Tokenizer):
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.end_of_text = self.beginning = len(ranks)
         self.vocab = len(ranks) + 1
-        self.special_tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        self.special_tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT) | dict(
+            special or {}
+        )
         self.special_ids = {END_OF_TEXT: self.end_of_text}
         self.sha256 = hashlib.sha256(self._rank_lines()).hexdigest()
         self.name = _name(self.ranks, self.sha256)

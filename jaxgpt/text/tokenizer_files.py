@@ -48,7 +48,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     ranks = parse_json(given.data)
     if ranks is None or rank_problems(ranks):
         return ForeignTokenizer(given, path)
-    return RankTokenizer(ranks, source=path)
+    return RankTokenizer(ranks, source=path, special=given.special)
 
 
 def load_ranks(spec: str | Path) -> RankTokenizer:

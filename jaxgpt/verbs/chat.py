@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxgpt.inference.conversation import Conversation
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.requests import Request
+    from jaxgpt.text.tokenizer import Tokenizer
 
 HELP = """/reset  forget the conversation
 /help   show this list
@@ -31,9 +32,9 @@ STEPS = 4  # the number of tokens between two looks at the keyboard
 class ChatArgs(SamplingFlags, EngineFlags):
     """Talk with MODEL, one line at a time. Answers go to stdout, everything else to stderr.
 
-    A model that was tuned for instructions gets your line in its template. Any other model continues one
-    growing text: your line is appended to it exactly as you type it, so begin it with a space if a new word
-    begins there. An empty line lets the model go on.
+    A model with a chat template gets your line in it. Any other model continues one growing text: your line
+    is appended to it exactly as you type it, so begin it with a space if a new word begins there. An empty
+    line lets the model go on.
 
     When the context is full, the oldest exchanges are forgotten; the system text stays. The commands are
     /reset, /help and /quit. Ctrl-C stops an answer, and Ctrl-D leaves. Lines may also come from a pipe.
@@ -41,9 +42,9 @@ class ChatArgs(SamplingFlags, EngineFlags):
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
-    template: Literal["auto", "instruction", "plain"] = "auto"
-    """How your lines become a prompt: instruction is the template of Alpaca and of the book.
-    plain is one growing text. auto means what chat.json in the model's folder says, and plain without one."""
+    chat_template: str = "auto"
+    """How your lines become a prompt: a file with a Jinja template, instruction (the book's), or plain text.
+    auto means what chat.json in the model's folder says, else the model's own template, else plain."""
     system: str = ""
     """Text that opens the conversation. In the instruction template it replaces the opening sentences."""
 
@@ -51,23 +52,22 @@ class ChatArgs(SamplingFlags, EngineFlags):
 def run(args: ChatArgs) -> None:
     """Read lines and answer them until the end of input or /quit."""
     from jaxgpt.display import note
-    from jaxgpt.inference.conversation import Conversation, room_for_prompt, template_of
+    from jaxgpt.inference.conversation import Conversation, room_for_prompt
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.requests import Request
+    from jaxgpt.inference.templates import Plain, template_of
 
     sampling = args.sampling()
-    template = template_of(args.model) if args.template == "auto" else args.template
     lm = args.load(args.model)
-    tokenizer = lm.tokenizer
+    found = template_of(lm.tokenizer, args.chat_template, args.model, lm.chat_template)
+    template = found or Plain(lm.tokenizer)
     engine = Engine(args.served(lm), slots=1, ends=lm.ends, steps=STEPS)
     request = Request(
         prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling, seed=args.first_seed()
     )
     room = room_for_prompt(lm.config.context, args.max_new_tokens)
-    talk = Conversation(tokenizer, template, room, args.system)
-    note(
-        f"{args.model}: {template} template, context of {lm.config.context} tokens; /help shows the commands"
-    )
+    talk = Conversation(template, room, args.system)
+    note(f"{args.model}: {template.name}, context of {lm.config.context} tokens; /help shows the commands")
     for line in _lines():
         command = line.strip()
         if command == "/quit":
@@ -77,12 +77,17 @@ def run(args: ChatArgs) -> None:
             note("the conversation is forgotten")
         elif re.fullmatch(r"/\w+", command):
             note(HELP if command == "/help" else f"there is no command {command}; the commands are\n{HELP}")
-        elif command or template == "plain":
-            _reply(engine, talk, request, line, args.stop_strings)
+        elif command or isinstance(template, Plain):
+            _reply(engine, lm.tokenizer, talk, request, line, args.stop_strings)
 
 
 def _reply(
-    engine: "Engine", talk: "Conversation", request: "Request", line: str, stop: tuple[str, ...]
+    engine: "Engine",
+    tokenizer: "Tokenizer",
+    talk: "Conversation",
+    request: "Request",
+    line: str,
+    stop: tuple[str, ...],
 ) -> None:
     """Write the answer to a line as it comes, and remember it. Each answer has a random seed of its own."""
     from jaxgpt.display import note, write_text
@@ -95,7 +100,7 @@ def _reply(
         request = dataclasses.replace(request, prompt=tuple(ids), seed=request.seed + talk.turns - 1)
         _label("model", "green")
         said = []
-        with contextlib.closing(pieces_of(engine, [request], talk.tokenizer, talk.stop + stop)) as pieces:
+        with contextlib.closing(pieces_of(engine, [request], tokenizer, talk.template.stop + stop)) as pieces:
             for piece in pieces:
                 if stopped():
                     break

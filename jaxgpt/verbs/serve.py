@@ -35,6 +35,10 @@ class ServeArgs(EngineFlags):
     """File that holds the key."""
     without_key: bool = False
     """Allow any address without a key. Everyone who can reach the port can then use the model."""
+    chat_template: str = "auto"
+    """How a conversation becomes a prompt: a file with a Jinja template, or instruction (the book's).
+    auto means what chat.json in the model's folder says, else the model's own template.
+    Without any, /v1/chat/completions says that the model has none."""
     name: str | None = None
     """Name of the model in the API. None means the last part of MODEL."""
     slots: int = 8
@@ -84,6 +88,7 @@ def run(args: ServeArgs) -> None:
             f"no {package}", why="the server's packages are not installed", fix="pip install 'jaxgpt[serve]'"
         ) from error
     from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.templates import Plain, template_of
     from jaxgpt.serving.api import Limits, Reader
     from jaxgpt.serving.metrics import Metrics
     from jaxgpt.serving.scheduler import Scheduler
@@ -92,6 +97,8 @@ def run(args: ServeArgs) -> None:
         with waiting(f"loading {args.model}"):
             lm = args.load(args.model)
             tokenizer = lm.tokenizer
+            template = template_of(tokenizer, args.chat_template, args.model, lm.chat_template)
+            template = None if isinstance(template, Plain) else template  # it has no turns
             engine = Engine(args.served(lm), slots=args.slots, ends=lm.ends, steps=args.steps)
         if args.warm_up:
             with waiting("compiling"):
@@ -103,7 +110,7 @@ def run(args: ServeArgs) -> None:
         metrics = Metrics()
         app = create_app(
             scheduler,
-            Reader(name, tokenizer, context, limits),
+            Reader(name, tokenizer, context, limits, template),
             metrics,
             cors=args.cors,
             key=key,

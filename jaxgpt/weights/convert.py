@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError, unwritable
+from jaxgpt.text.chat_template import write_templates
 from jaxgpt.weights.ends import as_stated, write_generation
 from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, SCORE, write_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, write_llmc
@@ -157,6 +158,7 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
         fmt.write(model, part / fmt.file if fmt.file else part)
         if fmt.file and model.tokenizer and model.tokenizer.name != "gpt2":
             model.tokenizer.save_in(part)
+        write_templates(part, model.templates)
         if to != "huggingface" and model.stated_ends:
             write_generation(part, {"eos_token_id": as_stated(model.stated_ends)})
         if path.is_dir():

@@ -17,6 +17,7 @@ from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.files import file_sha256
 from jaxgpt.text import tokenizer_folder
+from jaxgpt.text.chat_template import TEMPLATE_FILE
 from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, VOCAB_FILE
 from jaxgpt.weights.ends import GENERATION_FILE
 from jaxgpt.weights.formats.huggingface import SAFETENSORS
@@ -29,7 +30,7 @@ PUBLIC = {
 }
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 # Fetched too if the repository has them.
-BESIDE = (JSON_FILE, GENERATION_FILE, *tokenizer_folder.BESIDE)
+BESIDE = (JSON_FILE, GENERATION_FILE, TEMPLATE_FILE, *tokenizer_folder.BESIDE)
 OLDER_TOKENIZER = (VOCAB_FILE, MERGES_FILE)  # fetched if it has no tokenizer.json
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of a git blob, of a large file

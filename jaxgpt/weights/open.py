@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
+from jaxgpt.text.chat_template import templates_in
 from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
 from jaxgpt.text.tokenizer import Tokenizer, gpt2_tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
@@ -59,13 +60,26 @@ def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -
     try:
         model = _open(path, layer_norm_epsilon)
         folder = path if path.is_dir() else path.parent
-        ends, more_notes = ends_in(folder, model.config.vocab)
+        ends, ends_notes = ends_in(folder, model.config.vocab)
+        templates, template_notes = _templates(folder)
     except OSError as error:
         raise unreadable(path, error, "cannot read the model") from error
     tokenizer, notes = tokenizer_of(folder, model.config.vocab)
     return dataclasses.replace(
-        model, tokenizer=tokenizer, stated_ends=ends, notes=(*model.notes, *notes, *more_notes)
+        model,
+        tokenizer=tokenizer,
+        stated_ends=ends,
+        templates=templates,
+        notes=(*model.notes, *notes, *ends_notes, *template_notes),
     )
+
+
+def _templates(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return a folder's chat templates, or a note that says why they cannot be read."""
+    try:
+        return templates_in(folder), ()
+    except DataError as error:
+        return {}, (f"the model is used without a chat template, because we cannot read its own: {error}",)
 
 
 def _open(path: Path, layer_norm_epsilon: float | None) -> StoredModel:

@@ -4,7 +4,7 @@ Numbers are read only when asked for.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import ml_dtypes
@@ -80,6 +80,8 @@ class StoredModel:
     """The tokenizer that belongs to the weights, or None when there is none."""
     stated_ends: frozenset[int] = frozenset()
     """The ids that end a text, as the model's files state them; without any, see `ends`."""
+    templates: Mapping[str, str] = field(default_factory=dict)
+    """Its chat templates by their names (`text.chat_template`)."""
     notes: tuple[str, ...] = ()
     """What a reader or writer had to assume, add or leave out, in sentences for the person who asked."""
 

@@ -14,7 +14,6 @@ from jaxgpt.errors import DataError, MissingError
 from jaxgpt.files import write_atomically
 from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer
 from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, SETTINGS_FILE, VOCAB_FILE
-from jaxgpt.text.tokenizer_json import END_OF_TEXT
 from jaxgpt.weights.ends import as_stated, write_generation
 from jaxgpt.weights.formats.huggingface_config import config_json, read_config_json
 from jaxgpt.weights.formats.safetensors_file import open_safetensors, write_safetensors
@@ -171,9 +170,8 @@ def write_tokenizer(tokenizer: Tokenizer, context: int, folder: Path) -> None:
     write_atomically(
         folder / MERGES_FILE, ("#version: 0.2\n" + "".join(f"{m}\n" for m in model["merges"])).encode()
     )
-    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
     settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": context}
-    _write_json(folder / SETTINGS_FILE, special | settings)
+    _write_json(folder / SETTINGS_FILE, dict(tokenizer.special_tokens) | settings)
 
 
 def _write_json(path: Path, table: Mapping[str, Any]) -> None:
