@@ -1,14 +1,16 @@
 """No pickle makes us run code, take endless memory or read outside the file. Each is refused by name."""
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from golden.malicious import NUMBERS, PICKLES, in_legacy, in_zip, storage, tensor, text, whole
+from golden.malicious import NUMBERS, PICKLES, in_legacy, in_zip, name, storage, tensor, text, whole
 
 from jaxgpt.errors import DataError
+from jaxgpt.weights.formats.torch_pickle import Unread
 from jaxgpt.weights.formats.torch_zip import open_torch
 from jaxgpt.weights.tensors import Tensor
 
@@ -39,6 +41,7 @@ def test_the_same_containers_around_an_honest_pickle_are_read(tmp_path: Path, co
 WATCH = """
 import encodings.cp437, os, pathlib, pickle, sys  # the first is how zip writes names
 from jaxgpt.errors import DataError
+from jaxgpt.weights.formats.torch_pickle import Unread
 from jaxgpt.weights.formats.torch_zip import open_torch
 honest, *files = map(pathlib.Path, sys.argv[1:])
 open_torch(honest / "zip.pt"), open_torch(honest / "legacy.pt")
@@ -74,10 +77,35 @@ def test_nothing_is_imported_executed_or_written_meanwhile(tmp_path: Path) -> No
     assert (done.returncode, done.stdout.strip()) == (0, f"{len(files)} [] True"), done.stderr
 
 
-def test_a_tensor_and_a_small_tuple_may_be_used_again(tmp_path: Path) -> None:
-    again = b"(" + tensor() + b"q\0h\0" + b"K\1K\2\x86q\1h\1" + text("a") + b"q\2h\2t"
+def test_a_tensor_and_a_container_may_be_used_again(tmp_path: Path) -> None:
+    again = b"(" + tensor() + b"q\0h\0" + b"]q\1(K\1K\2eh\1" + text("a") + b"q\2h\2t"
     first, second, *rest = opened(tmp_path, in_zip(whole(again)))  # type: ignore[misc]
-    assert isinstance(first, Tensor) and first is second and rest == [(1, 2), (1, 2), "a", "a"]
+    assert isinstance(first, Tensor) and first is second and rest == [[1, 2], [1, 2], "a", "a"]
+
+
+@pytest.mark.parametrize(
+    ("pickle", "expected"),
+    [
+        (name("_codecs", "encode") + text("\xff") + text("latin1") + b"\x86R", Unread("_codecs.encode")),
+        (name("__builtin__", "set") + b"](K\1K\2e\x85R", Unread("__builtin__.set")),
+        (name("collections", "Counter") + b"}" + text("a") + b"K\1s\x85R", Unread("collections.Counter")),
+        (name("torch", "Size") + b"(K\2K\3t\x85R", Unread("torch.Size")),
+        (name("torch", "device") + text("cuda") + b"K\0\x86R", Unread("torch.device")),
+        (name("torch", "bfloat16"), Unread("torch.bfloat16")),
+        (name("torch", "float8_e4m3fn"), Unread("torch.float8_e4m3fn")),
+        (b"\x8a\x0b" + b"\x01" * 11, Unread("an integer of 11 bytes")),
+        (b"}J\xff\xff\xff\xffK\1s", {-1: 1}),
+        (
+            b"}(\x88K\1G" + struct.pack(">d", 0.5) + b"K\2NK\3K\7" + text("a") + b"\x86K\4u",
+            {True: 1, 0.5: 2, None: 3, (7, "a"): 4},
+        ),
+    ],
+)
+def test_what_no_model_needs_and_torchs_safe_loader_reads_is_left_unread(
+    tmp_path: Path, pickle: bytes, expected: object
+) -> None:
+    table = opened(tmp_path, in_zip(whole(b"}" + text("a") + tensor() + b"s" + text("b") + pickle + b"s")))
+    assert isinstance(table, dict) and table["b"] == expected and isinstance(table["a"], Tensor)
 
 
 @pytest.mark.parametrize(

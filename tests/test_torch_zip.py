@@ -12,6 +12,7 @@ import pytest
 from golden.malicious import NUMBERS, in_legacy, in_zip, tensor, whole
 
 from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.weights.formats.torch_pickle import Unread
 from jaxgpt.weights.formats.torch_zip import open_torch, write_torch
 from jaxgpt.weights.tensors import Tensor
 
@@ -61,6 +62,19 @@ def test_plain_data_comes_back_with_its_types(name: str) -> None:
     others = (None, True, False, (), [], {}, (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4))
     assert repr(tree["others"]) == repr(others)
     assert list(tree["state"]) == [0, 70000] and list(tree["module"]) == ["weight", "bias", "mask"]
+
+
+def test_what_no_model_needs_is_left_unread_and_the_rest_is_read() -> None:
+    tree = open_torch(SAVED / "others.pt")
+    np.testing.assert_array_equal(tree["weight"].read(), [0, 1, 2])
+    assert [kind.name.split(".")[-1] for kind in tree["kinds"]] == [
+        *("set", "encode", "bytearray", "complex", "Size", "float16", "Counter")
+    ]
+    assert tree["device"] == Unread("torch.device")
+    assert tree["numbers"] == [Unread("an integer of 26 bytes"), Unread("an integer of 13 bytes")]
+    assert tree["keys"] == {-1: 0, 0.5: 1, None: 2, True: 3, (1, "a"): 4}
+    shared = {"lr": 0.1, "betas": [0.9, 0.95]}
+    assert tree["twice"] == [shared, shared, [0.9, 0.95]]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from jaxgpt.errors import ConfigError, MissingError, unreadable
+from jaxgpt.text.characters import CharacterTokenizer, parse_characters
 from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
 from jaxgpt.text.tokenizer import (
     TOKENIZER_FILE,
@@ -20,9 +21,10 @@ from jaxgpt.text.tokenizer_json import parse_json
 def load_tokenizer(spec: str | Path) -> Tokenizer:
     """Return the tokenizer `gpt2`, `bytes`, or that of a file or folder.
 
-    A file holds tiktoken ranks (`.tiktoken`), or it is a Hugging Face `tokenizer.json` with byte-level BPE. A
-    folder holds `tokenizer.tiktoken`, `tokenizer.json`, or `vocab.json` with `merges.txt`. Raises
-    MissingError when there is none, DataError for other content, StorageError when reading fails.
+    A file holds tiktoken ranks (`.tiktoken`), or it is a Hugging Face `tokenizer.json` with byte-level BPE or
+    with single characters. A folder holds `tokenizer.tiktoken`, `tokenizer.json`, or `vocab.json` with
+    `merges.txt`. Raises MissingError when there is none, DataError for other content, StorageError when
+    reading fails.
     """
     if spec == "gpt2":
         return gpt2_tokenizer()
@@ -45,6 +47,8 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         given = read_files(path)
     except OSError as error:
         raise unreadable(path, error, "cannot read the tokenizer") from error
+    if characters := parse_characters(given.data):
+        return CharacterTokenizer(characters, path)
     ranks = parse_json(given.data)
     if ranks is None or rank_problems(ranks):
         return ForeignTokenizer(given, path)

@@ -15,7 +15,7 @@ from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
 from jaxgpt.weights.ends import ends_in
 from jaxgpt.weights.formats.huggingface import open_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc
-from jaxgpt.weights.formats.nanogpt import CHECKPOINT, open_nanogpt
+from jaxgpt.weights.formats.nanogpt import CHECKPOINT, META, open_meta, open_nanogpt
 from jaxgpt.weights.formats.openai import HPARAMS, open_openai
 from jaxgpt.weights.hub import PUBLIC, fetch
 from jaxgpt.weights.names import listed
@@ -114,15 +114,16 @@ def _open_file(path: Path) -> StoredModel:
 def tokenizer_of(folder: Path, vocab: int) -> tuple[Tokenizer | None, tuple[str, ...]]:
     """Return the tokenizer that belongs to weights in this folder, for a model of `vocab` ids.
 
-    It is the folder's own. If that is of a kind that we do not read, it is None, and a note says so. A folder
-    without one gets GPT-2's if the model has ids enough for it; a run directory does not. Added tokens beyond
-    the model's ids are left out, and a note names them. Raises DataError when the tokenizer has more ids than
-    the model in another way.
+    It is the folder's own, or that of nanoGPT's meta.pkl. If that is of a kind that we do not read, it is
+    None, and a note says so. A folder without one gets GPT-2's if the model has ids enough for it; a run
+    directory does not. Added tokens beyond the model's ids are left out, and a note names them. Raises
+    DataError when the tokenizer has more ids than the model in another way.
     """
     tokenizer, notes = None, []
-    if tokenizer_in(folder):
+    own, meta = tokenizer_in(folder), folder / META
+    if own or meta.is_file():
         try:
-            tokenizer = load_tokenizer(folder)
+            tokenizer = load_tokenizer(folder) if own else open_meta(meta)
         except DataError as error:
             if is_run(folder):
                 raise

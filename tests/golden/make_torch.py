@@ -3,9 +3,10 @@
     pip install torch==2.13.0 numpy
     python tests/golden/make_torch.py
 
-`zip.pt` and `legacy.pt` (the format before torch 1.6) hold the same tree. `expected.npz` holds its tensors
-under their paths, with bfloat16 as the 16-bit integers of its bits. The program ran with the versions above
-on CPU; other versions may draw other numbers.
+`zip.pt` and `legacy.pt` (the format before torch 1.6) hold the same tree. `others.pt` holds what no model
+needs (made with torch 2.14). `expected.npz` holds the tensors of the tree under their paths, with bfloat16 as
+the 16-bit integers of its bits. The program ran with the versions above on CPU; other versions may draw other
+numbers.
 
 Three folders are not made here. `bin` was saved by transformers 5.23 and torch 2.13, with
 `torch.save(model.state_dict())`. `nanogpt` and `nanogpt_compiled` were saved by nanoGPT's own train.py with
@@ -13,7 +14,7 @@ torch 2.13, after 10 iterations on CPU; the second used torch.compile and bias=F
 computed in float64.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,19 @@ def tree() -> dict:
     } | plain
 
 
+def others() -> dict:
+    """What torch's safe loader reads beside tensors and plain data, and containers that occur twice."""
+    shared = {"lr": 0.1, "betas": [0.9, 0.95]}
+    return {
+        "weight": torch.arange(3.0),
+        "kinds": [{1, 2}, b"bytes", bytearray(b"b"), 1j, torch.Size([2, 3]), torch.float16, Counter("aab")],
+        "device": torch.device("cuda", 0),
+        "numbers": [2**200, -(2**100)],
+        "keys": {-1: 0, 0.5: 1, None: 2, True: 3, (1, "a"): 4},
+        "twice": [shared, shared, shared["betas"]],
+    }
+
+
 def leaves(node: object, path: str = "") -> dict[str, np.ndarray]:
     if isinstance(node, torch.Tensor):
         node = node.detach()
@@ -80,6 +94,8 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     torch.save(tree(), folder / "zip.pt")
     torch.save(tree(), folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    torch.save(others(), folder / "others.pt")
+    torch.load(folder / "others.pt", weights_only=True)
     np.savez(folder / "expected.npz", **leaves(tree()))
 
 

@@ -51,6 +51,7 @@ BIG = b"\x8a\x08" + (2**62).to_bytes(8, "little")
 DOUBLED = b"]q\0" + b"".join(
     b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(60)
 )
+LARGE_KEYS = range(1 << 32, (1 << 32) + 1001)
 SYSTEM = b"cos\nsystem\n(X\x06\0\0\0exit 3tR"
 # what it does -> (the pickle, why it is refused)
 PICKLES: dict[str, tuple[bytes, str]] = {
@@ -89,13 +90,12 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "numpy's own pickles": (whole(call("numpy", "load", "x")), r"asks for numpy\.load"),
     "numpy scalar": (whole(call("numpy._core.multiarray", "scalar", "x")), r"multiarray\.scalar"),
     "numpy reconstruct": (whole(call("numpy.core.multiarray", "_reconstruct", "x")), "_reconstruct"),
-    "encoded bytes": (whole(call("_codecs", "encode", "x", "latin1")), r"asks for _codecs\.encode"),
     "STACK_GLOBAL": (
         whole(text("os") + text("system") + b"\x93" + text("exit 3") + b"\x85R"),
         "STACK_GLOBAL",
     ),
-    "protocol 4": (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x06exit 3\x85R.", "protocol 2 or 3"),
-    "no protocol": (SYSTEM + b".", "protocol 2 or 3"),
+    "protocol 4": (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x06exit 3\x85R.", "protocol 2 to 3"),
+    "no protocol": (SYSTEM + b".", "protocol 2 to 3"),
     "protocol twice": (whole(b"\x80\x02}"), "PROTO"),
     "INST": (whole(b"(" + text("exit 3") + b"ios\nsystem\n"), "opcode INST"),
     "OBJ": (whole(b"(" + name("collections", "OrderedDict") + text("x") + b"o"), "OBJ"),
@@ -119,7 +119,12 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "text of 2^32": (whole(b"X\xff\xff\xff\xffa"), "cut short"),
     "text that is not UTF-8": (whole(b"X\x02\0\0\0\xed\xa0"), "not UTF-8"),
     "LONG4 huge": (whole(b"\x8b\xff\xff\xff\x7f1"), "opcode LONG4"),
-    "LONG1 of 255 bytes": (whole(b"\x8a\xff" + b"\x7f" * 255), "integer of 255 bytes"),
+    "LONG1 cut short": (whole(b"\x8a\xff" + b"\x7f" * 25), "cut short"),
+    "number called": (whole(b"\x8a\x0b" + b"\x7f" * 11 + b")R"), "calls an object of type Unread"),
+    "a dtype called": (whole(name("torch", "float32") + b")R"), "calls an object of type Unread"),
+    "bytes of a list": (whole(name("_codecs", "encode") + b"]R"), "calls an object of type Unread"),
+    "MEMOIZE": (whole(b"}\x94"), "opcode MEMOIZE"),
+    "SHORT_BINUNICODE": (whole(b"\x8c\x01a"), "opcode SHORT_BINUNICODE"),
     "text called": (whole(text("x") + b")R"), "calls an object of type str"),
     "dict called": (whole(b"})R"), "calls an object of type dict"),
     "storage class called": (whole(name("torch", "FloatStorage") + b")R"), "calls an object"),
@@ -142,11 +147,14 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "state of a dict": (whole(b"}}b"), "sets the attributes"),
     "slots": (whole(HOOKS + b"N}" + text("__class__") + b"Ns\x86b"), "sets the attributes"),
     "attribute __class__": (whole(HOOKS + b"}" + text("__class__") + b"Nsb"), "sets the attributes"),
-    "doubled lists": (whole(DOUBLED), "uses a container twice"),
-    "list in itself": (whole(b"]q\0h\0a"), "uses a container twice"),
-    "dict in itself": (whole(b"}q\0" + text("x") + b"h\0s"), "uses a container twice"),
-    "tuple of a list, twice": (whole(b"]\x85q\0h\0\x86"), "uses a container twice"),
-    "long tuple, twice": (whole(b"(" + b"N" * 17 + b"tq\0h\0\x86"), "uses a container twice"),
+    "doubled lists": (whole(b"(" + DOUBLED + b"t"), "more than 1000000 places"),
+    "list in itself": (whole(b"]q\0h\0a"), "nested deeper than 100"),
+    "list in itself twice": (whole(b"]q\0(h\0h\0e"), "more than 1000000 places"),
+    "dict in itself": (whole(b"}q\0" + text("x") + b"h\0s"), "nested deeper than 100"),
+    "long list, often": (
+        whole(b"](](" + b"N" * 2000 + b"eq\0" + b"h\0" * 2000 + b"e"),
+        "more than 1000000 places",
+    ),
     "nested deeply": (whole(b"]" * 200 + b"a" * 199), "nested deeper than 100"),
     "nested deeply in tuples": (whole(b"N" + b"\x85" * 100_000), "nested deeper than 100"),
     "millions of operations": (whole(b"](" + b"N" * 1_000_001 + b"e"), "more than 1000000 operations"),
@@ -168,9 +176,14 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "items of a tensor": (whole(tensor() + b"NNs"), "no dict"),
     "odd items": (whole(b"}(Nu"), "no dict"),
     "unhashable key": (whole(b"}]Ns"), "a key that is neither"),
-    "tuple key": (whole(b"})Ns"), "a key that is neither"),
-    "truth as a key": (whole(b"}\x88Ns"), "a key that is neither"),
-    "large key": (whole(b"}" + BIG + b"Ns"), "a key that is neither"),
+    "list in a key": (whole(b"}]\x85Ns"), "a key that is neither"),
+    "tuple in a key": (whole(b"})\x85Ns"), "a key that is neither"),
+    "long key": (whole(b"}(" + b"N" * 17 + b"tNs"), "a key that is neither"),
+    "many large keys": (
+        whole(b"}(" + b"".join(b"\x8a\x05" + n.to_bytes(5, "little") + b"N" for n in LARGE_KEYS) + b"u"),
+        "more than 1000 keys",
+    ),
+    "set as a key": (whole(b"}" + name("builtins", "set") + b"]\x85RNs"), "a key that is neither"),
     "tensor key": (whole(b"}" + tensor() + b"Ns"), "a key that is neither"),
     "key twice": (whole(b"}" + (text("a") + b"Ns") * 2), "key a twice"),
     "class as data": (whole(name("torch", "FloatStorage")), "no data"),

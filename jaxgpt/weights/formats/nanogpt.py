@@ -2,7 +2,8 @@
 
 Source: karpathy/nanoGPT, model.py and train.py. Its model is GPT-2 with the exact GELU. Matrices are (out,
 in), and `bias=False` means no bias anywhere. Names in a compiled model begin with `_orig_mod.`. What its
-arguments cannot state is as in GPT-2: the epsilon is 1e-5 and the MLP has 4 x width.
+arguments cannot state is as in GPT-2: the epsilon is 1e-5 and the MLP has 4 x width. The vocabulary of a data
+set of characters is in the data set's own folder, in a file meta.pkl, which may be put beside the ckpt.pt.
 """
 
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import DataError
+from jaxgpt.text.characters import CharacterTokenizer
 from jaxgpt.weights.formats.huggingface import BUFFERS, EMBEDDING, HEAD, PREFIX, same
-from jaxgpt.weights.formats.torch_storage import shown
+from jaxgpt.weights.formats.torch_pickle import read_pickle
+from jaxgpt.weights.formats.torch_storage import Storages, shown
 from jaxgpt.weights.formats.torch_zip import open_torch, write_torch
 from jaxgpt.weights.names import fitted, foreign_config, in_layout_of_torch, listed
 from jaxgpt.weights.tensors import StoredModel, Tensor
 
-CHECKPOINT = "ckpt.pt"
+CHECKPOINT, META = "ckpt.pt", "meta.pkl"
+LARGEST_META = 1 << 24  # bytes; one of all Unicode's characters has less
 COMPILED = "_orig_mod."
 # model_args -> our field
 FIELDS = {
@@ -54,6 +58,27 @@ def open_nanogpt(path: Path) -> StoredModel:
         found[EMBEDDING] = same(found[EMBEDDING], found.pop(HEAD), path)
     transposed = in_layout_of_torch(config, found)
     return StoredModel(config, fitted(config, transposed, path))
+
+
+def open_meta(path: Path) -> CharacterTokenizer:
+    """Return the characters that nanoGPT's meta.pkl gives ids to.
+
+    Nothing in the file is executed (`torch_pickle`). Raises DataError when it holds no such table, OSError
+    when it cannot be read.
+    """
+    content = path.read_bytes()[: LARGEST_META + 1]
+    tree, end = read_pickle(content, 0, Storages(path), latest=5)
+    ids, characters = (tree.get(key) if isinstance(tree, dict) else None for key in ("stoi", "itos"))
+    if end < len(content) or not isinstance(ids, dict) or not isinstance(characters, dict):
+        raise _not_meta(path, "it holds no tables stoi and itos")
+    if {id: character for character, id in ids.items() if type(id) is int} != characters:
+        raise _not_meta(path, "its stoi and itos do not agree")
+    return CharacterTokenizer(ids, path)
+
+
+def _not_meta(path: Path, why: str) -> DataError:
+    fix = "copy the meta.pkl of the data set that the model was trained on"
+    return DataError("not nanoGPT's table of characters", path=path, why=why, fix=fix)
 
 
 def _config(tree: dict[Any, Any], path: Path) -> GPTConfig:

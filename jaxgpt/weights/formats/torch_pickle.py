@@ -2,8 +2,10 @@
 
 A pickle is a program that may call anything. This reader knows only the opcodes with which torch.save writes
 nested dicts, lists and tuples of numbers, strings and tensors. The few functions that such a pickle names are
-only markers here, so nothing is imported or called. Everything else is refused by name. A container may be
-used only once, so that nothing can contain itself or stand for exponentially many copies.
+only markers here, so nothing is imported or called. What torch's own safe loader builds beside that (sets,
+bytes, devices, ...) is not built: an `Unread` stands in its place. Everything else is refused by name. A
+container may be used several times, but the whole tree has a bounded number of places and a bounded depth, so
+that nothing can contain itself or stand for exponentially many copies.
 
 Source: Python's pickletools (the opcodes); pytorch/pytorch, torch/serialization.py and torch/_utils.py.
 """
@@ -13,7 +15,7 @@ import pickletools
 import re
 import struct
 from collections import OrderedDict
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -23,14 +25,22 @@ from jaxgpt.weights.tensors import Tensor
 LARGEST_PICKLE = 1 << 24  # bytes; that of GPT-2 XL with its optimizer state is far smaller
 MOST_OPERATIONS = 1_000_000
 DEEPEST = 100
-PROTOCOLS = (2, 3)  # torch.save writes 2; torch.load too refuses 4 and later unless it may execute anything
+LATEST = 3  # torch.save writes protocol 2; torch.load too refuses 4 unless it may execute anything
+LATER = frozenset(("FRAME", "MEMOIZE", "SHORT_BINUNICODE"))  # what protocol 4 writes plain data with, besides
 LONGEST_INTEGER = 10  # bytes; the magic number of torch's older format has that many
 LARGEST_KEY = 1 << 31  # in a dict whose keys are integers, such as an optimizer's
-LONGEST_SHARED = 16  # items of a tuple of numbers that may be used again, such as AdamW's betas
+MOST_OTHER_KEYS = 1000  # of other kinds in a file: a great many can be chosen so that a dict becomes slow
+LONGEST_KEY = 16  # items of a tuple that is a key
 STORAGE_KEY = re.compile(r"[0-9]{1,20}", re.ASCII)
 
 NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+class Unread(NamedTuple):
+    """Something that a file holds and that no model needs, by its name: it was not built."""
+
+    name: str
 
 
 class _Call(enum.Enum):
@@ -41,32 +51,49 @@ class _Call(enum.Enum):
     PARAMETER = "torch._utils._rebuild_parameter"
 
 
-_GLOBALS: dict[str, _Call | np.dtype] = {call.value: call for call in _Call}
+# What torch.load(weights_only=True) may call, too, by the names that protocol 2 has for them.
+_BUILT_IN = ("set", "bytearray", "complex")
+_UNREAD = (
+    "collections.Counter",
+    "torch.Size",
+    "torch.device",
+    "torch.serialization._get_layout",
+    "_codecs.encode",  # how protocol 2 writes bytes
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILT_IN),
+)
+_DTYPE = re.compile(r"torch\.(bool|b?float\d+\w*|complex\d+|q?u?int\d+(x\d+)?)", re.ASCII)
+_GLOBALS: dict[str, _Call | np.dtype | Unread] = {call.value: call for call in _Call}
 _GLOBALS |= {f"torch.{name}": dtype for name, dtype in STORAGE_CLASSES.items()}
+_GLOBALS |= {name: Unread(name) for name in _UNREAD}
 
 
-def read_pickle(content: bytes, start: int, storages: Storages) -> tuple[Any, int]:
+def read_pickle(content: bytes, start: int, storages: Storages, *, latest: int = LATEST) -> tuple[Any, int]:
     """Return the tree of the pickle that begins at `start`, and the place where the pickle ends.
+
+    `latest` is the latest protocol that it may have, up to 5, of which only the plain data is understood.
 
     The tensors of the tree are views of `storages`, to which the storages that the pickle names are added.
     Raises DataError for anything outside the grammar.
     """
-    machine = _Machine(content, start, storages)
+    machine = _Machine(content, start, storages, latest)
     return machine.run(), machine.at
 
 
 class _Machine:
     """A stack, its marks, and the memo: the objects that the pickle may use again, in order."""
 
-    def __init__(self, content: bytes, start: int, storages: Storages) -> None:
+    def __init__(self, content: bytes, start: int, storages: Storages, latest: int) -> None:
+        self.latest, self.protocol, self.other_keys = latest, 0, 0
         self.content, self.at, self.storages = content, start, storages
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: list[Any] = []
 
     def run(self) -> Any:
-        if self._opcode() != "PROTO" or self._unsigned(1) not in PROTOCOLS:
-            self._refuse("it has no pickle of protocol 2 or 3, as torch.save writes")
+        if self._opcode() == "PROTO":
+            self.protocol = self._unsigned(1)
+        if not 2 <= self.protocol <= self.latest:
+            self._refuse(f"it has no pickle of protocol 2 to {self.latest}")
         for _ in range(MOST_OPERATIONS):
             if (opcode := self._opcode()) == "STOP":
                 break
@@ -81,6 +108,8 @@ class _Machine:
 
     def _step(self, opcode: str) -> None:
         push = self.stack.append
+        if opcode in LATER and self.protocol < 4:
+            self._refuse(f"its pickle asks for opcode {opcode}")
         match opcode:
             case "MARK":
                 self.marks.append(len(self.stack))
@@ -96,6 +125,12 @@ class _Machine:
                 push(struct.unpack(">d", self._bytes(8))[0])
             case "BINUNICODE":
                 push(self._text(self._bytes(self._unsigned(4))))
+            case "SHORT_BINUNICODE":
+                push(self._text(self._bytes(self._unsigned(1))))
+            case "FRAME":
+                self._bytes(8)  # how much may be read at a time; all is in memory here
+            case "MEMOIZE":
+                self.memo.append(self._top())
             case "EMPTY_DICT":
                 push({})
             case "EMPTY_LIST":
@@ -143,9 +178,10 @@ class _Machine:
     def _unsigned(self, size: int) -> int:
         return int.from_bytes(self._bytes(size), "little")
 
-    def _long(self) -> int:
+    def _long(self) -> int | Unread:
         if (size := self._unsigned(1)) > LONGEST_INTEGER:
-            self._refuse(f"its pickle asks for an integer of {size} bytes")
+            self._bytes(size)
+            return Unread(f"an integer of {size} bytes")
         return int.from_bytes(self._bytes(size), "little", signed=True)
 
     def _text(self, content: bytes) -> str:
@@ -189,13 +225,7 @@ class _Machine:
     def _recalled(self, index: int) -> Any:
         if index >= len(self.memo):
             self._refuse("its pickle refers to an object that is not there")
-        found = self.memo[index]
-        numbers = isinstance(found, tuple) and all(
-            isinstance(item, str | float | int | None) for item in found
-        )
-        if isinstance(found, dict | list | tuple) and not (numbers and len(found) <= LONGEST_SHARED):
-            self._refuse("its pickle uses a container twice")
-        return found
+        return self.memo[index]
 
     # --- what it builds
 
@@ -209,13 +239,23 @@ class _Machine:
             self._refuse("its pickle sets items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str and not (type(key) is int and 0 <= key < LARGEST_KEY):
-                self._refuse("a dict has a key that is neither text nor a number from 0 up")
+                self._count_other_key(key)
             if key in target:
                 self._refuse(f"a dict has the key {shown(str(key))} twice")
             target[key] = value
 
-    def _global(self) -> _Call | np.dtype:
+    def _count_other_key(self, key: Any) -> None:
+        parts = key if type(key) is tuple else (key,)
+        self.other_keys += 1
+        if len(parts) > LONGEST_KEY or not all(isinstance(part, str | float | int | None) for part in parts):
+            self._refuse("a dict has a key that is neither text, a number, nor a short tuple of these")
+        if self.other_keys > MOST_OTHER_KEYS:
+            self._refuse(f"it has more than {MOST_OTHER_KEYS} keys that are neither text nor from 0 up")
+
+    def _global(self) -> _Call | np.dtype | Unread:
         name = f"{self._line()}.{self._line()}"
+        if _DTYPE.fullmatch(name):
+            return Unread(name)
         if name not in _GLOBALS:
             self._refuse(f"its pickle asks for {shown(name)}")
         return _GLOBALS[name]
@@ -244,6 +284,8 @@ class _Machine:
                 sizes = (offset, *shape, *strides)
                 if _is_no_hook(hooks) and all(type(size) is int for size in sizes):
                     return self.storages.tensor(storage, offset, shape, strides)
+            case Unread(name), tuple() if name in _GLOBALS:
+                return call
             case _Call.PARAMETER, (Tensor() as tensor, bool(), hooks) if _is_no_hook(hooks):
                 return tensor
         name = call.value if isinstance(call, _Call) else f"an object of type {type(call).__name__}"
@@ -255,11 +297,11 @@ class _Machine:
             self._refuse("its pickle sets the attributes of an object")
 
     def _check_tree(self, tree: Any) -> None:
-        """Refuse a tree that holds anything but data.
+        """Refuse a tree that holds anything but data, or too much of it.
 
-        Each container occurs once, so this is as fast as reading.
+        A container counts as often as it occurs, so that one that holds itself has no end.
         """
-        level = [tree]
+        level, places = [tree], 0
         for _ in range(DEEPEST):
             below: list[Any] = []
             for node in level:
@@ -267,8 +309,11 @@ class _Machine:
                     below += node.values()
                 elif type(node) in (list, tuple):
                     below += node
-                elif not isinstance(node, str | float | int | Tensor | None):
+                elif not isinstance(node, str | float | int | Tensor | Unread | None):
                     self._refuse("its pickle leaves something that is no data on its stack")
+                if places + len(below) > MOST_OPERATIONS:
+                    self._refuse(f"its data has more than {MOST_OPERATIONS} places")
+            places += len(below)
             if not below:
                 return
             level = below
