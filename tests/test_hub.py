@@ -1,5 +1,6 @@
 """Fetching from a hub gives the bytes of one commit, or a plain error after which nothing is kept."""
 
+import functools
 import json
 import resource
 import time
@@ -13,7 +14,8 @@ from huggingface_hub import close_session, constants
 
 from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.weights.formats.huggingface import open_huggingface
-from jaxgpt.weights.hub import PUBLIC, _asking, _hash, _Unfetched, fetch
+from jaxgpt.weights.hub import PUBLIC, _asking, _hash, _Unfetched, fetch, repository_of
+from jaxgpt.weights.open import open_model
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = "model.safetensors"
@@ -281,7 +283,8 @@ def test_a_repository_without_a_whole_model_is_not_begun(hub: FakeHub, fetched: 
     del files[lost]
     hub.push(files)
     with pytest.raises(
-        MissingError, match=r"the repository has no config\.json with model\.safetensors or all shards"
+        MissingError,
+        match=r"no config\.json with model\.safetensors or pytorch_model\.bin or all shards of one",
     ):
         fetched()
     assert not hub.contents()
@@ -325,5 +328,76 @@ def test_what_the_client_raises_is_the_disks_or_the_networks(
 
 
 def test_a_name_that_is_not_public_is_missing() -> None:
-    with pytest.raises(MissingError, match=r"no public model 'gpt3'.* gpt2-xl"):
+    with pytest.raises(MissingError, match=r"no public model 'gpt3'.* gpt2-xl, distilgpt2, or OWNER/NAME"):
         fetch("gpt3")
+
+
+@pytest.mark.parametrize(
+    ("source", "repository"),
+    [
+        ("gpt2", "openai-community/gpt2"),
+        ("distilgpt2", "distilbert/distilgpt2"),
+        ("openai-community/gpt2", "openai-community/gpt2"),
+        ("some-one/Dialo_GPT-2.1", "some-one/Dialo_GPT-2.1"),
+        *(
+            (path, None)
+            for path in ("gpt3", "runs/typo", "./a/b", "../a", "/a/b", "a/b/c", "a/", "a\\b", "a/.b", "")
+        ),
+    ],
+)
+def test_a_path_in_a_folder_that_exists_is_no_name(
+    source: str, repository: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert repository_of(source) == repository
+
+
+@pytest.fixture
+def other_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub that has somebody's GPT-2, and that models are fetched from."""
+    with FakeHub("some-one/small", stored("plain") | {"chat_template.jinja": b"hi"}) as hub:
+        here = functools.partial(fetch, endpoint=hub.endpoint, cache=tmp_path / "cache")
+        monkeypatch.setattr("jaxgpt.weights.open.fetch", here)
+        monkeypatch.chdir(tmp_path)
+        yield hub
+
+
+def test_any_gpt2_on_the_hub_can_be_named(other_hub: FakeHub, tmp_path: Path) -> None:
+    model = open_model("some-one/small")
+    assert model.config == open_huggingface(GOLDEN / "plain").config and model.templates == {"default": "hi"}
+    (tmp_path / "some-one").mkdir()  # now it is a path
+    with pytest.raises(
+        MissingError, match="no model 'some-one/small': it is neither a file or folder here nor"
+    ):
+        open_model("some-one/small")
+
+
+def test_torch_files_will_do_where_there_are_no_safetensors(other_hub: FakeHub, tmp_path: Path) -> None:
+    other_hub.push(stored("bin"))
+    assert open_model("some-one/small").config == open_huggingface(GOLDEN / "bin").config
+    many = {f"pytorch_model-0000{n}-of-00002.bin": b"x" for n in (1, 2)}
+    other_hub.push({"config.json": stored("bin")["config.json"], "pytorch_model.bin.index.json": b"x"} | many)
+    folder = fetch("some-one/small", endpoint=other_hub.endpoint, cache=tmp_path / "cache")
+    assert {*many, "pytorch_model.bin.index.json", "config.json"} == {path.name for path in folder.iterdir()}
+
+
+def test_a_name_that_is_neither_here_nor_there_is_said_of_both(other_hub: FakeHub) -> None:
+    with pytest.raises(MissingError) as caught:
+        open_model("some-two/small")
+    place, both = (
+        f"{other_hub.endpoint}/some-two/small",
+        "404 Not Found; there is no such file or folder here either",
+    )
+    said = (
+        f"cannot fetch some-two/small ({place}): the server answered {both}; check the spelling and the conn"
+    )
+    assert str(caught.value).startswith(said)
+
+
+def test_of_another_kind_of_model_no_weights_are_fetched(other_hub: FakeHub) -> None:
+    config = json.loads(stored("plain")["config.json"]) | {"model_type": "llama"}
+    other_hub.push(stored("plain") | {"config.json": json.dumps(config).encode()})
+    with pytest.raises(DataError, match=r"not a GPT-2 we compute .*: model_type = llama"):
+        open_model("some-one/small")
+    assert other_hub.contents() == ["config.json"]

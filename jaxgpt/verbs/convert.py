@@ -21,7 +21,7 @@ class ConvertArgs:
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """A run directory, a folder or file of weights, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    """A run directory, a folder or file of weights, or a name on the Hugging Face hub (gpt2, OWNER/NAME)."""
     destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to make. For nanogpt and llmc it may also be a file, NAME.pt or NAME.bin."""
     to: Literal["huggingface", "jaxgpt", "llmc", "nanogpt"] = "huggingface"

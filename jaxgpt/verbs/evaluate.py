@@ -21,7 +21,7 @@ class EvaluateArgs:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME."""
     data: Path | None = None
     """A text, a folder that `jaxgpt prepare` made, or a run directory that has one.
     Loss, perplexity and bits per byte of the whole text are measured; of a folder, of its validation split.

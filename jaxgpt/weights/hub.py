@@ -1,4 +1,4 @@
-"""The public GPT-2 weights, fetched with the Hugging Face hub's own client into its own cache.
+"""GPT-2 weights on the Hugging Face hub, fetched with the hub's own client into its own cache.
 
 The hub states the commit of the branch `main` and the hash of each file in it. Every file is downloaded from
 that commit and must have that hash. No hash, revision or address is written down here.
@@ -20,15 +20,22 @@ from jaxgpt.text import tokenizer_folder
 from jaxgpt.text.chat_template import TEMPLATE_FILE
 from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, VOCAB_FILE
 from jaxgpt.weights.ends import GENERATION_FILE
-from jaxgpt.weights.formats.huggingface import SAFETENSORS
+from jaxgpt.weights.formats.huggingface import SAFETENSORS, TORCH
+from jaxgpt.weights.formats.huggingface_config import read_config_json
 
 PUBLIC = {
     "gpt2": "openai-community/gpt2",
     "gpt2-medium": "openai-community/gpt2-medium",
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
 }
-SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# A single file of weights, and the shards that an index may name instead; the first kind there is is fetched.
+WEIGHTS = {
+    SAFETENSORS: re.compile(r"model-\d{5}-of-(\d{5})\.safetensors"),
+    TORCH: re.compile(r"pytorch_model-\d{5}-of-(\d{5})\.bin"),
+}
 # Fetched too if the repository has them.
 BESIDE = (JSON_FILE, GENERATION_FILE, TEMPLATE_FILE, *tokenizer_folder.BESIDE)
 OLDER_TOKENIZER = (VOCAB_FILE, MERGES_FILE)  # fetched if it has no tokenizer.json
@@ -40,36 +47,47 @@ class _Unfetched(Exception):
     """The hub did not give what it was asked for. The message says why in a few words."""
 
 
+def repository_of(source: str) -> str | None:
+    """Return the repository on the hub that a MODEL names, or None if it can only be a path.
+
+    It is one of the PUBLIC names, or OWNER/NAME where nothing here is called OWNER: a path in a folder that
+    exists is a path.
+    """
+    if source in PUBLIC:
+        return PUBLIC[source]
+    return source if REPOSITORY.fullmatch(source) and not Path(source).parent.exists() else None
+
+
 def fetch(name: str, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
-    """Return the folder in the hub's cache that holds a public model: config.json, weights, tokenizer.json.
+    """Return the folder in the hub's cache that holds a model: config.json, weights, tokenizer.json.
 
     When the hub cannot be reached, a complete model in the cache is used. `endpoint` and `cache` default to
     what the hub's client takes from its environment (HF_ENDPOINT, HF_HOME, ...). Raises MissingError when
-    neither the hub nor the cache has the model, DataError when a file has another hash than the hub states,
-    StorageError when the cache cannot be written.
+    neither the hub nor the cache has the model, DataError when a file has another hash than the hub states
+    or config.json is not a GPT-2's, StorageError when the cache cannot be written.
     """
     from huggingface_hub import constants
 
-    if name not in PUBLIC:
+    if (found := repository_of(name)) is None:
         raise MissingError(
             f"no public model {name!r}",
-            why="jaxgpt does not know this name",
-            fix=f"name one of {', '.join(PUBLIC)}",
+            why="it is no name on the hub",
+            fix=f"name one of {', '.join(PUBLIC)}, or OWNER/NAME",
         )
-    repository = _Repository(
-        PUBLIC[name], endpoint or constants.ENDPOINT, cache or Path(constants.HF_HUB_CACHE)
-    )
+    repository = _Repository(found, endpoint or constants.ENDPOINT, cache or Path(constants.HF_HUB_CACHE))
     try:
         try:
             return repository.download()
         except _Unfetched as error:
             folder = repository.cached()
             if folder is None:
+                also = "" if name in PUBLIC else "; there is no such file or folder here either"
+                check = "the connection" if name in PUBLIC else "the spelling and the connection"
                 raise MissingError(
                     f"cannot fetch {name}",
                     path=f"{repository.endpoint}/{repository.name}",
-                    why=str(error),
-                    fix=f"check the connection, or download {CONFIG_FILE}, {SAFETENSORS} and {JSON_FILE} "
+                    why=f"{error}{also}",
+                    fix=f"check {check}, or download {CONFIG_FILE}, {SAFETENSORS} and {JSON_FILE} "
                     "from there on another machine and give their folder as MODEL",
                 ) from error
             warnings.warn(
@@ -99,6 +117,7 @@ class _Repository(NamedTuple):
         Raises _Unfetched, DataError, OSError.
         """
         commit, hashes = self.listing()
+        read_config_json(self.verified(CONFIG_FILE, commit, hashes[CONFIG_FILE]))  # before gigabytes follow
         paths = [self.verified(file, commit, expected) for file, expected in hashes.items()]
         if (main := self.main()) is None or main.name != commit:
             with contextlib.suppress(_Unfetched):  # asked for main, the client records its commit
@@ -121,7 +140,7 @@ class _Repository(NamedTuple):
             files = _wanted(hashes)
             if files is None:
                 raise _Unfetched(
-                    f"the repository has no {CONFIG_FILE} with {SAFETENSORS} or all shards of it"
+                    f"the repository has no {CONFIG_FILE} with {SAFETENSORS} or {TORCH} or all shards of one"
                 )
             if not COMMIT.fullmatch(str(info.sha)) or not all(
                 HASH.fullmatch(str(hashes[file])) for file in files
@@ -194,18 +213,22 @@ class _Repository(NamedTuple):
 
 def _wanted(files: Collection[str]) -> list[str] | None:
     """Return which of a repository's files make up the model, or None when some are missing."""
-    index = f"{SAFETENSORS}.index.json"
-    shards = {file: int(match[1]) for file in sorted(files) if (match := SHARD.fullmatch(file))}
-    if SAFETENSORS in files:
-        weights = [SAFETENSORS]
-    elif index in files and set(shards.values()) == {len(shards)}:
-        weights = [index, *shards]
-    else:
+    if CONFIG_FILE not in files or (weights := _weights(files)) is None:
         return None
     beside = BESIDE if JSON_FILE in files else (*BESIDE, *OLDER_TOKENIZER)
-    return (
-        [CONFIG_FILE, *(file for file in beside if file in files), *weights] if CONFIG_FILE in files else None
-    )
+    return [CONFIG_FILE, *(file for file in beside if file in files), *weights]
+
+
+def _weights(files: Collection[str]) -> list[str] | None:
+    """Return the files of weights, of the first kind that is there as a whole."""
+    for single, shard in WEIGHTS.items():
+        index = f"{single}.index.json"
+        shards = {file: int(match[1]) for file in sorted(files) if (match := shard.fullmatch(file))}
+        if single in files:
+            return [single]
+        if index in files and set(shards.values()) == {len(shards)}:
+            return [index, *shards]
+    return None
 
 
 def _hash(path: Path, expected: str) -> str:

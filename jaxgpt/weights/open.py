@@ -17,7 +17,7 @@ from jaxgpt.weights.formats.huggingface import open_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc
 from jaxgpt.weights.formats.nanogpt import CHECKPOINT, META, open_meta, open_nanogpt
 from jaxgpt.weights.formats.openai import HPARAMS, open_openai
-from jaxgpt.weights.hub import PUBLIC, fetch
+from jaxgpt.weights.hub import PUBLIC, fetch, repository_of
 from jaxgpt.weights.names import listed
 from jaxgpt.weights.run import is_run, open_run
 from jaxgpt.weights.tensors import StoredModel
@@ -35,22 +35,22 @@ OTHER_TOKENIZERS = (
 
 
 def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -> StoredModel:
-    """Open a run directory, a folder or file of weights in any format, or a public name such as `gpt2`.
+    """Open a run directory, a folder or file of weights in any format, or a name on the hub such as `gpt2`.
 
-    A file or folder of that name goes before the public model, which is fetched. `layer_norm_epsilon` is only
-    for OpenAI's files, which do not state it. No tensor is read yet. Raises MissingError when there is no
-    such model, DataError when it is damaged or is not a GPT-2 in one of the formats, ConfigError for an
+    A file or folder of that name goes before the model on the hub, which is fetched. `layer_norm_epsilon` is
+    only for OpenAI's files, which do not state it. No tensor is read yet. Raises MissingError when there is
+    no such model, DataError when it is damaged or is not a GPT-2 in one of the formats, ConfigError for an
     epsilon that the files state themselves, StorageError when reading fails.
     """
     path = Path(source)
-    if not path.exists() and str(source) in PUBLIC:
+    if not path.exists():
+        if repository_of(str(source)) is None:
+            raise MissingError(
+                f"no model {str(source)!r}",
+                why=f"it is neither a file or folder here nor one of {', '.join(PUBLIC)}",
+                fix="check the spelling, or train one with `jaxgpt pretrain nano --out-dir runs/nano`",
+            )
         path = fetch(str(source))
-    elif not path.exists():
-        raise MissingError(
-            f"no model {str(source)!r}",
-            why=f"it is neither a file or folder here nor one of {', '.join(PUBLIC)}",
-            fix="train one with `jaxgpt pretrain nano --out-dir runs/nano`",
-        )
     if layer_norm_epsilon is not None and not (path / HPARAMS).is_file():
         raise ConfigError(
             f"layer_norm_epsilon = {layer_norm_epsilon:g}",
