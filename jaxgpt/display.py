@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
+TELL_EVERY = 10.0  # seconds between two lines about one work, where no bar can be drawn
+REDRAW_EVERY = 0.5  # seconds between two changes of a notebook's text for a work beside the steps
+STEPS = "steps"  # the bar of the training itself
 # Control characters can move a terminal's cursor, recolour it or worse. Tab, newline and return are harmless.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -52,60 +56,102 @@ def waiting(what: str, tell: Callable[[str], None] = note) -> Iterator[None]:
     tell(f"{what}: {time.perf_counter() - start:.1f} s")
 
 
+Progress = Callable[[str, int, int | None], None]
+"""What shows how far a work is: `show(what, done, total)`. It is over when done is the total."""
+
+
+def no_progress(what: str, done: int, total: int | None) -> None:
+    """Take the place of a display where nothing is shown."""
+
+
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+def progress_bar() -> Iterator[Progress]:
     """Yield a function that shows what is being done, how much of it is done, and how much there is."""
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    tasks: dict[str, TaskID] = {}
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not _can_redraw(console)) as bar:
+    bars = Bars(Console(stderr=True))
+    try:
+        yield bars.show
+    finally:
+        bars.close()
 
-        def show(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
 
-        yield show
+class Bars:
+    """Bars below the lines of a terminal, one for each work. Elsewhere a line of a long work now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: rich.progress.Progress | None = None  # where they can be redrawn, from the first one on
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}  # when a line told of a work
+
+    def show(self, what: str, done: int, total: int | None) -> None:
+        """Show how far a work is; its bar goes away when it is over."""
+        over = total is not None and done >= total
+        if self.redraws:
+            said = f"{done / total:.0%}" if total else ""
+            self.draw(what, done, total, description=what, said=said)
+            if over and self._bars:
+                self._bars.remove_task(self._tasks.pop(what))
+            return
+        since = self._told.setdefault(what, time.monotonic())
+        if over:
+            del self._told[what]
+        elif time.monotonic() - since >= TELL_EVERY:
+            self._told[what] = time.monotonic()
+            note(f"{what}: {done / total:.0%}" if total else f"{what}: {done:,} so far")
+
+    @property
+    def redraws(self) -> bool:
+        """Whether there are bars."""
+        return _can_redraw(self._console)
+
+    def draw(self, key: str, done: int, total: int | None, *, description: str, said: str) -> None:
+        """Draw a bar. The time that is left is reckoned from where it was first drawn."""
+        if self._bars is None:
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}")
+            self._bars = rich.progress.Progress(
+                *columns, TimeRemainingColumn(), console=self._console, transient=True
+            )
+            self._bars.start()
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(description, completed=done, total=total, said=said)
+        self._bars.update(self._tasks[key], completed=done, total=total, description=description, said=said)
+
+    def close(self) -> None:
+        """Take all bars away."""
+        if self._bars:
+            self._bars.stop()
 
 
 class TrainingDisplay:
     """A `Sink` that shows training on stderr: as a bar in a terminal, as plain lines elsewhere."""
 
-    def __init__(self, steps: int) -> None:
-        self._console, self._steps = Console(stderr=True), steps
-        self._bar: tuple[Progress, TaskID] | None = None
+    def __init__(self, steps: int = 0) -> None:
+        self.steps = steps
+        self._console = Console(stderr=True)
+        self._bars = Bars(self._console)
 
     def tell(self, text: str) -> None:
         """Show a line."""
         note(text)
 
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Show how far a work beside the steps is, such as an evaluation."""
+        self._bars.show(what, done, total)
+
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show what was measured at a step."""
         if "loss" in metrics:
-            if _can_redraw(self._console):
-                bar, task = self._bar = self._bar or self._started(step)
-                bar.update(task, completed=step, description=_loss_and_speed(metrics))
+            said = _loss_and_speed(metrics)
+            if self._bars.redraws:
+                self._bars.draw(STEPS, step, self.steps, description=f"step {step}/{self.steps}", said=said)
             else:
-                self._print(f"step {step}: {_loss_and_speed(metrics)}")
+                self._print(f"step {step}: {said}")
         for text in [*_validation_lines(step, metrics), *_sample_text(step, metrics)]:
             self._print(text)
 
     def close(self) -> None:
-        """Take the bar away."""
-        if self._bar:
-            self._bar[0].stop()
-
-    def _started(self, step: int) -> tuple[Progress, TaskID]:
-        """The bar, from the first step that is shown: the time that is left is reckoned from there."""
-        columns = (
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-        )
-        bar = Progress(*columns, console=self._console, transient=True)
-        bar.start()
-        return bar, bar.add_task("", total=self._steps, completed=step)
+        """Take the bars away."""
+        self._bars.close()
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -117,8 +163,9 @@ class NotebookDisplay:
     A terminal's bar would need ipywidgets there, and without them it is shown anew at every change.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._steps, self._step, self._status = steps, 0, ""
+    def __init__(self, steps: int = 0) -> None:
+        self.steps = steps
+        self._step, self._status, self._beside, self._shown_at = 0, "", "", 0.0
         self._lines: list[str] = []
         self._sample: list[str] = []
         self._shown: Any = None  # IPython's handle of the text
@@ -127,6 +174,13 @@ class NotebookDisplay:
         """Show a line."""
         self._lines.append(text)
         self._show()
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Show how far a work beside the steps is, such as an evaluation."""
+        over = total is not None and done >= total
+        self._beside = "" if over else f"{what} {done / total:.0%}" if total else what
+        if time.monotonic() - self._shown_at >= REDRAW_EVERY:
+            self._show()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show what was measured at a step; of the samples, the latest."""
@@ -140,9 +194,12 @@ class NotebookDisplay:
         """Nothing is left to do: the text stays as it was shown last."""
 
     def _show(self) -> None:
-        done = round(20 * self._step / self._steps)
-        bar = [f"step {self._step}/{self._steps} {'█' * done}{'░' * (20 - done)} {self._status}"]
-        content = {"text/plain": "\n".join([*self._lines, *self._sample, *(bar if self._status else [])])}
+        self._shown_at = time.monotonic()
+        bar = ""
+        if self._status:
+            done = round(20 * self._step / self.steps)
+            bar = f"step {self._step}/{self.steps} {'█' * done}{'░' * (20 - done)} {self._status}"
+        content = {"text/plain": "\n".join([*self._lines, *self._sample, *filter(None, [bar, self._beside])])}
         if self._shown is None:
             display = importlib.import_module("IPython.display").display
             self._shown = display(content, raw=True, display_id=True)

@@ -1,7 +1,7 @@
 """Pretraining as a task: the tokens of a text, the next-token loss, validation losses and samples."""
 
-import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxgpt import hosts
 from jaxgpt.config import TrainConfig
-from jaxgpt.display import waiting
+from jaxgpt.display import Progress, no_progress, waiting
 from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.ngram import ngram_losses
 from jaxgpt.evaluation.report import refresh_report
@@ -24,7 +24,6 @@ from jaxgpt.inference.served import Served
 from jaxgpt.inference.texts import pieces_of
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.batches import TrainingBatches, ValidationBatches
-from jaxgpt.text.download import Progress
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
 from jaxgpt.text.prepare import prepare
 from jaxgpt.text.shards import TokenStream, open_split
@@ -43,22 +42,19 @@ BASELINE_TOKENS = 20_000_000
 SAMPLE = Sampling(temperature=TEMPERATURE, top_k=TOP_K)
 
 Tell = Callable[[str], None]
-ProgressBar = Callable[[], contextlib.AbstractContextManager[Progress | None]]
 
 
 def pretraining(
-    config: TrainConfig,
-    *,
-    tell: Tell,
-    stated: Collection[str] = (),
-    progress: ProgressBar = contextlib.nullcontext,
+    config: TrainConfig, *, tell: Tell, stated: Collection[str] = (), progress: Progress = no_progress
 ) -> tuple[TrainConfig, Task]:
     """The recipe, with the vocabulary of its data's tokenizer, and the task that it describes.
 
     Where the run begins with a given model, the recipe gets its architecture; `stated` are the settings that
-    a person gave by name, which must not differ from it. `progress` opens a display of how far the text is
-    tokenized. Raises MissingError where there is no tokenizer, ConfigError where a stated setting differs or
-    no text is left for the evaluations.
+    a person gave by name, which must not differ from it. `progress` shows how far the text is tokenized and
+    how far an evaluation is.
+
+    Raises MissingError where there is no tokenizer, ConfigError where a stated setting differs or no text is
+    left for the evaluations.
     """
     given = Path(config.data.path)
     if config.eval_every and not config.data.val_fraction and not _is_prepared(given):
@@ -91,7 +87,7 @@ def pretraining(
         return TrainingData(
             fingerprint=Manifest.load(folder).fingerprint,
             rows=batches.rows,
-            events=[] if val is None else _events(recipe, loss, val, tokenizer, mesh, stop),
+            events=[] if val is None else _events(recipe, loss, val, tokenizer, mesh, stop, progress),
             facts=lambda: {} if val is None else _baselines(train, val, recipe.model.vocab, tell),
         )
 
@@ -122,28 +118,32 @@ def _is_prepared(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file()
 
 
-def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: ProgressBar) -> Path:
+def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: Progress) -> Path:
     """Write the tokens of the recipe's text into the folder `own`, and return it."""
 
     def write() -> None:
-        with waiting(f"tokenizing {recipe.data.path}", tell), progress() as bar:
-
-            def show(what: str, done: int, total: int | None) -> None:
-                stop.check()
-                if bar:
-                    bar(what, done, total)
-
+        with waiting(f"tokenizing {recipe.data.path}", tell):
             prepare(
                 [recipe.data.path],
                 own,
                 tokenizer=recipe.data.tokenizer,
                 val_fraction=recipe.data.val_fraction,
-                progress=show,
+                progress=_stoppable(progress, stop),
                 tell=tell,
             )
 
     hosts.decide(write)
     return own
+
+
+def _stoppable(progress: Progress, stop: Stop) -> Progress:
+    """The same display; to show something raises StopRequested where the run is asked to end."""
+
+    def show(what: str, done: int, total: int | None) -> None:
+        stop.check()
+        progress(what, done, total)
+
+    return show
 
 
 def _baselines(train: TokenStream, val: TokenStream, vocab: int, tell: Tell) -> dict[str, Any]:
@@ -157,12 +157,20 @@ def _baselines(train: TokenStream, val: TokenStream, vocab: int, tell: Tell) -> 
 
 
 def _events(
-    recipe: TrainConfig, loss: Loss, val: TokenStream, tokenizer: Tokenizer, mesh: Mesh, stop: Stop
+    recipe: TrainConfig,
+    loss: Loss,
+    val: TokenStream,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    stop: Stop,
+    progress: Progress,
 ) -> list[Event]:
     """The events of pretraining: a validation loss and a sample every `eval_every` steps."""
     model = recipe.model
     batches = ValidationBatches(val, context=model.context, sequences=recipe.batch, vocab=model.vocab)
-    evaluate = validation_loss(loss, batches, mesh, limit=recipe.eval_batches, check=stop.check)
+    show = _stoppable(progress, stop)
+    between = functools.partial(show, "evaluating")
+    evaluate = validation_loss(loss, batches, mesh, limit=recipe.eval_batches, between=between)
 
     def measure(state: TrainState) -> dict[str, Any]:
         average = averaged(state.opt_state)
@@ -175,9 +183,10 @@ def _events(
     def write_sample(state: TrainState) -> dict[str, Any]:
         served = Served.of(dataclasses.replace(model, dropout=0.0), state.params)
         engine, text = Engine(served, slots=1, ends=tokenizer.ends), recipe.sample_prompt
-        for piece in pieces_of(engine, [request], tokenizer):
-            stop.check()
+        for number, piece in enumerate(pieces_of(engine, [request], tokenizer)):
+            show("writing a sample", number, recipe.sample_tokens)
             text += piece.text
+        progress("writing a sample", recipe.sample_tokens, recipe.sample_tokens)
         return {"sample": text}
 
     events = [Event("val_loss", recipe.eval_every, measure)]

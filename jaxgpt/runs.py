@@ -13,10 +13,10 @@ from typing import Any
 
 from jaxgpt import hosts
 from jaxgpt.config import ClassifyConfig, RunConfig, TrainConfig, load_recipe, stated_in, with_settings
-from jaxgpt.display import NotebookDisplay, TrainingDisplay, in_notebook, progress_bar
+from jaxgpt.display import NotebookDisplay, Progress, TrainingDisplay, in_notebook, no_progress
 from jaxgpt.finetuning.classify import classification
 from jaxgpt.language_model import LanguageModel, load
-from jaxgpt.pretraining import ProgressBar, Tell, pretraining
+from jaxgpt.pretraining import Tell, pretraining
 from jaxgpt.training.metrics import METRICS_FILE, read_rows
 from jaxgpt.training.run import run
 from jaxgpt.training.stop import Stop, stop_on_signal
@@ -94,20 +94,14 @@ def _train(
         config, task = task_for(recipe, tell=_say_nothing, stated=stated)
         run(config, task, stop=stop, tell=_say_nothing, named=named)
         return
-    notebook = in_notebook()
-    shown = NotebookDisplay(recipe.steps) if notebook else TrainingDisplay(recipe.steps)
-    bar = contextlib.nullcontext if notebook else progress_bar
-    with contextlib.closing(shown):
-        config, task = task_for(recipe, tell=shown.tell, stated=stated, progress=bar)
+    with contextlib.closing(NotebookDisplay() if in_notebook() else TrainingDisplay()) as shown:
+        config, task = task_for(recipe, tell=shown.tell, stated=stated, progress=shown.progress)
+        shown.steps = config.steps
         run(config, task, stop=stop, tell=shown.tell, sinks=[shown], named=named)
 
 
 def task_for(
-    recipe: RunConfig,
-    *,
-    tell: Tell,
-    stated: Collection[str] = (),
-    progress: ProgressBar = contextlib.nullcontext,
+    recipe: RunConfig, *, tell: Tell, stated: Collection[str] = (), progress: Progress = no_progress
 ) -> tuple[RunConfig, Task]:
     """The task that a recipe describes, and the recipe with what its data and its model decide.
 

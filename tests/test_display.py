@@ -3,12 +3,12 @@
 import io
 import re
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from jaxgpt.display import (
     NotebookDisplay,
@@ -106,10 +106,18 @@ def test_where_lines_cannot_be_redrawn_there_is_no_bar(
     assert lines == [f"step {step}: loss 1.500" for step in range(1, 20)]
 
 
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A terminal behind stderr."""
+    shown = Screen()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "stderr", shown)
+    return shown
+
+
 def test_in_a_terminal_a_bar_goes_from_the_first_step_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Screen()
+    screen = terminal(monkeypatch)
     display = TrainingDisplay(steps=20)
-    display._console = Console(file=screen, force_terminal=True, width=100)
     display.write(0, {"devices": 8})
     assert screen.getvalue() == ""
     display.write(12, {"loss": 1.5})
@@ -123,6 +131,39 @@ def test_in_a_terminal_a_bar_goes_from_the_first_step_that_is_shown(monkeypatch:
         and "loss 1.250  2,000 tokens/s" in shown
         and "step 13: val_loss 1.0000" in shown
     )
+
+
+def test_an_evaluation_has_a_bar_of_its_own_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    display = TrainingDisplay(steps=20)
+    display.progress("evaluating", 0, 4)  # before the first step is shown
+    display.write(12, {"loss": 1.5})
+    display.progress("evaluating", 1, 4)
+    drawn: Any = display._bars._bars
+    drawn.refresh()  # as it does by itself ten times a second
+    both = screen.getvalue()
+    assert "evaluating" in both and "25%" in both and "step 12/20" in both
+    display.progress("evaluating", 4, 4)
+    before = len(screen.getvalue())
+    drawn.refresh()
+    after = screen.getvalue()[before:]
+    display.close()
+    assert "step 12/20" in after and "evaluating" not in after
+
+
+def test_elsewhere_a_long_work_is_told_of_now_and_then(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("jaxgpt.display.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with progress_bar() as show:
+        for second in range(26):
+            clock[0] = float(second)
+            show("scoring", second, 50)
+        show("scoring", 50, 50)
+        clock[0] += 9
+        show("scoring", 0, None)
+    assert capsys.readouterr().err.splitlines() == ["scoring: 20%", "scoring: 40%"]
 
 
 class Shown:
@@ -158,6 +199,13 @@ def test_in_a_notebook_one_text_is_replaced_in_place(
     display.write(20, {"loss": 1.25})
     display.close()
     assert cell.places == 1 and len(cell.texts) == 6
+    clock = [time.monotonic() + 1]
+    monkeypatch.setattr("jaxgpt.display.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for done, second in enumerate((0.0, 0.1, 1.0, 0.1, 1.0)):
+        clock[0] += second
+        display.progress("evaluating", done, 4)
+    told = [text.splitlines()[-1] for text in cell.texts[6:]]
+    assert told == ["evaluating 0%", "evaluating 50%", "step 20/20 ████████████████████ loss 1.250"]
     assert cell.texts[-1].splitlines() == [
         "compiling ...",
         "step 10: val_loss 2.5000",

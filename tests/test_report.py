@@ -22,6 +22,7 @@ from jaxgpt.training import loop as training_loop
 from jaxgpt.training.devices import device_facts
 from jaxgpt.training.loop import Event, Loop, train
 from jaxgpt.training.metrics import MetricsLog
+from jaxgpt.training.starts import STARTS_FILE, recorded
 from jaxgpt.training.stop import Stop
 
 MODEL = GPTConfig(vocab=257, context=64, layers=2, heads=2, width=32, compute_dtype="bfloat16")
@@ -115,6 +116,29 @@ def test_the_facts_of_the_run_are_in_the_report(run_dir: Path, run: Run) -> None
         ("40", "written at 40"),
         ("60", "written at 60"),
     ]
+
+
+def test_what_another_run_would_need_to_be_the_same_is_in_the_report(
+    run_dir: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.to(20, seconds=1.0, on=V5E)
+    assert "wall time" not in write_report(run_dir).read_text(), "a run from before it was recorded"
+    clock = iter([150.0, 190.0])
+    monkeypatch.setattr("jaxgpt.training.starts.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    for argv, since in ((["/bin/jaxgpt", "pretrain", "a b.toml"], 100.0), (["script.py"], 180.0)):
+        monkeypatch.setattr(sys, "argv", argv)
+        with recorded(run_dir, 0, since):
+            pass
+    text = write_report(run_dir).read_text()
+    assert "| batch | 8 sequences (4 x 2) |" in text and "| seed | 0 |" in text
+    assert "| learning rate | 0.0006 at most, cosine |" in text
+    assert "| wall time | 60 s |" in text
+    assert "| command | `jaxgpt pretrain 'a b.toml'`, then `jaxgpt.train(...) in Python` |" in text
+    with (run_dir / STARTS_FILE).open("a") as file:
+        file.write('{"step": 20, "command": "jaxgpt.train(...) in Python"}\n')
+    assert (
+        "| wall time | 60 s, without 1 of 3 starts, which were killed |" in write_report(run_dir).read_text()
+    )
 
 
 def test_the_tokenizer_is_the_one_of_the_run_and_not_of_the_settings(run_dir: Path) -> None:

@@ -68,13 +68,13 @@ def test_it_can_be_stopped_between_batches(config: GPTConfig, params: Params, st
     class Stopped(Exception):
         pass
 
-    checks = []
+    told = []
 
-    def check() -> None:
-        checks.append(len(checks))
-        if len(checks) == 2:
+    def between(done: int, total: int) -> None:
+        told.append((done, total))
+        if done == 2:
             raise Stopped
 
     with pytest.raises(Stopped):
-        evaluate(config, params, stream, check=check)
-    assert checks == [0, 1]
+        evaluate(config, params, stream, between=between)
+    assert told == [(0, 3), (1, 3), (2, 3)]

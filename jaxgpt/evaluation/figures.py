@@ -3,15 +3,16 @@
 Each figure says by which protocol it was measured, because it cannot be compared with others otherwise.
 """
 
+import functools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxgpt.evaluation.data import ScoredText
 from jaxgpt.evaluation.fewshot import score_examples
-from jaxgpt.evaluation.validation import validation_loss
+from jaxgpt.evaluation.validation import Between, validation_loss
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.served import Served
 from jaxgpt.text.batches import ValidationBatches
@@ -19,8 +20,9 @@ from jaxgpt.text.shards import TokenStream
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.loss import next_token_loss
 
-BATCH_TOKENS = 8192  # tokens of validation text that go through the model at a time
-LOSS_CHUNK = 128  # positions of each sequence whose logits exist at one time
+# Small pieces stay in a CPU's caches (docs/measurements.md).
+BATCH_TOKENS = 2048  # tokens of the text that go through the model at a time
+LOSS_CHUNK = 32  # positions of each sequence whose logits exist at one time
 SLOTS = 8  # questions answered together
 
 
@@ -34,19 +36,24 @@ class Figure(NamedTuple):
 
 
 def text_figures(
-    model: Served, text: ScoredText, *, rounded: Served | None = None, left_out: int = 0
+    model: Served,
+    text: ScoredText,
+    *,
+    rounded: Served | None = None,
+    left_out: int = 0,
+    show: Between = lambda *_: None,
 ) -> list[Figure]:
     """Loss, perplexity and bits per byte of a text.
 
     `rounded` is the same model with int8 weights, which is measured too. `left_out` says how many ids of the
-    model its tokenizer has no text for: no probability goes to them.
+    model its tokenizer has no text for: no probability goes to them. `show` is called between batches.
     """
     tokens = text.tokens
     predictions = max(len(tokens) - 1, 0)
     protocol = f"{text.name}, {predictions:,} predictions in windows of {model.config.context} side by side"
     if left_out:
         protocol += f", without the {left_out:,} ids that stand for no text"
-    loss = mean_loss(model, tokens)
+    loss = scorer(model, tokens, show)()
     figures = [
         Figure("val_loss", loss, "nats a token", protocol),
         Figure("perplexity", math.exp(loss), "exp of val_loss", protocol),
@@ -55,7 +62,7 @@ def text_figures(
         bits = loss * predictions / math.log(2) / count
         figures.append(Figure("bits_per_byte", bits, f"over {count:,} bytes of text", protocol))
     if rounded is not None:
-        int8_loss = mean_loss(rounded, tokens)
+        int8_loss = scorer(rounded, tokens, show)()
         ratio = math.exp(int8_loss - loss)
         measure = "nats a token, int8 weights, a scale for each output"
         figures += [
@@ -66,13 +73,16 @@ def text_figures(
     return figures
 
 
-def mean_loss(model: Served, tokens: TokenStream) -> float:
-    """Mean cross-entropy in nats of all tokens but the first."""
+def scorer(model: Served, tokens: TokenStream, show: Between = lambda *_: None) -> Callable[[], float]:
+    """A function that returns the mean cross-entropy in nats of all tokens but the first.
+
+    It compiles when it is first called. `show` is called between batches, as in `validation_loss`.
+    """
     config = model.config
     sequences = max(1, BATCH_TOKENS // config.context)
     batches = ValidationBatches(tokens, context=config.context, sequences=sequences, vocab=config.vocab)
     loss = next_token_loss(model.model, chunk=LOSS_CHUNK)
-    return validation_loss(loss, batches, model.mesh)(model.params)
+    return functools.partial(validation_loss(loss, batches, model.mesh, between=show), model.params)
 
 
 def bytes_of(tokens: TokenStream, tokenizer: Tokenizer) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import ClassifyConfig, GPTConfig, RunConfig, read_config
+from jaxgpt.display import duration
 from jaxgpt.evaluation.class_report import class_parts
 from jaxgpt.evaluation.markdown import table
 from jaxgpt.text.tokenizer import TOKENIZER_FILE
@@ -21,6 +22,7 @@ from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.devices import Devices, Rows, stages
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token, utilisation
 from jaxgpt.training.metrics import METRICS_FILE, read_rows
+from jaxgpt.training.starts import Starts, read_starts
 
 REPORT_FILE = "report.md"
 CURVE_FILE = "loss.png"
@@ -37,7 +39,7 @@ def write_report(run_dir: Path) -> Path:
     config, rows = read_config(run_dir), read_rows(run_dir / METRICS_FILE)
     parts = [
         f"# {run_dir.resolve().name}",
-        _trained(config, rows, run_dir / TOKENIZER_FILE),
+        _trained(config, rows, run_dir),
         "## Loss",
         _curve(rows, run_dir / CURVE_FILE, config.unit),
         _val_table(rows, config.unit),
@@ -69,8 +71,8 @@ def _series(rows: Rows, key: str) -> list[tuple[int, Any]]:
     return [(row["step"], row[key]) for row in rows if key in row]
 
 
-def _trained(config: RunConfig, rows: Rows, tokenizer: Path) -> str:
-    model, steps = config.model, rows[-1]["step"] if rows else 0
+def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> str:
+    model, steps, tokenizer = config.model, rows[-1]["step"] if rows else 0, run_dir / TOKENIZER_FILE
     name = load_tokenizer(tokenizer).name if tokenizer.is_file() else "of an unknown tokenizer"
     lines = [
         ("parameters", f"{count_parameters(model):,}"),
@@ -83,10 +85,24 @@ def _trained(config: RunConfig, rows: Rows, tokenizer: Path) -> str:
         ("data", config.data.path),
         ("steps", f"{steps:,} of {config.steps:,}"),
         (f"{config.unit}s", f"{steps * config.seen_per_step:,} ({config.seen_per_step:,} a step)"),
+        ("batch", f"{config.sequences:,} sequences ({config.batch} x {config.accumulate})"),
+        ("learning rate", f"{config.optim.learning_rate:g} at most, {config.optim.schedule}"),
+        ("seed", f"{config.seed}"),
         ("arithmetic", model.compute_dtype),
         ("devices", _hardware(stages(rows))),
+        *_started(read_starts(run_dir)),
     ]
     return table(("", "what was trained"), lines)
+
+
+def _started(starts: Starts) -> list[tuple[str, str]]:
+    """How long the run took by the clock, and the commands that made it: those that differ, in order."""
+    if not starts.commands:
+        return []
+    killed = f", without {starts.killed} of {len(starts.commands)} starts, which were killed"
+    took = duration(starts.seconds) + (killed if starts.killed else "")
+    commands = [f"`{line.replace('|', chr(92) + '|')}`" for line in dict.fromkeys(starts.commands)]
+    return [("wall time", took), ("command", ", then ".join(commands))]
 
 
 def _hardware(stages: list[tuple[Devices, Rows]]) -> str:

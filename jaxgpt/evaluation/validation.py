@@ -12,19 +12,17 @@ from jaxgpt.parallel import P, place_rows
 from jaxgpt.text.batches import ValidationBatches
 from jaxgpt.training.loss import Loss
 
+Between = Callable[[int, int], None]
+"""Called between batches with how many are done and how many there are. It may raise to end early."""
+
 
 def validation_loss(
-    loss: Loss,
-    batches: ValidationBatches,
-    mesh: Mesh,
-    *,
-    limit: int = 0,
-    check: Callable[[], None] = lambda: None,
+    loss: Loss, batches: ValidationBatches, mesh: Mesh, *, limit: int = 0, between: Between = lambda *_: None
 ) -> Callable[[Any], float]:
     """A function that takes parameters and returns their mean loss in nats over the first `limit` batches.
 
-    A limit of 0 means all batches. Every prediction has the same weight. `check` is called between batches,
-    and may raise an exception to stop early.
+    A limit of 0 means all batches. Every prediction has the same weight. `between` is called before the first
+    batch, which compiles, and after each.
     """
 
     def sums(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -35,11 +33,12 @@ def validation_loss(
 
     def evaluate(params: Any) -> float:
         total = weight = np.float64(0)
+        between(0, count)
         for number in range(count):
-            check()
             batch = place_rows(functools.partial(batches.rows, number), batches.sequences, mesh)
             batch_total, batch_weight = jitted(params, batch)
             total, weight = total + float(batch_total), weight + float(batch_weight)
+            between(number + 1, count)
         return float(total / weight)
 
     return evaluate

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from jaxgpt.display import Progress
 from jaxgpt.errors import DataError, MissingError, unreadable, unwritable
 from jaxgpt.files import file_sha256
-from jaxgpt.text.download import DOWNLOADS, Progress, fetch
+from jaxgpt.text.download import DOWNLOADS, fetch
 from jaxgpt.text.text_files import Block, file_blocks
 
 BUILTIN = "builtin"

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from jaxgpt.display import Progress
 from jaxgpt.errors import DataError, JaxgptError
 from jaxgpt.text.corpus import Text
-from jaxgpt.text.download import Progress
 from jaxgpt.text.manifest import Source
 from jaxgpt.text.text_files import Block
 from jaxgpt.text.tokenizer import WHITESPACE

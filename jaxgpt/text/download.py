@@ -1,21 +1,18 @@
 """Named downloads and their cache: a download is resumed if the server allows it, and checked by its hash."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import filelock
 
+from jaxgpt.display import Progress
 from jaxgpt.errors import BusyError, DataError, MissingError, StorageError, unwritable
 from jaxgpt.files import file_sha256, write_atomically
 
 if TYPE_CHECKING:
     import requests
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the name of the work, how much of it is done, and how much there is if that is known."""
 
 TIMEOUT = 30.0  # seconds without a byte
 PIECE = 1 << 16  # bytes written at a time; an unfinished piece is asked for again

@@ -24,11 +24,11 @@ import filelock
 import numpy as np
 
 from jaxgpt.config.checks import require
+from jaxgpt.display import Progress
 from jaxgpt.errors import BusyError, ConfigError, DataError, unwritable
 from jaxgpt.files import write_atomically
 from jaxgpt.text.corpus import open_texts
 from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
-from jaxgpt.text.download import Progress
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Split
 from jaxgpt.text.shards import ShardWriter, token_dtype
 from jaxgpt.text.text_files import Block

@@ -9,6 +9,7 @@ import functools
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from jaxgpt import hosts
@@ -30,6 +31,7 @@ from jaxgpt.training.metrics import (
 from jaxgpt.training.optim import adamw, learning_rate
 from jaxgpt.training.resume import Found, accepted, find_run
 from jaxgpt.training.run_directory import DATA, locked, restore_state, save_state, write_settings
+from jaxgpt.training.starts import recorded
 from jaxgpt.training.state import StepPrograms, abstract_state, compile_step, train_step
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
@@ -110,7 +112,7 @@ def _train(
     tell: Tell,
     sinks: Sequence[Sink],
 ) -> None:
-    folder, mesh, start = Path(recipe.out_dir), task.mesh, found.step if found else 0
+    folder, mesh, start, since = Path(recipe.out_dir), task.mesh, found.step if found else 0, perf_counter()
     schedule = learning_rate(recipe.optim, recipe.steps)
     optimizer = adamw(recipe.optim, schedule)
 
@@ -132,6 +134,8 @@ def _train(
         programs.of(state, batch_at(start))
     write_settings(folder, recipe, task.tokenizer, found, tell)  # until here nothing was changed
     with contextlib.ExitStack() as stack:
+        if hosts.is_first():
+            stack.enter_context(recorded(folder, start, since))
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=recipe.keep_checkpoints))
         own = [stack.enter_context(contextlib.closing(sink)) for sink in _sinks(recipe, folder, start)]
         if own:

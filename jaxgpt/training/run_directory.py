@@ -1,7 +1,8 @@
 """A run directory: locking it, writing its settings, and saving and restoring its state.
 
-It holds `config.json`, `settings.jsonl` (a line for each time that settings were changed), `metrics.jsonl`,
-`checkpoints/`, the tokenizer's file, `report.md`, and `data/` if the run prepared its own tokens.
+It holds `config.json`, `settings.jsonl` (a line for each time that settings were changed), `starts.jsonl` (by
+which commands it was run, and how long), `metrics.jsonl`, `checkpoints/`, the tokenizer's file, `report.md`,
+and `data/` if the run prepared its own tokens.
 """
 
 import contextlib

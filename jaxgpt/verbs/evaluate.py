@@ -1,5 +1,6 @@
 """`jaxgpt evaluate`: how well a model predicts text, and how well it answers examples of a task."""
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class EvaluateArgs:
 
 def run(args: EvaluateArgs) -> None:
     """Measure, print the figures to stdout, and write them to the file that --json names."""
-    from jaxgpt.display import waiting
+    from jaxgpt.display import progress_bar, waiting
     from jaxgpt.evaluation.data import is_text, open_text, open_validation
     from jaxgpt.evaluation.figures import task_figures, text_figures
     from jaxgpt.inference.prompts import read_examples
@@ -67,9 +68,14 @@ def run(args: EvaluateArgs) -> None:
         scored = (
             open_text(args.data, lm.tokenizer) if text else open_validation(args.data, own, lm.text_config)
         )
-        with waiting(f"scoring {args.data}, {scored.name}"):
-            left_out = lm.config.vocab - lm.text_config.vocab
-            figures += text_figures(lm.served, scored, rounded=rounded, left_out=left_out)
+        with waiting(f"scoring {args.data}, {scored.name}"), progress_bar() as show:
+            figures += text_figures(
+                lm.served,
+                scored,
+                rounded=rounded,
+                left_out=lm.config.vocab - lm.text_config.vocab,
+                show=functools.partial(show, "scoring"),
+            )
     if examples:
         tokenizer = lm.tokenizer
         with waiting(f"asking {len(examples)} examples"):

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxgpt import hosts
 from jaxgpt.config import RunConfig, TrainConfig
-from jaxgpt.display import TrainingDisplay, duration, note, program, progress_bar
+from jaxgpt.display import TrainingDisplay, duration, no_progress, note, program
 from jaxgpt.evaluation.report import REPORT_FILE
 from jaxgpt.model.attend import implementation_for
 from jaxgpt.model.mask import Mask
@@ -38,13 +38,15 @@ def trained(config: RunConfig, named: Collection[str], in_file: Collection[str])
     """Run the training that a recipe describes, shown in the terminal. Returns the recipe as it was run."""
     if config.distributed:
         hosts.initialize()
-    with hosts.one_error_ends_all():
+    with hosts.one_error_ends_all(), contextlib.closing(TrainingDisplay()) as display:
         mesh = mesh_of(config.mesh)
         check_batch(config.batch, mesh)
-        recipe, task = task_for(config, tell=tell, stated={*named, *in_file}, progress=progress_bar)
+        progress = display.progress if hosts.is_first() else no_progress
+        recipe, task = task_for(config, tell=tell, stated={*named, *in_file}, progress=progress)
+        display.steps = recipe.steps
         if hosts.is_first():
             note(plan(recipe, mesh, task.tokens_per_step))
-        with contextlib.closing(TrainingDisplay(recipe.steps)) as display, stop_on_signal(tell) as stop:
+        with stop_on_signal(tell) as stop:
             train(recipe, task, stop=stop, tell=tell, sinks=[display], named=named)
     return recipe
 

@@ -1,0 +1,65 @@
+"""starts.jsonl: each time that a run began or went on, by which command, and how long it ran."""
+
+import contextlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxgpt.errors import unwritable
+
+STARTS_FILE = "starts.jsonl"
+OWN_PROGRAMS = ("jaxgpt", "__main__.py")
+
+
+class Starts(NamedTuple):
+    """What the file of a run says."""
+
+    commands: list[str]
+    """The command of each start, in order."""
+    seconds: float
+    """How long they ran together, by the clock on the wall. Those that were killed do not count."""
+    killed: int
+    """How many ended without a word."""
+
+
+@contextlib.contextmanager
+def recorded(folder: Path, step: int, since: float) -> Iterator[None]:
+    """Around the work of a run: note that it began at a step, and at the end how long it took.
+
+    `since` is the time, as `time.perf_counter` has it, from which the duration counts. Raises StorageError
+    when the file cannot be written.
+    """
+    _append(folder, {"step": step, "command": command()})
+    try:
+        yield
+    finally:
+        _append(folder, {"seconds": round(time.perf_counter() - since, 1)})
+
+
+def command() -> str:
+    """The command line of this process, or that the run was started from Python."""
+    if Path(sys.argv[0]).name not in OWN_PROGRAMS:
+        return "jaxgpt.train(...) in Python"
+    return shlex.join(["jaxgpt", *sys.argv[1:]])
+
+
+def read_starts(folder: Path) -> Starts:
+    """Read what is known; runs of before this file existed have none."""
+    path = folder / STARTS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    commands = [row["command"] for row in rows if "command" in row]
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    return Starts(commands, sum(seconds), len(commands) - len(seconds))
+
+
+def _append(folder: Path, row: dict[str, int | float | str]) -> None:
+    try:
+        with (folder / STARTS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise unwritable(folder / STARTS_FILE, error) from error
