@@ -94,10 +94,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  Every fault gets one line and a code.
         if debug:
             traceback.print_exc()
-        print(f"jaxgpt: error: {explain(error)}", file=sys.stderr)
+        print(f"jaxgpt: error: {_with_flag(str(explain(error)), args)}", file=sys.stderr)
         sys.exit(explain(error).exit_code)
     if code:
         sys.exit(code)
+
+
+def _with_flag(message: str, args: Sequence[str]) -> str:
+    """The message of an error; where it begins with a setting that a flag gave, the flag: `--top-k = -1`."""
+    setting, given, rest = message.partition(" = ")
+    for flag in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+        name = flag.removeprefix("--").replace("-", "_")
+        if given and setting in (name, name.rpartition(".")[2]):
+            return flag + given + rest
+    return message
 
 
 def _speak(*, debug: bool) -> None:

@@ -15,6 +15,7 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
+DAY = 86_400  # seconds
 TELL_EVERY = 10.0  # seconds between two lines about one work, where no bar can be drawn
 REDRAW_EVERY = 0.5  # seconds between two changes of a notebook's text for a work beside the steps
 STEPS = "steps"  # the bar of the training itself
@@ -41,10 +42,12 @@ def program() -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a person would say them: `45 s`, `3 min`, `5.2 h`."""
+    """Return seconds as a person would say them: `45 s`, `3 min`, `5.2 h`, `12 days`, `4.3 years`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 3 * DAY:
+        return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / DAY:.0f} days" if seconds < 2 * 365 * DAY else f"{seconds / DAY / 365:,.1f} years"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from jaxgpt.inference.texts import pieces_of
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.batches import TrainingBatches, ValidationBatches
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
-from jaxgpt.text.prepare import prepare
+from jaxgpt.text.prepare import OtherDataError, prepare
 from jaxgpt.text.shards import TokenStream, open_split
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from jaxgpt.text.tokenizer_files import load_ranks
@@ -132,7 +132,15 @@ def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: 
                 tell=tell,
             )
 
-    hosts.decide(write)
+    try:
+        hosts.decide(write)
+    except OtherDataError as error:
+        raise ConfigError(
+            "another run is here",
+            path=own.parent,
+            why=f"the text or its settings changed since it began (data.path: {recipe.data.path})",
+            fix="give the run the text that it began with, or name another --out-dir",
+        ) from error
     return own
 
 

@@ -38,6 +38,22 @@ def apart(spans: Iterable[float]) -> list[float]:
     return [part for span in spans for part in (span, 1000.0)]
 
 
+@pytest.mark.parametrize("what", ["train", "generate"])
+@pytest.mark.parametrize("flag", ["--batch", "--steps"])
+def test_nothing_to_time_is_said_at_once(what: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench(*SIZES, flag, "0", what=what, code=2)
+    assert f"error: {flag} = 0: it must be greater than 0" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_in_the_end_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench(*SIZES, "--json", str(tmp_path / "none" / "a.json"), code=2)
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+    bench(*SIZES, "--json", str(tmp_path), code=2)
+    assert "it is a folder" in capsys.readouterr().err
+
+
 @pytest.fixture
 def mesh() -> Mesh:
     return mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))

@@ -85,6 +85,9 @@ def test_bad_usage_is_2(argv: list[str], capsys: Any) -> None:
         (["--steps", "0"], "steps = 0"),
         (["--model.heads", "5"], "width = 128: it must be a multiple of heads (5)"),
         (["--mesh.data", "3"], "mesh data=3"),
+        (["--optim.beta1", "2"], "error: --optim.beta1 = 2.0: it must be at least 0 and less than 1"),
+        (["--data.val_fraction=5"], "error: --data.val_fraction = 5.0"),
+        (["--data.stride", "0"], "error: --data.stride = 0"),
     ],
 )
 def test_an_impossible_setting_is_2(argv: list[str], problem: str, tmp_path: Path, capsys: Any) -> None:

@@ -141,6 +141,13 @@ def test_between_the_documents_of_one_file_stands_the_end_of_a_text(
     assert found["val_loss"] == pytest.approx(mean_loss(lm, ids), rel=1e-5)
 
 
+def test_a_file_for_the_figures_that_cannot_be_written_is_refused_before_a_model_is_read(
+    tmp_path: Path, capsys: Any
+) -> None:
+    verb("evaluate", tmp_path / "no-model", "--data", tmp_path, "--json", tmp_path / "none" / "a", code=2)
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+
+
 def test_data_that_is_not_there_is_missing_before_a_model_is_read(tmp_path: Path, capsys: Any) -> None:
     verb("evaluate", tmp_path / "no-model", "--data", tmp_path / "no-text.txt", code=66)
     assert "no-text.txt): there is no such file or folder" in capsys.readouterr().err

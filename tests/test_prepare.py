@@ -314,7 +314,9 @@ def test_all_files_that_cannot_be_used_are_named_or_left_out(tmp_path):
     with pytest.raises(DataError) as refused:
         prepare([str(folder)], tmp_path / "out", tokenizer="bytes")
     message = str(refused.value)
-    assert "cannot use 4 of 6 texts" in message and message.endswith("leave them out with --skip-unreadable")
+    assert "cannot use 4 of 6 texts" in message and message.endswith(
+        "with `jaxgpt prepare --skip-unreadable`"
+    )
     assert all(f"({folder / name})" in message for name in bad)
     assert "a.txt" not in message and not (tmp_path / "out" / "manifest.json").exists()
     told = []

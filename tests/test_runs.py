@@ -75,6 +75,18 @@ def test_without_validation_data_it_is_said_before_anything_slow_how_to_train_wi
         train(tmp_path / "run", **{"data.path": str(tmp_path / "data")})
 
 
+def test_a_text_that_changed_is_no_reason_to_delete_the_runs_data(
+    train: Callable[..., jaxgpt.Run], text: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.txt"
+    settings = {"data.path": str(own), "eval_every": 0}
+    own.write_text(text.read_text())
+    train(tmp_path / "run", steps=1, **settings)
+    own.write_text(text.read_text()[::-1])
+    with pytest.raises(ConfigError, match=r"another run is here .*own.txt\); give the run the text that"):
+        train(tmp_path / "run", steps=2, **settings)
+
+
 def test_without_evaluations_no_validation_data_is_needed(
     train: Callable[..., jaxgpt.Run], tmp_path: Path
 ) -> None:

@@ -165,7 +165,7 @@ def _report_problems(
         kind = DataError if any(isinstance(problem, DataError) for problem in problems) else type(problems[0])
         fix = "mend or remove them"
         if not skip_unreadable:
-            fix += ", or leave them out with --skip-unreadable"
+            fix += ", or leave them out with `jaxgpt prepare --skip-unreadable`"
         raise kind(
             f"cannot use {len(problems)} of {texts} texts", why=" | ".join(map(str, problems)), fix=fix
         )
@@ -190,7 +190,7 @@ def _find_cut(text: Text, characters: int, val_fraction: float) -> int:
             "cannot divide the text",
             path=text.name,
             why="it has only one character",
-            fix="give more text, or set --val-fraction 0 for no validation",
+            fix="give more text, or leave no part of it for validation (a val-fraction of 0)",
         )
     target = min(max(round(characters * (1 - val_fraction)), 1), characters - 1)
     near = "".join(block.text for block in take_span(text.blocks(), target - 1, target + _NEAR))

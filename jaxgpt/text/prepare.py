@@ -258,9 +258,13 @@ def _check_settings(
         )
 
 
+class OtherDataError(ConfigError):
+    """The folder was prepared from other texts, or in another way (exit code 2)."""
+
+
 def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if differing := [name for name in wanted if found.get(name) != wanted[name]]:
-        raise ConfigError(
+        raise OtherDataError(
             "the folder holds other data",
             path=folder,
             why=f"it was made with other {', '.join(differing)}",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -187,5 +188,6 @@ def _refuse_other_tokenizer(
         raise ConfigError(
             f"--from {source}",
             why=f"its tokenizer is {its}, the data's is {mine}: the same ids stand for different texts",
-            fix=f"prepare the text with the model's tokenizer: jaxgpt prepare TEXT --tokenizer {source}",
+            fix="prepare the text with the model's tokenizer: "
+            f"jaxgpt prepare TEXT --tokenizer {shlex.quote(str(source))}",
         )

@@ -4,6 +4,7 @@ Everything is compared before anything is written, so a refusal leaves the direc
 """
 
 import dataclasses
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
@@ -132,7 +133,7 @@ def find_run(folder: Path) -> Found | None:
             "weights without a training state are here",
             path=folder,
             why="they were converted, not trained here",
-            fix=f"begin a new run with them in another directory: --from {folder} --out-dir ANOTHER",
+            fix=f"begin a new run with them: --from {shlex.quote(str(folder))} --out-dir ANOTHER",
         )
     measured = frozenset(name for row in rows if row["step"] == step for name in row)
     return Found(step, read_config(folder), before["fingerprint"], measured)

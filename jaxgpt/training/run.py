@@ -92,11 +92,12 @@ def _open_data(task: Task, recipe: RunConfig, stop: Stop, found: Found | None) -
     if found and found.fingerprint != data.fingerprint:
         if not was_there and hosts.is_first():  # a refusal leaves the directory as it was
             shutil.rmtree(own, ignore_errors=True)
+        before, now = found.recipe.data.path, recipe.data.path
+        what = f"{before} then, {now} now" if before != now else f"what {now} holds has changed since"
         raise ConfigError(
             "another run is here",
             path=folder,
-            why=f"it has trained on other tokens (data.path: {found.recipe.data.path} then, "
-            f"{recipe.data.path} now)",
+            why=f"it has trained on other tokens (data.path: {what})",
             fix="give the run the data that it began with, or name another --out-dir",
         )
     return data

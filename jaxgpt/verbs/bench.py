@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxgpt.config import GPTConfig, MeshConfig, load_recipe
+from jaxgpt.config.checks import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,10 @@ def run(args: BenchArgs) -> None:
     from jaxgpt.parallel import mesh_of
     from jaxgpt.verbs.bench_generate import generate_figures
     from jaxgpt.verbs.bench_train import train_figures
+    from jaxgpt.verbs.flags import check_output
 
+    require_positive(args, "batch", "steps")
+    check_output("--json", args.json)
     config, mesh = _model(args), mesh_of(args.mesh)
     if args.what == "train":
         figures = train_figures(

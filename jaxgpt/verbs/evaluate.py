@@ -50,7 +50,9 @@ def run(args: EvaluateArgs) -> None:
     from jaxgpt.inference.prompts import read_examples
     from jaxgpt.inference.served import Served
     from jaxgpt.language_model import load
+    from jaxgpt.verbs.flags import check_output
 
+    check_output("--json", args.json)
     if args.data is None and args.examples is None:
         raise ConfigError(
             "nothing to score on",

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
@@ -124,3 +125,10 @@ class EngineFlags:
         from jaxgpt.inference.served import Served
 
         return Served.of(lm.text_config, lm.params, int8=self.int8, consume=True)
+
+
+def check_output(flag: str, path: Path | None) -> None:
+    """Raise ConfigError where a file that is written in the end, after long work, could not be."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        why = "it is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
+        raise ConfigError(flag, path=path, why=why, fix="name a file in a folder that exists")

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxgpt import hosts
 from jaxgpt.config import RunConfig, TrainConfig
-from jaxgpt.display import TrainingDisplay, duration, no_progress, note, program
+from jaxgpt.display import DAY, TrainingDisplay, duration, no_progress, note, program
 from jaxgpt.evaluation.report import REPORT_FILE
 from jaxgpt.model.attend import implementation_for
 from jaxgpt.model.mask import Mask
@@ -20,6 +20,7 @@ from jaxgpt.training.run import run as train
 from jaxgpt.training.stop import stop_on_signal
 
 EXPECTED_UTILISATION = 0.4  # of the device's peak, to estimate the time in the plan
+TOO_LONG = 14 * DAY  # seconds; nobody waits so long by intention without having planned it
 
 
 def run(config: TrainConfig, named: Collection[str] = (), in_file: Collection[str] = ()) -> None:
@@ -58,7 +59,10 @@ def tell(text: str) -> None:
 
 
 def plan(config: RunConfig, mesh: Mesh, tokens_per_step: int) -> str:
-    """One line about the training to come: devices, mesh, types, parameters, tokens, steps and time."""
+    """One line about the training to come: devices, mesh, types, parameters, tokens, steps and time.
+
+    A second line says so where the time is absurd, and what to run instead.
+    """
     device, model = mesh.devices.flat[0], config.model
     peak = peak_flops(device.device_kind, model.compute_dtype)
     if peak is None:
@@ -74,10 +78,14 @@ def plan(config: RunConfig, mesh: Mesh, tokens_per_step: int) -> str:
         length=model.context,
         only_xla=model.dropout > 0 or model.position == "alibi",
     )
+    instead = (
+        "\nthat is too long for this machine: stop it with Ctrl-C, and take a smaller recipe, such as nano "
+        "or small; or shorten the training with --steps; or use more or faster devices"
+    )
     return (
         f"plan: {mesh.size} x {device.device_kind} ({axes}), {model.compute_dtype}, "
         f"attention by {attention}; "
         f"{count_parameters(model):,} parameters, vocabulary {model.vocab:,}, context {model.context:,}; "
         f"{config.steps:,} steps of {config.batch} x {config.accumulate} sequences = {tokens:,} tokens; "
         f"roughly {duration(seconds)} at {EXPECTED_UTILISATION:.0%} of the device's peak"
-    )
+    ) + (instead if seconds > TOO_LONG else "")
