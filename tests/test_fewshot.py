@@ -58,7 +58,10 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> None:
 def score_as(monkeypatch: pytest.MonkeyPatch, logprob: Callable[[int], float]) -> None:
     """Score every token by a function of it alone."""
 
-    def scores(served: Any, spans: Sequence[tuple[Sequence[int], int]]) -> list[SpanScore]:
+    def scores(
+        served: Any, spans: Sequence[tuple[Sequence[int], int]], *, show: Callable[[int, int], None]
+    ) -> list[SpanScore]:
+        show(len(spans), len(spans))
         return [
             SpanScore(np.array([logprob(token) for token in ids[start:]]), None, None) for ids, start in spans
         ]
@@ -76,8 +79,17 @@ def test_an_answer_counts_only_when_it_is_the_output_and_then_stops() -> None:
         "4": " evenly",
         "5": "",
     }
-    scores = score_examples(Scripted(answers), BYTES, EXAMPLES, shots=2)  # type: ignore[arg-type]
+    told: list[tuple[str, int, int | None]] = []
+    scores = score_examples(
+        Scripted(answers),  # type: ignore[arg-type]
+        BYTES,
+        EXAMPLES,
+        shots=2,
+        show=lambda *given: told.append(given),
+    )
     assert scores.exact_match == pytest.approx(3 / 6)
+    assert told[0] == ("answering", 0, 6) and ("answering", 6, 6) in told
+    assert told[-1] == ("scoring outputs", 12, 12), "two labels of each"
     assert scores.output_logprob == -1
 
 
@@ -134,7 +146,9 @@ def test_all_texts_are_scored_together(lm: LanguageModel, monkeypatch: pytest.Mo
     calls: list[list[Any]] = []
     real = fewshot.score_spans
     monkeypatch.setattr(
-        fewshot, "score_spans", lambda served, spans: calls.append(list(spans)) or real(served, spans)
+        fewshot,
+        "score_spans",
+        lambda served, spans, **more: calls.append(list(spans)) or real(served, spans, **more),
     )
     score_examples(lm.engine(slots=2), BYTES, EXAMPLES, shots=1)
     (spans,) = calls

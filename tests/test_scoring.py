@@ -127,7 +127,9 @@ def test_a_longer_text_than_a_call_takes_is_scored_alone(
 
 def test_padding_rows_and_other_texts_change_nothing_but_rounding(served: Served) -> None:
     spans = drawn(30, 33)
-    together = score_spans(served, spans)
+    told: list[tuple[int, int]] = []
+    together = score_spans(served, spans, show=lambda *counts: told.append(counts))
+    assert told[0] == (0, len(spans)) and told[-1] == (len(spans), len(spans)) and told == sorted(told)
     for span, score in zip(spans, together, strict=True):
         (single,) = score_spans(served, [span])
         np.testing.assert_allclose(single.logprobs_T, score.logprobs_T, rtol=0, atol=1e-5)

@@ -80,6 +80,15 @@ def test_the_token_that_ends_a_text_is_told_of_and_has_no_text() -> None:
     assert texts_of(Scripted("ab", "", end=True), requests(2), BYTES) == ["ab", ""]
 
 
+def test_it_is_told_how_many_texts_have_begun() -> None:
+    told: list[tuple[int, int]] = []
+    texts = texts_of(Scripted("abc", "", "d"), requests(3), BYTES, show=lambda *counts: told.append(counts))
+    assert texts == ["abc", "", "d"]
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)], (
+        "the one in the middle begins and ends with its last piece"
+    )
+
+
 def test_closing_the_pieces_ends_what_runs() -> None:
     decoder = Scripted("abc")
     with closing(pieces_of(decoder, requests(1), BYTES)) as pieces:

@@ -6,11 +6,13 @@ one; the log-probability of the true one; and, for outputs that are labels, whet
 probable.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from jaxgpt.display import Progress, no_progress
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import FEW_SHOT_STOP, Example, few_shot_prompt
@@ -57,8 +59,9 @@ def score_examples(
     shots: int,
     instruction: str = "",
     seed: int = 0,
+    show: Progress = no_progress,
 ) -> FewShotScores:
-    """Ask all examples, each after `shots` others.
+    """Ask all examples, each after `shots` others. `show` hears how far the work is.
 
     Raises ConfigError for more shots than there are others, and for prompts that do not fit the context with
     their outputs.
@@ -73,8 +76,8 @@ def score_examples(
     labels = labels_of([output for _, output in examples])
     tails = {label: _output_ids(tokenizer, label) for label in labels}
     _check_room(questions, max(map(len, tails.values()), default=0), engine.config.context, shots)
-    answers = _answers(engine, tokenizer, questions)
-    by_output = _logprobs(engine, questions, tails)
+    answers = _answers(engine, tokenizer, questions, show)
+    by_output = _logprobs(engine, questions, tails, show)
     logprobs = [found[each.text] for found, each in zip(by_output, questions, strict=True)]
     right = sum(
         _most_probable(labels, found) == each.text for found, each in zip(by_output, questions, strict=True)
@@ -134,19 +137,21 @@ def _check_room(questions: Sequence[_Question], longest_label: int, context: int
         )
 
 
-def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[_Question]) -> list[str]:
+def _answers(
+    engine: Engine, tokenizer: Tokenizer, questions: Sequence[_Question], show: Progress
+) -> list[str]:
     """The greedy answers, up to a stop string; one that runs out of tokens or window is taken as it is."""
     most = max(len(each.output) for each in questions) + SPARE
     requests = [
         Request(prompt=each.prompt, max_new_tokens=most, sampling=Sampling(temperature=0), slide=False)
         for each in questions
     ]
-    answers = texts_of(engine, requests, tokenizer, FEW_SHOT_STOP)
+    answers = texts_of(engine, requests, tokenizer, FEW_SHOT_STOP, show=functools.partial(show, "answering"))
     return [answer.strip() for answer in answers]
 
 
 def _logprobs(
-    engine: Engine, questions: Sequence[_Question], tails: Mapping[str, tuple[int, ...]]
+    engine: Engine, questions: Sequence[_Question], tails: Mapping[str, tuple[int, ...]], show: Progress
 ) -> list[dict[str, np.ndarray]]:
     """The log-probabilities of the tokens of each question's output and of every label.
 
@@ -158,7 +163,7 @@ def _logprobs(
         for each, texts in zip(questions, outputs, strict=True)
         for ids in texts.values()
     ]
-    scores = iter(score_spans(engine.served, spans))
+    scores = iter(score_spans(engine.served, spans, show=functools.partial(show, "scoring outputs")))
     return [{text: next(scores).logprobs_T for text in texts} for texts in outputs]
 
 

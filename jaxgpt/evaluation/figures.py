@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgpt.display import Progress, no_progress
 from jaxgpt.evaluation.data import ScoredText
 from jaxgpt.evaluation.fewshot import score_examples
 from jaxgpt.evaluation.validation import Between, validation_loss
@@ -106,10 +107,13 @@ def task_figures(
     shots: int,
     instruction: str = "",
     seed: int = 0,
+    show: Progress = no_progress,
 ) -> list[Figure]:
     """The few-shot scores of a task's examples: pairs of what is asked and what is right."""
     engine = Engine(model, slots=SLOTS, ends=ends)
-    scores = score_examples(engine, tokenizer, examples, shots=shots, instruction=instruction, seed=seed)
+    scores = score_examples(
+        engine, tokenizer, examples, shots=shots, instruction=instruction, seed=seed, show=show
+    )
     drawn = f"{shots} shots drawn with seed {seed}" if shots else "zero-shot"
     protocol = f"{drawn}, {len(examples)} examples" + (", int8 weights" if model.layers.int8 else "")
     exact, logprob = "greedy answer, up to a stop string", "nats a token of the true outputs"

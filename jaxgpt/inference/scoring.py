@@ -11,7 +11,7 @@ programs, and as many again where one alternative is asked for, and where severa
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,18 +41,26 @@ class SpanScore(NamedTuple):
 
 
 def score_spans(
-    served: Served, spans: Sequence[tuple[Sequence[int], int]], *, alternatives: int = 0
+    served: Served,
+    spans: Sequence[tuple[Sequence[int], int]],
+    *,
+    alternatives: int = 0,
+    show: Callable[[int, int], None] = lambda *_: None,
 ) -> list[SpanScore]:
     """Score the tokens of each text from its start on; `spans` are pairs (ids, start).
 
     The first token of a text has nothing before it and cannot be scored: `start` is 1 or more. `alternatives`
-    is how many of the most probable tokens are told of at each place. Raises ConfigError for texts that
-    cannot be scored, DataError for ids outside the vocabulary.
+    is how many of the most probable tokens are told of at each place. `show` is called with how many texts
+    are scored and how many there are. Raises ConfigError for texts that cannot be scored, DataError for ids
+    outside the vocabulary.
     """
     examples = [Example(*span) for span in spans]
     _check(served, examples, alternatives)
     scores: list[SpanScore] = [_nothing(alternatives)] * len(examples)
+    done = 0
     for bucket, group in _groups(examples, served.config.context):
+        show(done, len(examples))
+        done += len(group)
         batch = padded([examples[n] for n in group], bucket, rows=_rows_for(len(group), bucket))
         place_S = np.flatnonzero(batch.weights_BT)
         count = len(place_S)
@@ -70,6 +78,7 @@ def score_spans(
             end = begin + len(examples[n].ids) - examples[n].start
             scores[n] = _cut(found, begin, end, alternatives)
             begin = end
+    show(len(examples), len(examples))
     return scores
 
 

@@ -1,6 +1,6 @@
 """The one loop that runs requests, turns their tokens into text, and ends them at a stop string."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -43,10 +43,24 @@ def pieces_of(
 
 
 def texts_of(
-    decoder: Decoder, requests: Sequence[Request], tokenizer: Tokenizer, stop: Sequence[str] = ()
+    decoder: Decoder,
+    requests: Sequence[Request],
+    tokenizer: Tokenizer,
+    stop: Sequence[str] = (),
+    *,
+    show: Callable[[int, int], None] = lambda *_: None,
 ) -> list[str]:
-    """The whole texts that continue some prompts, without the prompts; see `pieces_of`."""
-    texts = ["" for _ in requests]
+    """The whole texts that continue some prompts, without the prompts; see `pieces_of`.
+
+    `show` is called with how many of the texts have begun and how many there are.
+    """
+    texts: list[str | None] = [None for _ in requests]
+    begun = 0
     for piece in pieces_of(decoder, requests, tokenizer, stop):
-        texts[piece.place] += piece.text
-    return texts
+        before = texts[piece.place]
+        if before is None:
+            show(begun, len(texts))
+            begun += 1
+        texts[piece.place] = (before or "") + piece.text
+    show(len(texts), len(texts))
+    return [text or "" for text in texts]

@@ -80,7 +80,7 @@ def run(args: EvaluateArgs) -> None:
             )
     if examples:
         tokenizer = lm.tokenizer
-        with waiting(f"asking {len(examples)} examples"):
+        with waiting(f"asking {len(examples)} examples"), progress_bar() as show:
             figures += task_figures(
                 rounded or lm.served,
                 tokenizer,
@@ -89,6 +89,7 @@ def run(args: EvaluateArgs) -> None:
                 shots=args.shots,
                 instruction=args.instruction,
                 seed=args.seed,
+                show=show,
             )
     _show(figures)
     if args.json:
