@@ -14,7 +14,8 @@ from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.templates import Instruction, Own
 from jaxgpt.serving.answers import Answer, Choice, Piece
-from jaxgpt.serving.api import Call, Limits, Prompt, Reader
+from jaxgpt.serving.api import Reader
+from jaxgpt.serving.call import Call, Limits, Prompt
 from jaxgpt.serving.fields import ApiError, parse_object
 from jaxgpt.text.chat_template import ChatTemplate
 from jaxgpt.text.tokenizer import RankTokenizer
@@ -70,7 +71,7 @@ def test_a_prompt_is_text_or_ids_one_or_several(prompt: Any, ids: list[list[int]
 
 def test_choices_of_a_prompt_draw_with_seeds_in_a_row_and_never_slide() -> None:
     requests = completion(prompt=["a", "b"], n=3, seed=2**32 - 2, top_k=5, min_p=0.1, logprobs=2).requests()
-    assert [request.seed for request in requests] == [2**32 - 2, 2**32 - 1, 0] * 2
+    assert [request.seed for request in requests] == [2**32 - 2, 2**32 - 1, 2**32] * 2
     assert [request.prompt for request in requests] == [(97,)] * 3 + [(98,)] * 3
     assert {(r.slide, r.logprobs, r.sampling.top_k, r.sampling.min_p) for r in requests} == {
         (False, 2, 5, 0.1)
@@ -107,8 +108,58 @@ def test_chat_is_the_models_template_and_a_model_without_one_says_so() -> None:
 def test_fields_without_effect_are_let_through_and_null_is_absent() -> None:
     ignored = {"user": SECRET, "metadata": {"a": SECRET}, "store": True, "service_tier": "auto"}
     assert completion(prompt="a", seed=1, suffix=None, stop=None, **ignored) == completion(prompt="a", seed=1)
+    neutral = {"logit_bias": {}, "tools": [], "tool_choice": "none", "suffix": "", "min_tokens": 0}
+    neutral |= {"response_format": {"type": "text"}, "stop_token_ids": [], "modalities": ["text"]}
+    assert completion(prompt="a", seed=1, **neutral) == completion(prompt="a", seed=1)
     call = completion(prompt="a", best_of=2, n=2, stream=True, stream_options={"include_usage": True})
     assert (call.n, call.stream, call.usage) == (2, True, True)
+
+
+def test_what_the_engine_can_do_is_asked_of_it() -> None:
+    asked = {"logit_bias": {"97": -100, "5": 1.5}, "stop_token_ids": [3, 4], "ignore_eos": True}
+    (request,) = completion(prompt="a", min_tokens=7, seed=-(2**63), top_k=-1, top_p=0, **asked).requests()
+    assert (request.bias, request.stop_ids) == (((5, 1.5), (97, -100.0)), {3, 4})
+    assert (request.ignore_end, request.least_new_tokens, request.seed) == (True, 7, -(2**63))
+    assert (request.sampling.top_k, request.sampling.top_p) == (0, 0)
+    assert completion(prompt="a", temperature=1e-6).sampling.temperature == 1e-6
+    assert len(completion(prompt="a", stop=[str(n) for n in range(50)]).stop) == 50
+    seeds = [request.seed for request in completion(prompt="a", seed=2**63 - 1, n=2).requests()]
+    assert seeds == [2**63 - 1, -(2**63)]
+
+
+LOGPROBS = [(-3, -3), (-1, -4, -1), (-1, -1), (-9,), (-8,), (-7,)]
+
+
+def test_best_of_writes_more_and_ranks_them_by_the_probability_of_their_tokens() -> None:
+    call = completion(prompt=["a", "b"], n=2, best_of=3)
+    assert [request.logprobs for request in call.requests()] == [0] * 6 and call.logprobs is None
+    assert completion(prompt="a", n=2, best_of=2).requests()[0].logprobs is None
+    answer = Answer(call, "tiny", BYTES)
+    choices = answer.choices()
+    for choice, logprobs in zip(choices, LOGPROBS, strict=True):
+        choice.add([NewToken(1, 97, logprob, (), None) for logprob in logprobs])
+    assert answer.best(choices) == [2, 1, 5, 4]
+    all_of_them = dataclasses.replace(answer, call=completion(prompt=["a", "b"], n=3))
+    assert all_of_them.best(choices) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_answer_may_not_have_too_many_log_probabilities() -> None:
+    reader = dataclasses.replace(READER, limits=Limits(choices=8, tokens=100, reported=660))
+
+    def read(**fields: Any) -> Call:
+        return reader.completion(json.dumps({"prompt": ["abcde", "a"], "n": 2} | fields).encode())
+
+    read(max_tokens=24, logprobs=5, echo=True), read(max_tokens=100)
+    assert refused(read, max_tokens=25, logprobs=5, echo=True).param == "logprobs"
+    whole = {"messages": [TURN], "n": 2, "max_tokens": 70, "logprobs": True, "top_logprobs": 4}
+    with pytest.raises(ApiError) as caught:
+        reader.chat(json.dumps(whole).encode())
+    assert caught.value.param == "top_logprobs"
+
+
+def test_what_stands_beside_a_messages_content_is_passed_over_if_it_says_nothing() -> None:
+    more = {"name": SECRET, "refusal": None, "annotations": [], "tool_calls": [], SECRET: {"a": 1}}
+    assert chat(messages=[TURN | more], seed=1) == chat(seed=1)
 
 
 WRONG = [
@@ -118,21 +169,31 @@ WRONG = [
         for value in (SECRET, [1], True, -3, 1e9, 10**400, {"a": 1})
     ],
     ("temperature", 1e-40),
-    ("top_p", 0),
-    ("top_p", 1e-40),
+    ("top_p", 1.1),
     ("repetition_penalty", 0),
     *[
         (name, value)
-        for name in ("n", "max_tokens", "logprobs", "seed", "top_k")
-        for value in (SECRET, 1.5, True, -1, 2**70, [])
+        for name in ("n", "max_tokens", "logprobs", "seed", "top_k", "min_tokens", "best_of")
+        for value in (SECRET, 1.5, True, -(2**70), 2**70, [])
     ],
     ("n", 0),
     ("n", 9),
     ("max_tokens", 101),
     ("logprobs", 21),
-    ("best_of", 2),
+    ("best_of", 0),
+    ("best_of", 9),
+    ("top_k", -2),
+    ("min_tokens", 17),
+    ("seed", 2**63),
+    *[("stop_token_ids", value) for value in (5, SECRET, [257], [-1], [True], [1.0], list(range(65)))],
+    *[("logit_bias", value) for value in (5, [[1, 2]], {"257": 1}, {"-1": 1}, {SECRET: 1}, {"1": SECRET})],
+    *[("logit_bias", {"1": value}) for value in (101, -101, True, None)],
+    *[("ignore_eos", value) for value in (1, SECRET)],
+    ("suffix", [""]),
+    ("mirostat", False),
+    ("echo", 0),
     *[(name, value) for name in ("echo", "stream") for value in (SECRET, 1, [])],
-    *[("stop", value) for value in (1, [SECRET] * 5, [1], "", [""], "a" * 257, {SECRET: 1})],
+    *[("stop", value) for value in (1, [SECRET] * 65, [1], "", [""], "a" * 257, {SECRET: 1})],
     *[
         ("prompt", value)
         for value in (
@@ -155,9 +216,8 @@ WRONG = [
     ],
     ("model", 5),
     ("model", SECRET),
-    ("logit_bias", {"1": 2}),
     ("suffix", SECRET),
-    ("tools", []),
+    ("tools", [1]),
     ("stream_options", {"include_usage": True}),
     ("stream_options", SECRET),
 ]
@@ -183,7 +243,7 @@ def test_what_is_wrong_is_refused_by_the_name_of_its_field(name: str, value: Any
         ),
         ({"messages": [TURN | {"content": 5}]}, "messages.content"),
         ({"messages": [TURN | {"tool_calls": [SECRET]}]}, "messages.tool_calls"),
-        ({"messages": [TURN, {"role": "system", "content": SECRET}]}, "messages"),
+        ({"messages": [TURN, {"role": "tool", "content": SECRET}]}, "messages.role"),
         ({"messages": [TURN | {"content": SECRET * 30}]}, "messages"),
         ({"messages": [TURN | {"content": "\udfff"}]}, "messages"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -321,12 +381,16 @@ def test_pieces_join_to_the_text_before_the_first_stop_string(
         at += len(piece.text)
 
 
+def whole(answer: Answer, pieces: list[list[Piece]], written: int) -> Any:
+    return json.loads(b"".join(answer.whole(pieces, written)))
+
+
 def test_offsets_and_names_of_tokens_within_a_character() -> None:
     _, pieces = grown([97, *"€".encode(), 98], [])
     tokens = [token for piece in pieces for token in piece.tokens]
     assert [token.offset for token in tokens] == [0, 1, 1, 1, 2]
     answer = Answer(completion(prompt="x", logprobs=1), "tiny", BYTES)
-    logprobs = answer.whole([pieces], 5)["choices"][0]["logprobs"]
+    logprobs = whole(answer, [pieces], 5)["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["a", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac", "b"]
     assert logprobs["text_offset"] == [0, 1, 1, 1, 2] and logprobs["token_logprobs"] == [-0.5] * 5
     assert logprobs["top_logprobs"][0] == {"a": -0.5, "\x07": -1.0}
@@ -355,20 +419,20 @@ def test_the_chosen_token_is_always_among_the_alternatives() -> None:
 def test_chat_has_its_own_shapes() -> None:
     call = chat(logprobs=True, top_logprobs=1, stream=True, stream_options={"include_usage": True})
     answer, (_, pieces) = Answer(call, "tiny", BYTES), grown(list(b"ok"), [])
-    whole = answer.whole([pieces], 2)
-    assert whole["object"] == "chat.completion" and whole["id"].startswith("chatcmpl-")
-    assert whole["choices"][0]["message"] == {"role": "assistant", "content": "ok", "refusal": None}
-    entry = whole["choices"][0]["logprobs"]["content"][0]
+    found = whole(answer, [pieces], 2)
+    assert found["object"] == "chat.completion" and found["id"].startswith("chatcmpl-")
+    assert found["choices"][0]["message"] == {"role": "assistant", "content": "ok", "refusal": None}
+    entry = found["choices"][0]["logprobs"]["content"][0]
     assert (entry["token"], entry["bytes"], entry["logprob"]) == ("o", [111], -0.5)
     read = len(call.prompts[0].ids)
-    assert whole["usage"] == {"prompt_tokens": read, "completion_tokens": 2, "total_tokens": read + 2}
+    assert found["usage"] == {"prompt_tokens": read, "completion_tokens": 2, "total_tokens": read + 2}
     assert answer.opening(0)["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     chunk = answer.chunk(0, pieces[1])
     assert (
         chunk["choices"][0]["delta"] == {"content": "k"} and chunk["choices"][0]["finish_reason"] == "length"
     )
     closing = answer.closing(2)
-    assert chunk["usage"] is None and closing["choices"] == [] and closing["usage"] == whole["usage"]
+    assert chunk["usage"] is None and closing["choices"] == [] and closing["usage"] == found["usage"]
 
 
 def test_an_echo_stands_in_front_with_none_for_its_first_token() -> None:
@@ -376,7 +440,7 @@ def test_an_echo_stands_in_front_with_none_for_its_first_token() -> None:
     scores = [NewToken(0, token, None if i == 0 else -1.0, (), None) for i, token in enumerate("é!".encode())]
     choice = Choice(BYTES, [])
     pieces = [choice.echo(call.prompts[0], scores), choice.add(news([97]))]
-    found = Answer(call, "tiny", BYTES).whole([pieces], 1)["choices"][0]
+    found = whole(Answer(call, "tiny", BYTES), [pieces], 1)["choices"][0]
     assert found["text"] == "é!a" and found["logprobs"]["text_offset"] == [0, 0, 1, 2]
     assert found["logprobs"]["token_logprobs"] == [None, -1.0, -1.0, -0.5]
     assert found["logprobs"]["top_logprobs"][0] is None

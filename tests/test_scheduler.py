@@ -16,7 +16,8 @@ from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.served import Served
 from jaxgpt.model.gpt import define
 from jaxgpt.serving import scheduler as scheduling
-from jaxgpt.serving.scheduler import EngineFailed, QueueFull, Scheduler
+from jaxgpt.serving.job import EngineFailed
+from jaxgpt.serving.scheduler import QueueFull, Scheduler
 
 END = 256
 CONFIG = GPTConfig(vocab=257, context=64, layers=1, heads=2, width=16)
@@ -203,6 +204,46 @@ def test_scores_are_the_engines_and_wait_in_no_ones_way(engine: Paced) -> None:
     scores = run(scheduler, test)
     assert scores == [engine.score([1, 2, 3], 2), engine.score([5, 6], 2)]
     assert scheduler.open == 0
+
+
+def test_scoring_gets_no_more_time_than_requests_that_run_beside_it(engine: Paced) -> None:
+    scheduler, score, order = Scheduler(engine), engine.score, list[str]()
+
+    def slow(ids: Any, alternatives: int = 0) -> list[NewToken]:
+        order.append("text")
+        time.sleep(0.2)
+        return score(ids, alternatives)
+
+    def step() -> list[NewToken]:
+        order.append("step")
+        time.sleep(0.05)
+        return Engine.step(engine)
+
+    async def test() -> None:
+        with scheduler.job([], texts=[[1, 2]]) as compiled:
+            await asyncio.gather(*compiled.scores)
+        engine.score, engine.step = slow, step  # type: ignore[method-assign]
+        with scheduler.job([request("a", 60)]) as job, scheduler.job([], texts=[[1, 2]] * 4) as other:
+            async for _ in job.news():
+                pass
+            await asyncio.gather(*other.scores)
+
+    run(scheduler, test)
+    texts = [place for place, what in enumerate(order) if what == "text"]
+    assert len(texts) == 4 and all(order[place + 1 : place + 4] == ["step"] * 3 for place in texts[:3])
+
+
+def test_a_score_that_comes_while_its_client_leaves_is_dropped(engine: Paced) -> None:
+    scheduler, faults = Scheduler(engine), list[Any]()
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        with scheduler.job([], texts=[[1, 2, 3]]) as job:
+            job.scores[0].cancel()
+            await until(lambda: scheduler.open == 0)
+
+    run(scheduler, test)
+    assert not faults
 
 
 def test_what_is_cancelled_leaves_the_queue_at_once_whatever_kind_it_is(engine: Paced) -> None:

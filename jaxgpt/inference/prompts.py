@@ -116,11 +116,11 @@ def instruction_prompt(instruction: str, input: str = "") -> str:
 def chat_prompt(messages: Sequence[tuple[str, str]]) -> str:
     """Return a conversation of (role, content) pairs in the instruction template, up to the next response.
 
-    Messages of the user stand under `### Instruction:`, those of the assistant under `### Response:`. A
-    system message replaces the opening sentences of the template. The answer ends at one of CHAT_STOP.
+    Messages of the user stand under `### Instruction:`, those of the assistant under `### Response:`. System
+    messages, wherever they stand, replace the opening sentences of the template. The answer ends at one of
+    CHAT_STOP.
 
-    Raises ConfigError if there are no messages, for a role other than system, user and assistant, and for a
-    system message that is not the first.
+    Raises ConfigError if there are no messages, and for a role other than system, user and assistant.
     """
     if not messages:
         raise ConfigError("no messages", why="there is nothing to answer", fix="give at least one message")
@@ -130,11 +130,7 @@ def chat_prompt(messages: Sequence[tuple[str, str]]) -> str:
             why=f"it must be one of {', '.join(ROLES)}",
             fix="give each message one of these roles",
         )
-    if any(role == "system" for role, _ in messages[1:]):
-        fix = "put one system message before all others"
-        raise ConfigError("system message", why="it must be the first, and the only one", fix=fix)
-    head, turns = PREAMBLE, list(messages)
-    if turns[0][0] == "system":
-        head, turns = turns[0][1], turns[1:]
-    blocks = [f"{HEADINGS[role]}\n{content}" for role, content in turns]
+    systems = [content for role, content in messages if role == "system"]
+    head = "\n\n".join(systems) if systems else PREAMBLE
+    blocks = [f"{HEADINGS[role]}\n{content}" for role, content in messages if role != "system"]
     return "\n\n".join([head, *blocks, HEADINGS["assistant"] + "\n"])

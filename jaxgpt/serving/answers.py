@@ -7,6 +7,7 @@ asks for one token gets one. A token that is not made of whole characters is sho
 """
 
 import codecs
+import json
 import time
 import uuid
 from collections import deque
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.text_stream import TextStream
-from jaxgpt.serving.api import Call, Prompt
+from jaxgpt.serving.call import Call, Prompt
 from jaxgpt.text.tokenizer import Tokenizer
 
 
@@ -51,6 +52,12 @@ class Choice:
         self.finish: str | None = None
         self.written = 0
         """The number of tokens that were generated."""
+        self._logprob = 0.0  # of all of them
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of the tokens that were generated, in nats."""
+        return self._logprob / max(1, self.written)
 
     def echo(self, prompt: Prompt, scores: Sequence[NewToken]) -> Piece:
         """Return the prompt itself, which comes before all else, with the `scores` of its tokens, if any."""
@@ -81,6 +88,7 @@ class Choice:
         text = ""
         if new.token is not None:
             self.written += 1
+            self._logprob += new.logprob or 0.0
             self._held.append(Reported(new.token, new.logprob, new.alternatives, self._decoded))
             if new.finish != "end":
                 self._decoded += len(self._decoder.decode(self._tokenizer.decode_bytes([new.token])))
@@ -114,23 +122,41 @@ class Answer:
 
     def choices(self) -> list[Choice]:
         """Return the texts of this answer, in which nothing is written yet."""
-        return [Choice(self.tokenizer, self.call.stop) for _ in range(len(self.call.prompts) * self.call.n)]
+        count = len(self.call.prompts) * self.call.best_of
+        return [Choice(self.tokenizer, self.call.stop) for _ in range(count)]
 
-    def whole(self, pieces: Sequence[Sequence[Piece]], written: int) -> dict[str, Any]:
-        """Return the whole answer, from the pieces of each choice and the number of new tokens."""
-        choices = []
-        for index, parts in enumerate(pieces):
-            text = "".join(part.text for part in parts)
-            tokens, finish = [token for part in parts for token in part.tokens], parts[-1].finish
-            if self.call.chat:
-                message = {"role": "assistant", "content": text, "refusal": None}
-                choices.append({"index": index, "message": message, **self._end(tokens, finish)})
-            else:
-                choices.append({"index": index, "text": text, **self._end(tokens, finish)})
-        return self._envelope("chat.completion" if self.call.chat else "text_completion") | {
-            "choices": choices,
-            "usage": self._usage(written),
-        }
+    def best(self, choices: Sequence[Choice]) -> list[int]:
+        """Return which choices are in the answer: of each prompt, those whose tokens are most probable."""
+        best_of, found = self.call.best_of, list[int]()
+        if best_of == self.call.n:
+            return list(range(len(choices)))
+        for first in range(0, len(choices), best_of):
+            places = range(first, first + best_of)
+            found += sorted(places, key=lambda place: choices[place].mean_logprob, reverse=True)[
+                : self.call.n
+            ]
+        return found
+
+    def whole(self, pieces: list[list[Piece]], written: int) -> list[bytes]:
+        """Return the JSON of the whole answer in parts, from the pieces of each choice and the number of new
+        tokens.
+
+        `pieces` is used up, so that what was written does not take memory twice.
+        """
+        kind = "chat.completion" if self.call.chat else "text_completion"
+        parts = [json.dumps(self._envelope(kind)).encode()[:-1] + b', "choices": [']
+        for index in range(len(pieces)):
+            parts.append(b", " * (index > 0) + json.dumps(self._choice(index, pieces[index])).encode())
+            pieces[index] = []
+        return [*parts, b'], "usage": ' + json.dumps(self._usage(written)).encode() + b"}"]
+
+    def _choice(self, index: int, parts: Sequence[Piece]) -> dict[str, Any]:
+        text = "".join(part.text for part in parts)
+        tokens, finish = [token for part in parts for token in part.tokens], parts[-1].finish
+        if self.call.chat:
+            message = {"role": "assistant", "content": text, "refusal": None}
+            return {"index": index, "message": message, **self._end(tokens, finish)}
+        return {"index": index, "text": text, **self._end(tokens, finish)}
 
     def opening(self, index: int) -> dict[str, Any]:
         """Return the first chunk of a choice in a chat."""

@@ -1,94 +1,30 @@
 """What a client asks for: bodies of /v1/completions and /v1/chat/completions become a `Call`.
 
-Besides OpenAI's fields there are top_k, min_p and repetition_penalty. A prompt longer than the context is
-refused, and an answer ends with `length` when the context is full: no part of a text is ever forgotten. The
-fields in `IGNORED` are accepted and have no effect here. Every other field that is not supported (logit_bias,
-suffix, tools, ...) is refused by name.
+Besides OpenAI's fields there are top_k, min_p, repetition_penalty, min_tokens, stop_token_ids and ignore_eos.
+A prompt longer than the context is refused, and an answer ends with `length` when the context is full: no
+part of a text is ever forgotten. A field that is not supported is refused by name, unless its value asks for
+nothing (`parameters`).
 """
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
 from jaxgpt.errors import ConfigError, JaxgptError
+from jaxgpt.inference.defaults import random_seed
 from jaxgpt.inference.programs import MOST_LOGPROBS
 from jaxgpt.inference.prompts import ROLES
-from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.templates import Template
+from jaxgpt.serving.call import Call, Limits, Prompt
 from jaxgpt.serving.fields import ApiError, Fields, parse_object
+from jaxgpt.serving.parameters import SPEAKING, changes_nothing
 from jaxgpt.text.tokenizer import Tokenizer
 
-IGNORED = frozenset(
-    (
-        "user",
-        "store",
-        "metadata",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-    )
-)
 DEFAULT_TOKENS = 16  # OpenAI's default in /v1/completions
-MOST_STOPS, LONGEST_STOP = 4, 256
-# With smaller values than these, float32 arithmetic on logits overflows, or no token at all is kept.
-LEAST_TEMPERATURE, LEAST_TOP_P, LEAST_PENALTY = 1e-3, 1e-4, 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much one call may ask for."""
-
-    body: int = 1 << 20
-    """The most bytes in a body."""
-    choices: int = 32
-    """The most choices: the number of prompts times n."""
-    tokens: int = 1024
-    """The most new tokens in one choice."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text to continue: its token ids, and the text that `echo` shows."""
-
-    ids: tuple[int, ...]
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """One valid call."""
-
-    prompts: tuple[Prompt, ...]
-    n: int
-    max_tokens: int
-    sampling: Sampling
-    seed: int
-    stop: tuple[str, ...]
-    logprobs: int | None
-    """The number of alternatives to report with each token. None means no log-probabilities at all."""
-    echo: bool
-    stream: bool
-    usage: bool
-    """Whether to report the usage at the end of a stream."""
-    chat: bool
-
-    def requests(self) -> list[Request]:
-        """Return the engine's requests: n for each prompt, in order. There are none if max_tokens is 0."""
-        return [
-            Request(
-                prompt=prompt.ids,
-                max_new_tokens=self.max_tokens,
-                sampling=self.sampling,
-                seed=(self.seed + number) % 2**32,
-                logprobs=self.logprobs,
-                slide=False,
-            )
-            for prompt in self.prompts
-            for number in range(self.n)
-            if self.max_tokens
-        ]
+MOST_STOPS, LONGEST_STOP = 64, 256
+MOST_STOP_IDS, MOST_BIASES = 64, 1024
+# With smaller values than these, float32 arithmetic on logits overflows.
+LEAST_TEMPERATURE, LEAST_PENALTY = 1e-6, 0.01
 
 
 @dataclass(frozen=True)
@@ -116,12 +52,12 @@ class Reader:
         max_tokens = fields.integer(
             "max_tokens", min(DEFAULT_TOKENS, self.limits.tokens), 0, self.limits.tokens
         )
-        if fields.integer("best_of", n, 1, self.limits.choices) != n:
-            raise fields.wrong("best_of", "the same as n")
+        best_of = fields.integer("best_of", n, n, self.limits.choices // len(prompts))
         return self._call(
             fields,
             prompts=prompts,
             n=n,
+            best_of=best_of,
             max_tokens=max_tokens,
             logprobs=logprobs,
             echo=echo,
@@ -149,6 +85,7 @@ class Reader:
             fields,
             prompts=(prompt,),
             n=n,
+            best_of=fields.integer("best_of", n, n, self.limits.choices),
             max_tokens=max_tokens,
             logprobs=alternatives or 0 if reports else None,
             echo=False,
@@ -158,25 +95,32 @@ class Reader:
 
     def _call(self, fields: Fields, **known: Any) -> Call:
         """Return the call, after reading the fields that both routes have."""
-        seed = fields.integer("seed", None, 0, 2**32 - 1)
+        seed = fields.integer("seed", None, -(2**63), 2**63 - 1)
         stream, usage = fields.flag("stream"), _usage(fields)
         if usage is not None and not stream:
             raise fields.wrong("stream_options", "absent unless stream is true")
+        if stream and known["best_of"] > known["n"]:
+            raise fields.wrong("best_of", "the same as n where stream is true")
         call = Call(
             sampling=self._sampling(fields),
-            seed=random.getrandbits(32) if seed is None else seed,
+            seed=random_seed() if seed is None else seed,
             stream=stream,
             usage=bool(usage),
+            stop_ids=fields.ids("stop_token_ids", MOST_STOP_IDS, self.tokenizer.vocab),
+            ignore_end=fields.flag("ignore_eos"),
+            least_tokens=fields.integer("min_tokens", 0, 0, known["max_tokens"]),
+            bias=fields.biases("logit_bias", MOST_BIASES, self.tokenizer.vocab),
             **known,
         )
-        fields.close(IGNORED)
+        fields.close(changes_nothing)
+        call.check_size(self.limits)
         return call
 
     def _sampling(self, fields: Fields) -> Sampling:
         return Sampling(
             temperature=fields.number("temperature", 1.0, LEAST_TEMPERATURE, 2.0, or_zero=True),
-            top_p=fields.number("top_p", 1.0, LEAST_TOP_P, 1.0),
-            top_k=fields.integer("top_k", 0, 0, 2**31 - 1),
+            top_p=fields.number("top_p", 1.0, 0.0, 1.0),
+            top_k=max(0, fields.integer("top_k", 0, -1, 2**31 - 1)),
             min_p=fields.number("min_p", 0.0, 0.0, 1.0),
             repetition_penalty=fields.number("repetition_penalty", 1.0, LEAST_PENALTY, 100.0),
             presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
@@ -273,7 +217,7 @@ def _usage(fields: Fields) -> bool | None:
         raise fields.wrong("stream_options", "an object")
     inner = Fields(options, "stream_options.")
     usage = inner.flag("include_usage")
-    inner.close(("include_obfuscation",))
+    inner.close(lambda name, _: name in ("include_obfuscation", "continuous_usage_stats"))
     return usage
 
 
@@ -285,7 +229,7 @@ def _message(fields: Fields, message: Any) -> tuple[str, str]:
     role = "system" if role == "developer" else role
     if role not in ROLES:
         raise inner.wrong("role", f"one of {', '.join(ROLES)}")
-    inner.close(("name",))
+    inner.close(lambda name, value: name not in SPEAKING or not value)
     if isinstance(content, list):
         content = _joined(content)
     if not isinstance(content, str):

@@ -6,12 +6,13 @@ An error names the field and the rule, and never repeats the value: bodies hold 
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 D = TypeVar("D", int, None)
 # An error repeats the name of an unknown field only if it looks like this.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_ID = re.compile(r"[0-9]{1,9}")
 
 
 class ApiError(Exception):
@@ -118,10 +119,35 @@ class Fields:
             raise self.wrong(name, f"strings of 1 to {longest} characters")
         return tuple(found)
 
-    def close(self, ignored: Collection[str] = ()) -> None:
-        """Raise ApiError if a field is left that nobody asked for and that is not in `ignored`."""
-        for name in self._left:
-            if name not in ignored:
+    def ids(self, name: str, most: int, vocab: int) -> frozenset[int]:
+        """Return the token ids in a list of at most `most`."""
+        value = self.take(name)
+        if value is None:
+            return frozenset()
+        if not isinstance(value, list) or len(value) > most:
+            raise self.wrong(name, f"a list of at most {most} token ids")
+        if not all(type(id) is int and 0 <= id < vocab for id in value):
+            raise self.wrong(name, f"a list of token ids from 0 to {vocab - 1}")
+        return frozenset(value)
+
+    def biases(self, name: str, most: int, vocab: int) -> tuple[tuple[int, float], ...]:
+        """Return the pairs of token id and bias in an object, whose keys are the ids."""
+        value = self.take(name)
+        if value is None:
+            return ()
+        if not isinstance(value, dict) or len(value) > most:
+            raise self.wrong(name, f"an object of at most {most} token ids and numbers")
+        if not all(_ID.fullmatch(id) and int(id) < vocab for id in value):
+            raise self.wrong(name, f"an object whose keys are token ids from 0 to {vocab - 1}")
+        if not all(type(bias) in (int, float) and -100 <= bias <= 100 for bias in value.values()):
+            raise self.wrong(name, "an object whose values are numbers from -100 to 100")
+        found = {int(id): float(bias) for id, bias in value.items()}
+        return tuple(sorted(found.items()))
+
+    def close(self, passed: Callable[[str, Any], bool] = lambda *_: False) -> None:
+        """Raise ApiError if a field is left that nobody asked for, unless it may be `passed` over."""
+        for name, value in self._left.items():
+            if not passed(name, value):
                 shown = self._within + name if _NAME.fullmatch(name) else None
                 raise ApiError(
                     400, f"{shown or 'a field'} is not supported by this server", shown, code="unsupported"

@@ -1,10 +1,11 @@
 """The thread that owns the engine, and how asyncio talks to it.
 
 Only one thread may use the engine. Between two steps this thread takes over what has come in the meantime: as
-many requests as there are free slots, and one text to score. Everything else waits in a queue that the event
-loop can reach, so that what is cancelled leaves it at once. After each step the thread hands the news back in
-a single call of the event loop, and each job has a queue for its own. Such a queue never holds more than the
-tokens of its job. Therefore a reader may be slow: neither the engine nor the other readers wait for it.
+many requests as there are free slots, and one text to score if the last one has been made up for by steps.
+Everything else waits in a queue that the event loop can reach, so that what is cancelled leaves it at once.
+After each step the thread hands the news back in a single call of the event loop, and each job has a queue
+for its own. Such a queue never holds more than the tokens of its job. Therefore a reader may be slow: neither
+the engine nor the other readers wait for it.
 
 `_run` and the methods that it calls run in the engine's thread. All the rest of `Scheduler` runs in the
 thread of the event loop.
@@ -16,107 +17,19 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import NewToken, Request
+from jaxgpt.serving.job import EngineFailed, Job, Text, Work
 
-Scores = list[NewToken]
+MOST_LEAD = 2.0  # seconds; more than that was compiling
 STOP_SECONDS = 5.0  # the thread may take this long to end after it was told to
 
 
 class QueueFull(Exception):
     """More requests would be waiting than are allowed to."""
-
-
-class EngineFailed(Exception):
-    """The engine raised an error or is being stopped: there will be no more tokens."""
-
-
-class Text(NamedTuple):
-    """A text to score, and for how many alternatives at each place."""
-
-    ids: Sequence[int]
-    alternatives: int
-
-
-@dataclass(eq=False)
-class Work:
-    """One thing that the engine is to do, and where it stands among those of its kind in its job."""
-
-    job: "Job"
-    place: int
-    what: Request | Text
-    number: int = 0
-    """The engine's number for a request that it has begun. Only the engine's thread uses it."""
-
-
-class Job:
-    """Some work that belongs together. Leaving its `with` block cancels what has not ended."""
-
-    def __init__(self, scheduler: "Scheduler", requests: Sequence[Request], texts: Sequence[Text]) -> None:
-        self.scores: list[asyncio.Future[Scores]] = [asyncio.Future() for _ in texts]
-        """The result for each text that is to be scored."""
-        self.runs = [Work(self, place, request) for place, request in enumerate(requests)]
-        self.texts = [Work(self, place, text) for place, text in enumerate(texts)]
-        self.left = {*self.runs, *self.texts}
-        """What has not ended."""
-        self._scheduler = scheduler
-        self._news: asyncio.Queue[list[tuple[int, NewToken]] | EngineFailed] = asyncio.Queue()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for score in self.scores:
-            if not score.cancel() and not score.cancelled():
-                score.exception()  # asyncio warns of an exception that nobody has looked at
-        for work in list(self.left):
-            self._scheduler.forget(work)
-
-    async def news(self) -> AsyncIterator[list[tuple[int, NewToken]]]:
-        """Yield what happened to the requests in each step, with their places, until all have ended.
-
-        Raises EngineFailed if the engine fails.
-        """
-        while not (self.left.isdisjoint(self.runs) and self._news.empty()):
-            news = await self._news.get()
-            if isinstance(news, EngineFailed):
-                raise news
-            yield news
-
-    def cancel(self, place: int) -> None:
-        """End the request at this place early."""
-        if (work := self.runs[place]) in self.left:
-            self._scheduler.forget(work)
-
-    def take_news(self, news: list[tuple[Work, NewToken]]) -> None:
-        """Take what the engine wrote. News of requests that were cancelled are dropped."""
-        if news := [(work, new) for work, new in news if work in self.left]:
-            self._news.put_nowait([(work.place, new) for work, new in news])
-        for work, new in news:
-            if new.finish:
-                self._scheduler.ended(work)
-
-    def take_scores(self, work: Work, scores: Scores) -> None:
-        """Take the result for a text."""
-        if work in self.left:
-            self._scheduler.ended(work)
-            self.scores[work.place].set_result(scores)
-
-    def fail(self, error: EngineFailed) -> None:
-        """End everything that is left with an error."""
-        for work in list(self.left):
-            self._scheduler.forget(work)
-        for score in self.scores:
-            if not score.done():
-                score.set_exception(error)
-        self._news.put_nowait(error)
 
 
 class Scheduler:
@@ -144,6 +57,8 @@ class Scheduler:
         # These belong to the engine's thread.
         self._begun: dict[int, Work] = {}
         self._since: float | None = None
+        self._lead = 0.0
+        """By how many seconds scoring has had more time than requests that were running meanwhile."""
 
     def start(self) -> None:
         """Start the thread. The event loop that will use the scheduler must call this while it runs."""
@@ -195,7 +110,8 @@ class Scheduler:
         """Have requests run and texts scored (`Engine.score`). Raises QueueFull unless all of them fit."""
         if self.open + len(requests) + len(texts) > self.most_open:
             raise QueueFull
-        job = Job(self, requests, [Text(ids, alternatives) for ids in texts])
+        scored = [Text(ids, alternatives) for ids in texts]
+        job = Job(requests, scored, ended=self.ended, forget=self.forget)
         if job.left:
             self._jobs.add(job)
         with self._changed:
@@ -236,7 +152,9 @@ class Scheduler:
                 for work in works:
                     self._begin(work)
                 if self._engine.busy:
+                    start = time.monotonic()
                     self._deliver(self._engine.step())
+                    self._lead -= time.monotonic() - start
         except BaseException as error:
             # An engine that has raised is of no use: its cache was given away to the computation that failed.
             logging.getLogger(__name__).critical("the engine failed", exc_info=error)
@@ -266,14 +184,16 @@ class Scheduler:
             taken = list(itertools.islice(self._requests, max(0, free)))
             for work in taken:
                 del self._requests[work]
-            for text in itertools.islice(list(self._texts), 1):  # other clients do not wait for all
+            if self._texts and (self._lead <= 0 or not self._engine.busy):
+                taken.append(text := next(iter(self._texts)))
                 del self._texts[text]
-                taken.append(text)
             return taken
 
     def _begin(self, work: Work) -> None:
         if isinstance(work.what, Text):
+            start = time.monotonic()
             self._tell(work.job.take_scores, work, self._engine.score(*work.what))
+            self._lead = min(MOST_LEAD, time.monotonic() - start)
             return
         try:
             work.number = self._engine.submit(work.what)

@@ -89,7 +89,8 @@ def run(args: ServeArgs) -> None:
         ) from error
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.templates import Plain, template_of
-    from jaxgpt.serving.api import Limits, Reader
+    from jaxgpt.serving.api import Reader
+    from jaxgpt.serving.call import Limits
     from jaxgpt.serving.metrics import Metrics
     from jaxgpt.serving.scheduler import Scheduler
 
