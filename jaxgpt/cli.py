@@ -54,6 +54,8 @@ VERBS = {
     "pretrain": Verb("train a model; the same command again resumes it", "pretrain", None),
     "finetune": Verb("make a trained model solve a problem, from examples of it", "finetune", None),
     "classify": Verb("put texts into classes with a trained classifier", "classify", "ClassifyArgs"),
+    "answer": Verb("have a model answer a file of questions", "answer", "AnswerArgs"),
+    "judge": Verb("have another model score answers", "judge", "JudgeArgs"),
     "generate": Verb("continue a text with a trained model", "generate", "GenerateArgs"),
     "evaluate": Verb("score a model on text and on tasks", "evaluate", "EvaluateArgs"),
     "chat": Verb("talk with a model in the terminal", "chat", "ChatArgs"),
@@ -69,7 +71,7 @@ RECIPES: dict[str, tuple[Callable[[], RunConfig], str]] = {
     ),
     "finetune": (
         ClassifyConfig,
-        "Train a classifier from labelled texts. The same command again resumes the run where it stopped.",
+        "Train a model to classify texts or to follow instructions. The same command again resumes the run.",
     ),
 }
 

@@ -15,13 +15,10 @@ from jaxgpt.display import Progress, no_progress, waiting
 from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.ngram import ngram_losses
 from jaxgpt.evaluation.report import refresh_report
+from jaxgpt.evaluation.sample import sampler
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.inference.defaults import TEMPERATURE, TOP_K
-from jaxgpt.inference.engine import Engine
-from jaxgpt.inference.requests import Request
 from jaxgpt.inference.sampling import Sampling
-from jaxgpt.inference.served import Served
-from jaxgpt.inference.texts import pieces_of
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.batches import TrainingBatches, ValidationBatches
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
@@ -128,7 +125,7 @@ def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: 
                 own,
                 tokenizer=recipe.data.tokenizer,
                 val_fraction=recipe.data.val_fraction,
-                progress=_stoppable(progress, stop),
+                progress=stop.checked(progress),
                 tell=tell,
             )
 
@@ -142,16 +139,6 @@ def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: 
             fix="give the run the text that it began with, or name another --out-dir",
         ) from error
     return own
-
-
-def _stoppable(progress: Progress, stop: Stop) -> Progress:
-    """The same display; to show something raises StopRequested where the run is asked to end."""
-
-    def show(what: str, done: int, total: int | None) -> None:
-        stop.check()
-        progress(what, done, total)
-
-    return show
 
 
 def _baselines(train: TokenStream, val: TokenStream, vocab: int, tell: Tell) -> dict[str, Any]:
@@ -176,7 +163,7 @@ def _events(
     """The events of pretraining: a validation loss and a sample every `eval_every` steps."""
     model = recipe.model
     batches = ValidationBatches(val, context=model.context, sequences=recipe.batch, vocab=model.vocab)
-    show = _stoppable(progress, stop)
+    show = stop.checked(progress)
     between = functools.partial(show, "evaluating")
     evaluate = validation_loss(loss, batches, mesh, limit=recipe.eval_batches, between=between)
 
@@ -185,18 +172,15 @@ def _events(
         row = {"val_loss": evaluate(state.params)}
         return row if average is None else row | {"average_val_loss": evaluate(average)}
 
-    prompt = tuple(tokenizer.prompt_ids(recipe.sample_prompt))
-    request = Request(prompt=prompt, max_new_tokens=recipe.sample_tokens, sampling=SAMPLE)
-
-    def write_sample(state: TrainState) -> dict[str, Any]:
-        served = Served.of(dataclasses.replace(model, dropout=0.0), state.params)
-        engine, text = Engine(served, slots=1, ends=tokenizer.ends), recipe.sample_prompt
-        for number, piece in enumerate(pieces_of(engine, [request], tokenizer)):
-            show("writing a sample", number, recipe.sample_tokens)
-            text += piece.text
-        progress("writing a sample", recipe.sample_tokens, recipe.sample_tokens)
-        return {"sample": text}
-
+    write_sample = sampler(
+        model,
+        tokenizer,
+        tokenizer.prompt_ids(recipe.sample_prompt),
+        shown=recipe.sample_prompt,
+        tokens=recipe.sample_tokens,
+        sampling=SAMPLE,
+        show=show,
+    )
     events = [Event("val_loss", recipe.eval_every, measure)]
     if recipe.sample_tokens and jax.process_count() == 1:  # the engine runs on one host
         events.append(Event("sample", recipe.eval_every, write_sample))

@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import hosts
-from jaxgpt.config import ClassifyConfig, RunConfig, TrainConfig, load_recipe, stated_in, with_settings
+from jaxgpt.config import (
+    ClassifyConfig,
+    InstructConfig,
+    RunConfig,
+    TrainConfig,
+    load_recipe,
+    stated_in,
+    with_settings,
+)
 from jaxgpt.display import NotebookDisplay, Progress, TrainingDisplay, in_notebook, no_progress
 from jaxgpt.finetuning.classify import classification
+from jaxgpt.finetuning.instruct import instruction_tuning
 from jaxgpt.language_model import LanguageModel, load
 from jaxgpt.pretraining import Tell, pretraining
 from jaxgpt.training.metrics import METRICS_FILE, read_rows
@@ -105,10 +114,13 @@ def task_for(
 ) -> tuple[RunConfig, Task]:
     """The task that a recipe describes, and the recipe with what its data and its model decide.
 
-    Raises what the tasks raise: `pretraining.pretraining` and `finetuning.classify.classification`.
+    Raises what the tasks raise: `pretraining.pretraining`, `finetuning.classify.classification` and
+    `finetuning.instruct.instruction_tuning`.
     """
     if isinstance(recipe, ClassifyConfig):
         return classification(recipe, tell=tell, stated=stated)
+    if isinstance(recipe, InstructConfig):
+        return instruction_tuning(recipe, tell=tell, stated=stated, progress=progress)
     assert isinstance(recipe, TrainConfig), "these are all kinds of recipes"
     return pretraining(recipe, tell=tell, stated=stated, progress=progress)
 

@@ -11,8 +11,8 @@ import pytest
 import jaxgpt
 from jaxgpt.cli import main
 from jaxgpt.config import ClassifyConfig, read_config
+from jaxgpt.finetuning.chosen import chosen_of
 from jaxgpt.finetuning.classifier import load_classifier
-from jaxgpt.finetuning.classify import chosen_of
 from jaxgpt.training.metrics import read_rows
 from jaxgpt.training.trainable import EVERYTHING, Chosen
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_said_or_done_is_refused(
 
 def test_which_parameters_train() -> None:
     def chosen(**settings: object) -> Chosen:
-        return chosen_of(ClassifyConfig(**settings))  # type: ignore[arg-type]
+        return chosen_of(ClassifyConfig(**settings), always="score/.*")  # type: ignore[arg-type]
 
     assert chosen(trains="all") == EVERYTHING
     assert chosen(trains="head") == Chosen(pattern="score/.*")

@@ -47,6 +47,14 @@ def test_packed_by_hand() -> None:
     assert batch.segments_BT.tolist() == [[1, 1, 1, 2, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]
 
 
+def test_tokens_between_two_answers_are_read_and_not_scored() -> None:
+    example = Example([1, 2, 3, 4, 5, 6], 1, gaps=[(2, 4)])  # 3 and 4 are a question between two answers
+    assert padded([example], 6).weights_BT.tolist() == [[1, 0, 0, 1, 1, 0]]
+    batch = packed([EXAMPLES[1], example], 6)
+    assert batch.weights_BT.tolist() == [[1, 1, 0, 0, 1, 1]]
+    assert batch.targets_BT.tolist() == [[6, 2, 3, 4, 5, 6]]
+
+
 def test_packing_loses_nothing_and_takes_few_rows() -> None:
     examples = drawn(200, 61, 33)
     batch = packed(examples, 64)
@@ -61,7 +69,7 @@ def test_packing_loses_nothing_and_takes_few_rows() -> None:
             start = len(ids) - int(weights_T[columns].sum())
             assert weights_T[columns].tolist() == [0] * (start - 1) + [1] * (len(ids) - start)
             found.append((ids, start))
-    assert sorted(found) == sorted((list(ids), start) for ids, start in examples)
+    assert sorted(found) == sorted((list(example.ids), example.start) for example in examples)
 
 
 @pytest.mark.parametrize("position", ["learned", "rotary", "alibi"])

@@ -14,7 +14,7 @@ from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.served import Served
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.serving.page import HTML
-from jaxgpt.verbs import chat, evaluate, generate, serve
+from jaxgpt.verbs import answer, chat, evaluate, generate, serve
 from jaxgpt.verbs.flags import EngineFlags, SamplingFlags
 
 
@@ -38,7 +38,13 @@ def _evaluate(folder: Path, examples: Path) -> None:
     evaluate.run(evaluate.EvaluateArgs(model=str(folder), examples=examples, shots=0))
 
 
-@pytest.mark.parametrize("verb", [_generate, _chat, _serve, _evaluate])
+def _answer(folder: Path, examples: Path) -> None:
+    questions = examples.with_name("questions.jsonl")
+    questions.write_text('{"instruction": "a", "output": "b"}\n')
+    answer.run(answer.AnswerArgs(model=str(folder), file=questions, out=examples.with_name("answers.json")))
+
+
+@pytest.mark.parametrize("verb", [_generate, _chat, _serve, _evaluate, _answer])
 def test_every_verb_that_writes_text_ends_it_where_the_tokenizer_says(
     verb: Callable[[Path, Path], None],
     lm: LanguageModel,
@@ -50,13 +56,13 @@ def test_every_verb_that_writes_text_ends_it_where_the_tokenizer_says(
     given: list[Any] = []
 
     def build(self: Engine, served: Served, **settings: Any) -> None:
-        given.append(settings.get("end"))
+        given.append(settings.get("ends"))
         raise Built
 
     monkeypatch.setattr(Engine, "__init__", build)
     with pytest.raises(Built):
         verb(lm_folder, tmp_path / "a.jsonl")
-    assert given == [lm.tokenizer.end_of_text] == [256]
+    assert given == [lm.ends] == [{256}]
 
 
 def test_text_is_drawn_alike_in_python_on_the_command_line_and_on_the_page() -> None:

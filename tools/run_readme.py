@@ -37,6 +37,10 @@ LABELLED = [
     for number in range(40)
     for label, text in (("spam", "Win a free prize, call"), ("ham", "See you at"))
 ]
+DIALOGUES = [
+    {"instruction": f"Double {number}.", "output": f"{number} and {number} are {2 * number}."}
+    for number in range(40)
+]
 PATIENCE = 3600.0  # seconds for a command
 SERVER = "http://127.0.0.1:8000/health"
 
@@ -93,6 +97,7 @@ def main(args: Args) -> None:
         subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
         (folder / "austen.txt").write_bytes(args.text.read_bytes())
         (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+        (folder / "dialogues.json").write_text(json.dumps(DIALOGUES))
         (folder / "texts.csv").write_text(
             "label,text\n" + "".join(f"{label},{text}\n" for label, text in LABELLED)
         )

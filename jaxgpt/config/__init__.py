@@ -1,6 +1,12 @@
 """Settings: frozen dataclasses that are checked when they are made. Nothing here imports JAX."""
 
-from jaxgpt.config.finetuning import ClassifyConfig, LabelledConfig
+from jaxgpt.config.finetuning import (
+    ClassifyConfig,
+    DialogueConfig,
+    FinetuneConfig,
+    InstructConfig,
+    LabelledConfig,
+)
 from jaxgpt.config.model import GPTConfig
 from jaxgpt.config.reading import (
     CONFIG_FILE,
@@ -22,7 +28,10 @@ __all__ = [
     "CONFIG_FILE",
     "ClassifyConfig",
     "DataConfig",
+    "DialogueConfig",
+    "FinetuneConfig",
     "GPTConfig",
+    "InstructConfig",
     "LabelledConfig",
     "MeshConfig",
     "OptimConfig",

@@ -25,38 +25,44 @@ class LabelledConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.test_fraction < 1 - self.val_fraction,
-            "data.test_fraction",
-            self.test_fraction,
-            f"at least 0 and less than {1 - self.val_fraction:g}, so that texts are left to train on",
-        )
+        _check_test_fraction(self.test_fraction, self.val_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyConfig(RunConfig):
-    """The settings of a run that trains a classifier: a head on a given model, and parts of the model."""
+class DialogueConfig(SourceConfig):
+    """Examples of how questions are to be answered, and how they are divided."""
 
-    unit: ClassVar[str] = "text"
+    path: str = "dialogues.json"
+    """A JSON or JSONL file of dialogues.
+    A row has instruction, input and output as in the book, OpenAI's messages or ShareGPT's conversations."""
+    val_fraction: float = 0.05
+    """Share of the dialogues that is kept for validation."""
+    test_fraction: float = 0.1
+    """Share of the dialogues that the run keeps for `jaxgpt answer`, in test.jsonl."""
+    shuffle: bool = True
+    """Whether the dialogues are shuffled before they are divided.
+    Otherwise the file's first dialogues train, the next are for the test, and the last for validation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_test_fraction(self.test_fraction, self.val_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunConfig):
+    """What the settings of all runs that begin with a trained model have in common."""
+
     steps: int = 0
     """Number of optimizer steps in the whole run. 0 means as many as the epochs take."""
     epochs: float = 5
-    """How often each training text is read, where steps is 0."""
+    """How often each training example is read, where steps is 0."""
     eval_every: int = 50
-    """Number of steps from one evaluation on the validation texts to the next. 0 means none."""
-    out_dir: str = "runs/classifier"
-    """Directory of the run. If it holds an unfinished run, that run is resumed."""
-    reads: Literal["last", "first", "mean", "end"] = "last"
-    """What the head reads of a text: its last token, its first one, or the mean over its tokens.
-    end is the end of the padded row instead, so that padding changes what the model finds."""
-    trains: str = "last-block"
-    """What trains besides the head: head (nothing), last-block (and the last LayerNorm), or all.
+    """Number of steps from one evaluation on the validation examples to the next. 0 means none."""
+    trains: str = "all"
+    """What trains: head (of the model itself, nothing), last-block (and the last LayerNorm), or all.
     Anything else is a regular expression for the paths of parameters, such as h/mlp/.*"""
     layers: str | None = None
     """Layers of the blocks that train, as first:end, such as 10:12. None means what `trains` says."""
-    labels: tuple[str, ...] = ()
-    """The labels in the order of their classes. Empty means those of the data, in alphabetical order."""
-    data: LabelledConfig = field(default_factory=LabelledConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(learning_rate=5e-5, schedule="constant", warmup_steps=0)
     )
@@ -67,3 +73,56 @@ class ClassifyConfig(RunConfig):
         require(self.epochs > 0, "epochs", self.epochs, "greater than 0")
         span = self.layers is None or re.fullmatch(r"\d+:\d+", self.layers) is not None
         require(span, "layers", self.layers, "two numbers such as 10:12", fix="write first:end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(FinetuneConfig):
+    """The settings of a run that trains a classifier: a head on a given model, and parts of the model."""
+
+    unit: ClassVar[str] = "text"
+    seen: ClassVar[str] = "texts"
+    out_dir: str = "runs/classifier"
+    """Directory of the run. If it holds an unfinished run, that run is resumed."""
+    reads: Literal["last", "first", "mean", "end"] = "last"
+    """What the head reads of a text: its last token, its first one, or the mean over its tokens.
+    end is the end of the padded row instead, so that padding changes what the model finds."""
+    trains: str = "last-block"
+    """What trains besides the head: head (nothing), last-block (and the last LayerNorm), or all.
+    Anything else is a regular expression for the paths of parameters, such as h/mlp/.*"""
+    labels: tuple[str, ...] = ()
+    """The labels in the order of their classes. Empty means those of the data, in alphabetical order."""
+    data: LabelledConfig = field(default_factory=LabelledConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructConfig(FinetuneConfig):
+    """The settings of a run that teaches a model to follow instructions, from dialogues."""
+
+    seen: ClassVar[str] = "rows"
+    epochs: float = 2
+    """How often each training dialogue is read, where steps is 0."""
+    out_dir: str = "runs/instruct"
+    """Directory of the run. If it holds an unfinished run, that run is resumed."""
+    template: str = "instruction"
+    """How a dialogue is written: instruction (Alpaca's template), phi3, or a file with a Jinja template.
+    `chat` and `serve` then write in the same way to the model that was trained."""
+    answers_only: bool = True
+    """Whether the loss counts only the tokens of the answers. Otherwise it counts the questions as well."""
+    pack: bool = False
+    """Whether several dialogues share a row of the model's context. They do not see one another.
+    Otherwise each has a row of its own, which is padded."""
+    sample_tokens: int = 100
+    """Length of the sample answer that each evaluation writes, in tokens. 0 means no sample."""
+    loss_chunk: int = 0
+    """Number of positions whose logits are computed at a time, to save memory. 0 means all at once."""
+    data: DialogueConfig = field(default_factory=DialogueConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sample_tokens", "loss_chunk"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+
+def _check_test_fraction(test: float, val: float) -> None:
+    rule = f"at least 0 and less than {1 - val:g}, so that something is left to train on"
+    require(0 <= test < 1 - val, "data.test_fraction", test, rule)

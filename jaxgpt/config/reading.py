@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxgpt.config.checks import field_types, fits, spelled
-from jaxgpt.config.finetuning import ClassifyConfig
+from jaxgpt.config.finetuning import ClassifyConfig, InstructConfig
 from jaxgpt.config.recipe import RunConfig, TrainConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.files import write_atomically
@@ -24,7 +24,11 @@ FORMAT = 1
 """The format number of config.json. Version 0.1.0 wrote format 0: the same content, without a number."""
 PACKAGE = Path(__file__).parent.parent
 # The tasks that a run can have, by the names that recipes give them. Without a name it is pretraining.
-TASKS: dict[str, type[RunConfig]] = {"pretrain": TrainConfig, "classify": ClassifyConfig}
+TASKS: dict[str, type[RunConfig]] = {
+    "pretrain": TrainConfig,
+    "classify": ClassifyConfig,
+    "instruct": InstructConfig,
+}
 
 T = TypeVar("T")
 R = TypeVar("R", bound=RunConfig)

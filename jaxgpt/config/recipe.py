@@ -121,6 +121,8 @@ class RunConfig:
 
     unit: ClassVar[str] = "token"
     """What the loss is the mean of: of each token, or of each text."""
+    seen: ClassVar[str] = "tokens"
+    """What `seen_per_step` counts."""
 
     steps: int = 1000
     """Number of optimizer steps in the whole run."""
@@ -177,7 +179,7 @@ class RunConfig:
 
     @property
     def seen_per_step(self) -> int:
-        """The number of units that an optimizer step sees."""
+        """How much an optimizer step sees, counted in what `seen` says."""
         return self.sequences
 
 

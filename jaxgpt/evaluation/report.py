@@ -84,7 +84,7 @@ def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> str:
         ("vocabulary", f"{model.vocab:,} tokens ({name})"),
         ("data", config.data.path),
         ("steps", f"{steps:,} of {config.steps:,}"),
-        (f"{config.unit}s", f"{steps * config.seen_per_step:,} ({config.seen_per_step:,} a step)"),
+        (config.seen, f"{steps * config.seen_per_step:,} ({config.seen_per_step:,} a step)"),
         ("batch", f"{config.sequences:,} sequences ({config.batch} x {config.accumulate})"),
         ("learning rate", f"{config.optim.learning_rate:g} at most, {config.optim.schedule}"),
         ("seed", f"{config.seed}"),

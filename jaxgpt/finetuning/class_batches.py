@@ -1,12 +1,12 @@
 """Texts with a class each, as batches: padded on the right, to few different lengths. NumPy alone."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgpt.text.order import shuffled
 from jaxgpt.text.tokenizer import Tokenizer
 
 SHORTEST = 16  # the smallest length that rows are padded to, in tokens
@@ -88,15 +88,6 @@ class TrainingTexts:
 
     def rows(self, step: int, start: int, stop: int) -> TextBatch:
         """Rows `start` to `stop` - 1 of the batch of a step, which is counted from 0."""
-        numbers = [self._number(step * self._sequences + row) for row in range(self._sequences)]
+        places = range(step * self._sequences, (step + 1) * self._sequences)
+        numbers = shuffled(places, len(self._data.ids), self._seed)
         return self._form.batch(self._data, numbers[start:stop], self._form.length_for(self._data, numbers))
-
-    def _number(self, place: int) -> int:
-        """The text at this place of the sequence."""
-        epoch, within = divmod(place, len(self._data.ids))
-        return int(_order(self._seed, epoch, len(self._data.ids))[within])
-
-
-@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)

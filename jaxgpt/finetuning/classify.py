@@ -15,6 +15,7 @@ from jaxgpt.config import ClassifyConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.classes import Confusion
 from jaxgpt.evaluation.report import refresh_report
+from jaxgpt.finetuning.chosen import chosen_of, steps_of
 from jaxgpt.finetuning.class_batches import Encoded, Rows, TrainingTexts, encoded, padding_of
 from jaxgpt.finetuning.class_head import class_loss, mean_loss, predictor
 from jaxgpt.parallel import mesh_of
@@ -35,10 +36,8 @@ from jaxgpt.training.loop import Event
 from jaxgpt.training.state import TrainState, training_model
 from jaxgpt.training.stop import Stop
 from jaxgpt.training.task import Task, TrainingData
-from jaxgpt.training.trainable import EVERYTHING, Chosen
 
 Tell = Callable[[str], None]
-TRAINS = {"head": "", "last-block": "h/.*|ln_f/.*", "all": ".*"}
 
 
 class LabelledData(NamedTuple):
@@ -80,8 +79,7 @@ def classification(
             notes.append(f"{cut:,} {part} texts are longer than the model reads, and their ends are left out")
     for text in notes:
         tell(text)
-    steps = config.steps or max(1, round(config.epochs * len(data.train.ids) / config.sequences))
-    config = dataclasses.replace(config, steps=steps)
+    config = dataclasses.replace(config, steps=steps_of(config, len(data.train.ids)))
     mesh = mesh_of(config.mesh)
     return config, _task(config, tokenizer, data, mesh)
 
@@ -115,23 +113,11 @@ def _task(config: ClassifyConfig, tokenizer: Tokenizer, data: LabelledData, mesh
         model=model,
         loss=class_loss(model, config.reads),
         tokenizer=tokenizer,
-        chosen=chosen_of(config),
+        chosen=chosen_of(config, always="score/.*"),
         tokens_per_step=tokens * config.sequences,
         open_data=open_data,
         report=refresh_report,
     )
-
-
-def chosen_of(config: ClassifyConfig) -> Chosen:
-    """Which parameters train. The head always does."""
-    pattern, last = TRAINS.get(config.trains, config.trains), config.model.layers
-    layers = (last - 1, last) if config.trains == "last-block" else None
-    if config.layers is not None:
-        first, _, end = config.layers.partition(":")
-        layers = int(first), int(end)
-    if pattern == ".*" and layers is None:
-        return EVERYTHING
-    return Chosen(pattern=f"score/.*|{pattern}" if pattern else "score/.*", layers=layers)
 
 
 def _split(config: ClassifyConfig) -> tuple[Split, list[str]]:

@@ -1,7 +1,7 @@
-"""Texts of which only an end is scored, as batches: padded, one a row, or packed, several a row. NumPy alone.
+"""Texts of which only parts are scored, as batches: padded, one a row, or packed, several a row. NumPy alone.
 
-A prompt and its answer, or a text and its label, are one `Example`: all the ids, and where the scored part
-starts. What stands before it is read but weighs nothing.
+A prompt and its answer, or a conversation, are one `Example`: all the ids, and which of them are scored. The
+others are read but weigh nothing.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,8 @@ class Example(NamedTuple):
     ids: Sequence[int]
     start: int
     """The index of the first token that is scored. The token at index 0 never is: nothing predicts it."""
+    gaps: Sequence[tuple[int, int]] = ()
+    """Where the tokens stand, (begin, end), that are not scored although they come after the start."""
 
     @property
     def length(self) -> int:
@@ -53,16 +55,38 @@ def packed(examples: Sequence[Example], length: int) -> Batch:
     another; the positions of each begin at 0. Raises DataError for examples that do not fit.
     """
     _check(examples, length)
-    places = _first_fit([example.length for example in examples], length)
-    rows = max((row for row, _ in places), default=-1) + 1
-    batch = _empty(rows, length)
-    positions_BT, segments_BT = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
-    count = [0] * rows
-    for example, (row, column) in zip(examples, places, strict=True):
-        _write(batch, row, column, example)
-        count[row] += 1
-        positions_BT[row, column : column + example.length] = np.arange(example.length)
-        segments_BT[row, column : column + example.length] = count[row]
+    groups = first_fit([example.length for example in examples], length)
+    return side_by_side([[examples[number] for number in group] for group in groups], length)
+
+
+def first_fit(lengths: Sequence[int], length: int) -> list[list[int]]:
+    """Which examples, by their numbers, share each row of `length` predictions.
+
+    Each goes into the first row that has room for it, or into a new one.
+    """
+    taken_B = np.zeros(len(lengths), np.int64)  # as many rows as can be needed
+    groups: list[list[int]] = []
+    for number, needed in enumerate(lengths):
+        row = int(np.argmax(taken_B + needed <= length))
+        if row == len(groups):
+            groups.append([])
+        groups[row].append(number)
+        taken_B[row] += needed
+    return groups
+
+
+def side_by_side(groups: Sequence[Sequence[Example]], length: int) -> Batch:
+    """A row of `length` predictions for each group of examples, as `packed` writes it. They must fit."""
+    shape = len(groups), length
+    batch, positions_BT, segments_BT = _empty(*shape), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for row, group in enumerate(groups):
+        column = 0
+        for segment, example in enumerate(group, start=1):
+            end = column + example.length
+            _write(batch, row, column, example)
+            positions_BT[row, column:end] = np.arange(example.length)
+            segments_BT[row, column:end] = segment
+            column = end
     return batch._replace(positions_BT=positions_BT, segments_BT=segments_BT)
 
 
@@ -77,17 +101,8 @@ def _write(batch: Batch, row: int, column: int, example: Example) -> None:
     batch.inputs_BT[row, column:end] = example.ids[:-1]
     batch.targets_BT[row, column:end] = example.ids[1:]
     batch.weights_BT[row, column + max(example.start - 1, 0) : end] = 1
-
-
-def _first_fit(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """Where each example goes, (row, column): the first row that has room for it, or a new one."""
-    taken_B = np.zeros(len(lengths), np.int64)  # as many rows as can be needed
-    places = []
-    for needed in lengths:
-        row = int(np.argmax(taken_B + needed <= length))
-        places.append((row, int(taken_B[row])))
-        taken_B[row] += needed
-    return places
+    for begin, stop in example.gaps:  # the prediction of a token stands in the column before its own
+        batch.weights_BT[row, column + max(begin - 1, 0) : column + stop - 1] = 0
 
 
 def _check(examples: Sequence[Example], length: int) -> None:

@@ -133,7 +133,7 @@ def _train(
     programs = StepPrograms(compile_step(step, state, mesh))
     with waiting("compiling the training step", tell):
         programs.of(state, batch_at(start))
-    write_settings(folder, recipe, task.tokenizer, found, tell)  # until here nothing was changed
+    write_settings(folder, recipe, task.tokenizer, found, tell, task.files)  # until here nothing was changed
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
             stack.enter_context(recorded(folder, start, since))

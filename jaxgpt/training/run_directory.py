@@ -9,8 +9,9 @@ import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import filelock
@@ -20,6 +21,7 @@ from jax.sharding import Mesh
 from jaxgpt import hosts
 from jaxgpt.config import RunConfig, save_config
 from jaxgpt.errors import BusyError, unwritable
+from jaxgpt.files import write_atomically
 from jaxgpt.parallel import abstract, shardings
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, read_rows
@@ -66,9 +68,15 @@ def _acquire(lock: filelock.FileLock, folder: Path) -> None:
 
 
 def write_settings(
-    folder: Path, recipe: RunConfig, tokenizer: Tokenizer, found: Found | None, tell: Callable[[str], None]
+    folder: Path,
+    recipe: RunConfig,
+    tokenizer: Tokenizer,
+    found: Found | None,
+    tell: Callable[[str], None],
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Write the settings and the tokenizer of a run that begins, or that continues what was found.
+    """Write the settings of a run that begins, or that continues what was found, with the tokenizer and the
+    task's own `files`.
 
     Rows of the log beyond the step where the run continues are removed. The log of an attempt that saved
     nothing is kept under another name. Raises StorageError when something cannot be written.
@@ -83,6 +91,9 @@ def write_settings(
                 _append_changes(folder, found, recipe)
             if found is None or not (folder / TOKENIZER_FILE).is_file():
                 tokenizer.save_in(folder)
+            for name, content in files.items():
+                if found is None or not (folder / name).is_file():
+                    write_atomically(folder / name, content)
             if found is None or found.recipe != recipe:
                 save_config(recipe, folder)
         except OSError as error:

@@ -9,6 +9,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
+from jaxgpt.display import Progress
 from jaxgpt.interrupt import hearing, is_alone, leave
 
 
@@ -33,6 +34,15 @@ class Stop:
         """Raise StopRequested if a signal has come and this is the only process; see `agreed`."""
         if self.signal is not None and jax.process_count() == 1:
             raise StopRequested
+
+    def checked(self, progress: Progress) -> Progress:
+        """The same display; to show something raises StopRequested where the run is asked to end."""
+
+        def show(what: str, done: int, total: int | None) -> None:
+            self.check()
+            progress(what, done, total)
+
+        return show
 
     def agreed(self, step: int) -> bool:
         """Whether to stop after this step. Several processes all get the same answer for the same step.

@@ -4,8 +4,8 @@ Pretraining is one task. Anything else that trains a model by gradient steps is 
 (`training.run`) is the same for all of them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Task:
     loss: Loss
     tokenizer: Tokenizer
     """The tokenizer of the data. It is written into the run directory."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Other files that a new run writes into its directory, by their names."""
     chosen: Chosen = EVERYTHING
     """Which parameters train."""
     tokens_per_step: int

@@ -1,0 +1,181 @@
+"""Instruction tuning as a task: dialogues in a template, the loss of their answers, and a sample answer."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jaxgpt.config import InstructConfig
+from jaxgpt.display import Progress, no_progress
+from jaxgpt.errors import DataError
+from jaxgpt.evaluation.report import refresh_report
+from jaxgpt.evaluation.sample import sampler
+from jaxgpt.evaluation.validation import validation_loss
+from jaxgpt.finetuning.chosen import chosen_of, steps_of
+from jaxgpt.finetuning.dialogue_batches import DialogueRows, Encoded, OrderedRows, TrainingRows, encode
+from jaxgpt.inference.sampling import Sampling
+from jaxgpt.inference.templates import Plain, Template, template_of
+from jaxgpt.parallel import mesh_of
+from jaxgpt.text.dialogues import Dialogue, Dialogues, divided, leaks, read_dialogues, row_of
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training.initial import with_architecture
+from jaxgpt.training.loop import Event
+from jaxgpt.training.loss import Loss, next_token_loss
+from jaxgpt.training.state import TrainState, training_model
+from jaxgpt.training.stop import Stop
+from jaxgpt.training.task import Task, TrainingData
+
+Tell = Callable[[str], None]
+TEST_FILE = "test.jsonl"
+GREEDY = Sampling(temperature=0.0)
+
+
+class DialogueData(NamedTuple):
+    """The dialogues of a run."""
+
+    train: DialogueRows
+    val: DialogueRows
+    question: list[int]
+    """The ids of the first validation question, which the samples answer."""
+    test: Sequence[Dialogue]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the examples."""
+        return hashlib.sha256((self.train.fingerprint + self.val.fingerprint).encode()).hexdigest()
+
+
+def instruction_tuning(
+    config: InstructConfig, *, tell: Tell, stated: Collection[str] = (), progress: Progress = no_progress
+) -> tuple[InstructConfig, Task]:
+    """The recipe, with the steps of its epochs, and the task that it describes.
+
+    The model that the run begins with decides the architecture; `stated` are the settings that a person gave
+    by name, which must not differ from it. Raises what `read_dialogues` and `divided` raise, and DataError
+    where no training answer fits the context.
+    """
+    config = with_architecture(config, stated, tell)
+    parts, notes = _split(config)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    template = template_of(tokenizer, config.template, config.init_from or "", None) or Plain(tokenizer)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=tokenizer.vocab))
+    train, val = (_encoded(each, config, template, tokenizer) for each in (parts.train, parts.val))
+    for text in [*notes, *_counts(train, "train"), *_counts(val, "val")]:
+        tell(text)
+    context = config.model.context
+    if not train.examples:
+        raise DataError(
+            "nothing to train on",
+            path=config.data.path,
+            why=f"no answer begins within the model's context of {context} tokens",
+            fix="begin with a model of a longer context, or give shorter dialogues",
+        )
+    data = DialogueData(
+        train=DialogueRows(train.examples, context=context, pack=config.pack, seed=config.seed),
+        val=DialogueRows(val.examples, context=context, pack=False),
+        question=_question(parts.val[0], template) if parts.val else [],
+        test=parts.test,
+    )
+    if config.pack:
+        count = f"{len(train.examples):,} dialogues"
+        tell(f"packed: {len(data.train):,} rows of {context} tokens hold the {count}")
+    config = dataclasses.replace(config, steps=steps_of(config, len(data.train)))
+    return config, _task(config, tokenizer, template, data, progress)
+
+
+def _split(config: InstructConfig) -> tuple[Dialogues, list[str]]:
+    """The dialogues, divided, and sentences about what was noticed."""
+    data, path = config.data, Path(config.data.path)
+    dialogues, notes = read_dialogues(path)
+    seed = config.seed if data.shuffle else None
+    parts = divided(dialogues, val=data.val_fraction, test=data.test_fraction, seed=seed, path=path)
+    return parts, notes + leaks(parts)
+
+
+def _counts(part: Encoded, name: str) -> list[str]:
+    """Sentences about how many dialogues there are to train on, or to measure."""
+    told = [f"{name}: {len(part.examples):,} dialogues"]
+    if part.cut:
+        told.append(f"{part.cut:,} {name} dialogues are longer than the context, and their ends are left out")
+    if part.left_out:
+        told.append(f"{part.left_out:,} {name} dialogues are left out: no answer fits the context")
+    return told
+
+
+def _encoded(
+    dialogues: Sequence[Dialogue], config: InstructConfig, template: Template, tokenizer: Tokenizer
+) -> Encoded:
+    return encode(
+        dialogues, template, tokenizer, context=config.model.context, answers_only=config.answers_only
+    )
+
+
+def _task(
+    config: InstructConfig, tokenizer: Tokenizer, template: Template, data: DialogueData, progress: Progress
+) -> Task:
+    mesh = mesh_of(config.mesh)
+    model = training_model(config.model, mesh, remat=config.remat, blocks=config.blocks)
+    loss = next_token_loss(model, chunk=config.loss_chunk)
+    training = TrainingRows(data.train, sequences=config.sequences, seed=config.seed)
+
+    def open_data(_: Path, stop: Stop) -> TrainingData:
+        show = stop.checked(progress)
+        events = _events(config, loss, tokenizer, data, mesh, show) if config.eval_every else []
+        return TrainingData(fingerprint=data.fingerprint, rows=training.rows, events=events)
+
+    return Task(
+        mesh=mesh,
+        model=model,
+        loss=loss,
+        tokenizer=tokenizer,
+        chosen=chosen_of(config),
+        tokens_per_step=data.train.tokens // len(data.train) * config.sequences,
+        open_data=open_data,
+        report=refresh_report,
+        files=template.files() | {TEST_FILE: "".join(map(_line, data.test)).encode()},
+    )
+
+
+def _events(
+    config: InstructConfig, loss: Loss, tokenizer: Tokenizer, data: DialogueData, mesh: Mesh, show: Progress
+) -> list[Event]:
+    """A validation loss and a sample answer every `eval_every` steps, if there are validation dialogues."""
+    if not len(data.val):
+        return []
+    batches = OrderedRows(data.val, sequences=config.batch)
+    evaluate = validation_loss(loss, batches, mesh, between=functools.partial(show, "evaluating"))
+
+    def measure(state: TrainState) -> dict[str, Any]:
+        return {"val_loss": evaluate(state.params)}
+
+    events = [Event("val_loss", config.eval_every, measure)]
+    if config.sample_tokens and jax.process_count() == 1:  # the engine runs on one host
+        write = sampler(
+            config.model,
+            tokenizer,
+            data.question,
+            shown=tokenizer.decode(data.question),
+            tokens=config.sample_tokens,
+            sampling=GREEDY,
+            show=show,
+        )
+        events.append(Event("sample", config.eval_every, write))
+    return events
+
+
+def _question(dialogue: Dialogue, template: Template) -> list[int]:
+    """The ids of what is said up to the first answer."""
+    asked = itertools.takewhile(lambda message: message.role != "assistant", dialogue)
+    return template.ids([(message.role, message.said(template.joint)) for message in asked])
+
+
+def _line(dialogue: Dialogue) -> str:
+    return json.dumps(row_of(dialogue), ensure_ascii=False) + "\n"

@@ -1,0 +1,99 @@
+"""`jaxgpt answer`: a model's answers to the questions of a file, written beside the right ones."""
+
+import json
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxgpt.errors import ConfigError, StorageError, unwritable
+from jaxgpt.verbs.flags import EngineFlags, SamplingFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerArgs(SamplingFlags, EngineFlags):
+    """Have MODEL answer every question of FILE, and write its answers beside the right ones.
+
+    A question that is longer than the context leaves room for is asked without its beginning.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = None
+    """Dialogues, as `jaxgpt finetune instruct` takes them; the last answer of each is the right one.
+    None means the test dialogues that the run in the folder MODEL has kept."""
+    out: Path = Path("answers.json")
+    """The JSON file to write. Each row has a model_response."""
+    chat_template: str = "auto"
+    """How a question becomes a prompt: instruction, phi3, plain, or a file with a Jinja template.
+    auto means what the model says."""
+    max_new_tokens: int = 256
+    """Largest number of tokens of an answer."""
+    temperature: float = 0.0
+    """0 takes the most probable token every time. Above 0, tokens are drawn."""
+
+
+def run(args: AnswerArgs) -> None:
+    """Write the answers of a model. Nothing is written before all are there."""
+    from jaxgpt.display import note, program, progress_bar
+    from jaxgpt.evaluation.answers import answer_rows, answers_of, questions_of
+    from jaxgpt.files import write_atomically
+    from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.requests import Request
+    from jaxgpt.inference.templates import Plain, template_of
+    from jaxgpt.language_model import MOST_SLOTS
+    from jaxgpt.text.dialogues import read_dialogues
+
+    sampling, seed = args.sampling(), args.first_seed()
+    path = _questions(args)
+    if args.out.exists():
+        raise StorageError(
+            "cannot write the answers",
+            path=args.out,
+            why="something is there already",
+            fix="name another file with --out",
+        )
+    dialogues, notes = read_dialogues(path)
+    for text in notes:
+        note(text)
+    lm = args.load(args.model)
+    found = template_of(lm.tokenizer, args.chat_template, args.model, lm.chat_template)
+    template = found or Plain(lm.tokenizer)
+    asked = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling)
+    room = max(1, lm.config.context - args.max_new_tokens)
+    questions = questions_of(dialogues, template)
+    if long := sum(len(ids) > room for ids in questions):
+        note(f"{long:,} questions are longer than {room} tokens, and asked without their beginnings")
+    requests = [
+        replace(asked, prompt=ids[-room:], seed=seed + number) for number, ids in enumerate(questions)
+    ]
+    engine = Engine(args.served(lm), slots=MOST_SLOTS, ends=lm.ends)
+    with progress_bar() as bar:
+
+        def done(count: int) -> None:
+            bar("answering", count, len(requests))
+
+        answers = answers_of(engine, requests, lm.tokenizer, template, args.stop_strings, done)
+    rows = answer_rows(dialogues, answers)
+    try:
+        write_atomically(args.out, (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode())
+    except OSError as error:
+        raise unwritable(args.out, error, "cannot write the answers") from error
+    note(f"{args.out}: {len(rows):,} answers")
+    note(f"next: {shlex.join([program(), 'judge', str(args.out)])} --url ADDRESS --model NAME")
+
+
+def _questions(args: AnswerArgs) -> Path:
+    """The file of questions. Raises ConfigError where none is named and the model has none."""
+    from jaxgpt.finetuning.instruct import TEST_FILE
+
+    own = Path(args.model) / TEST_FILE
+    if args.file is None and not own.is_file():
+        raise ConfigError(
+            "no questions",
+            why=f"{args.model} keeps no {TEST_FILE}, since it is no run of `jaxgpt finetune instruct`",
+            fix="name a file with dialogues: answer MODEL FILE",
+        )
+    return args.file or own
