@@ -60,7 +60,7 @@ def classification(
     where the labels of the data are not those of the recipe.
     """
     config = with_architecture(config, stated, tell)
-    split, notes = _split(config)
+    split, notes = split_of(config)
     labels = labels_of([*split.train, *split.val, *split.test], Path(config.data.path))
     if config.labels and set(config.labels) != set(labels):
         raise ConfigError(
@@ -120,7 +120,7 @@ def _task(config: ClassifyConfig, tokenizer: Tokenizer, data: LabelledData, mesh
     )
 
 
-def _split(config: ClassifyConfig) -> tuple[Split, list[str]]:
+def split_of(config: ClassifyConfig) -> tuple[Split, list[str]]:
     """The labelled texts, divided, and sentences about what was noticed."""
     data, path = config.data, Path(config.data.path)
     rows, notes = read_labelled(path, text_column=data.text_column, label_column=data.label_column)
