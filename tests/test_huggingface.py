@@ -106,27 +106,82 @@ def test_a_value_of_another_kind_or_size_is_refused(tmp_path: Path, key: str) ->
         assert len(str(caught.value)) < 1000
 
 
-# Keys of public config.json files and of saves by transformers 2 to 5, of which none changes the logits.
-DEAD_KEYS = {
-    "n_special": 0,
-    "predict_special_tokens": True,
-    "eos_token_ids": 0,
-    "output_past": True,
-    "xla_device": None,
-    "_attn_implementation_autoset": True,
-    "gradient_checkpointing": False,
+# The keys of public config.json files, and of what transformers 2 to 5 save. None of them changes the logits.
+COMMON = """
+    activation_function architectures attn_pdrop bos_token_id embd_pdrop eos_token_id initializer_range
+    layer_norm_epsilon model_type n_embd n_head n_layer n_positions resid_pdrop summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj vocab_size
+"""
+GENERATION = """
+    bad_words_ids diversity_penalty do_sample early_stopping length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences repetition_penalty temperature
+    top_k top_p
+"""
+PUBLIC_KEYS = {
+    "gpt2": "n_ctx task_specific_params",
+    "gpt2-medium": "n_ctx n_special predict_special_tokens task_specific_params",
+    "gpt2-large": "n_ctx task_specific_params",
+    "gpt2-xl": "n_ctx output_past task_specific_params",
+    "distilgpt2": "n_ctx _num_labels id2label label2id task_specific_params",
+    "DialoGPT": "n_ctx task_specific_params",
+    "a fine-tuned one": """
+        n_ctx n_inner _name_or_path gradient_checkpointing torchscript is_decoder scale_attn_weights
+        tokenizer_class pad_token_id sep_token_id model_max_length
+    """,
+    "transformers 2": """
+        n_ctx do_sample eos_token_ids finetuning_task is_decoder length_penalty max_length num_beams
+        num_labels num_return_sequences output_attentions output_hidden_states output_past
+        pruned_heads repetition_penalty temperature top_k top_p torchscript use_bfloat16 id2label
+        label2id
+    """,
+    "transformers 3": "n_ctx n_inner gradient_checkpointing use_cache xla_device " + GENERATION,
+    "transformers 4": """
+        n_ctx n_inner reorder_and_upcast_attn scale_attn_by_inverse_layer_idx scale_attn_weights
+        torch_dtype transformers_version use_cache _attn_implementation_autoset
+    """,
+    "all of transformers 4": """
+        n_ctx n_inner _name_or_path add_cross_attention begin_suppress_tokens chunk_size_feed_forward
+        cross_attention_hidden_size decoder_start_token_id encoder_no_repeat_ngram_size
+        exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+        id2label is_decoder is_encoder_decoder label2id output_attentions output_hidden_states
+        output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values
+        reorder_and_upcast_attn return_dict return_dict_in_generate scale_attn_by_inverse_layer_idx
+        scale_attn_weights sep_token_id suppress_tokens task_specific_params tf_legacy_loss
+        tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript typical_p
+        use_bfloat16 use_cache
+    """
+    + GENERATION,
+    "transformers 5": """
+        add_cross_attention dtype n_inner pad_token_id reorder_and_upcast_attn
+        scale_attn_by_inverse_layer_idx scale_attn_weights tie_word_embeddings transformers_version
+        use_cache
+    """,
+}
+VALUES = {
     "pruned_heads": {},
-    "use_bfloat16": False,
-    "finetuning_task": None,
-    "n_ctx": 99,
+    "n_inner": None,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "task_specific_params": {"conversational": {"max_length": 1000}},
+    "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0},
+    "n_ctx": 99,  # n_positions decides
 }
 
 
-def test_dead_keys_of_public_files_are_passed_over_without_a_word(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PUBLIC_KEYS)
+def test_the_keys_of_public_files_are_passed_over_without_a_word(tmp_path: Path, name: str) -> None:
     plain = open_huggingface(GOLDEN / "plain")
-    folder = copied(tmp_path, **DEAD_KEYS)
-    assert open_huggingface(folder).config == plain.config
-    assert open_huggingface(folder).notes == ()
+    stated = json.loads((GOLDEN / "plain" / "config.json").read_text())
+    keys = (COMMON + PUBLIC_KEYS[name]).split()
+    folder = copied(tmp_path)
+    table = {key: VALUES.get(key, stated.get(key, True)) for key in keys}
+    (folder / "config.json").write_text(json.dumps(table))
+    found = open_huggingface(folder)
+    assert found.config == plain.config and found.notes == () and found.tensors.keys() == plain.tensors.keys()
 
 
 def test_keys_that_nobody_knows_change_nothing_and_are_named(tmp_path: Path) -> None:
