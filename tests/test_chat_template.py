@@ -13,7 +13,7 @@ import pytest
 import jaxgpt
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference.templates import Own
-from jaxgpt.text import jinja_process
+from jaxgpt.text import chat_template
 from jaxgpt.text.chat_template import ChatTemplate, read_template, templates_in, write_templates
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.weights.convert import FORMATS, write_model
@@ -94,17 +94,18 @@ def test_what_is_wrong_with_a_template_is_said_in_a_sentence(source: str, kind: 
             template.render(TURN)
 
 
-def test_a_template_without_end_is_ended_and_the_next_text_is_made() -> None:
+def test_a_template_without_end_is_ended_and_the_next_text_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "SECONDS", 1)
     loop = "{% for b in range(99999) %}"
     loops = "{% for a in range(99999) if messages | length > 1 %}" + loop + "{% endfor %}" * 2
     template = ChatTemplate(loops + "ok", {})
     assert template.render(TURN) == "ok"
     start = time.monotonic()
     with pytest.raises(
-        DataError, match=r"makes too much: it took more than 5 seconds, or far more than 1,024"
+        DataError, match=r"makes too much: it took more than 1 seconds, or far more than 1,024"
     ):
         template.render(TURN * 2)
-    assert jinja_process.SECONDS <= time.monotonic() - start < jinja_process.SECONDS + 20
+    assert 1 <= time.monotonic() - start < 20
     assert template.render(TURN) == "ok"
 
 

@@ -20,13 +20,14 @@ from typing import IO, Any, cast
 from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
 from jaxgpt.files import write_atomically
 from jaxgpt.text import jinja_process
-from jaxgpt.text.jinja_process import MEMORY, SECONDS
+from jaxgpt.text.jinja_process import MEMORY
 from jaxgpt.text.tokenizer_folder import SETTINGS_FILE
 
 TEMPLATE_FILE = "chat_template.jinja"
 OTHERS = "additional_chat_templates"  # a folder with the further templates, NAME.jinja
 DEFAULT = "default"
 NAME = re.compile(r"[\w-]{1,64}")
+SECONDS = 5  # that a text may take; one of usual length takes less than a millisecond
 LARGEST_TEMPLATE = 1 << 20  # bytes; those that are published have some thousands
 _FIX = "correct the template, or name another one with --chat-template"
 
@@ -87,7 +88,7 @@ class ChatTemplate:
             encoding="ascii",  # which is what our JSON is made of
         )
         self._finish = weakref.finalize(self, _end, process)
-        cast(IO[str], process.stdin).write(json.dumps(self.source) + "\n")
+        cast(IO[str], process.stdin).write(json.dumps([self.source, SECONDS]) + "\n")
         return process
 
 

@@ -3,9 +3,10 @@
 A template is a small program of somebody else, which may loop for ever or fill the memory. Jinja's sandbox
 keeps it from everything else; this process has bounds of time and memory, and can be ended.
 
-The program reads lines of JSON. The first is the source; each further one is a table of variables, and is
-answered by a line: {"text": ...} or {"error": its kind, "why": ...}. Templates get what transformers gives
-them (transformers, utils/chat_template_utils.py), so that they write the same text.
+The program reads lines of JSON. The first has the source, and the seconds that a text may take. Each further
+one is a table of variables, and is answered by a line: {"text": ...} or {"error": its kind, "why": ...}.
+Templates get what transformers gives them (transformers, utils/chat_template_utils.py), so that they write
+the same text.
 """
 
 import contextlib
@@ -24,7 +25,6 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 5  # a template of usual length takes less than a millisecond
 MEMORY = 1 << 30  # bytes, Python's own among them
 LONGEST = 1 << 22  # characters of a text
 
@@ -108,10 +108,10 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    source = json.loads(sys.stdin.readline())
+    source, seconds = json.loads(sys.stdin.readline())
     with open(os.devnull, "w") as nowhere:
         for line in sys.stdin:
-            faulthandler.dump_traceback_later(SECONDS, exit=True, file=nowhere)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
             answer = json.dumps(rendered(source, json.loads(line)))
             faulthandler.cancel_dump_traceback_later()
             sys.stdout.write(answer + "\n")
