@@ -104,6 +104,7 @@ def test_answers_stand_beside_the_right_ones(run: Path, tmp_path: Path, capsys) 
     assert done.value.code == 74 and "something is there already" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # test_classify has the same of a classifier, and test_resume of pretraining
 def test_a_run_that_goes_on_equals_one_that_went_through(
     run: Path, base: Path, dialogues: Path, tmp_path: Path
 ) -> None:

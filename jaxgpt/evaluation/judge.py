@@ -138,5 +138,5 @@ def _reply(answer: "requests.Response", url: str) -> str:
     raise ConfigError(
         f"the judge at {url} refuses (HTTP {answer.status_code})",
         why=why[:500],
-        fix="check --url, --model and --api-key",
+        fix="do what it says, or check --url, --model and --api-key",
     )
