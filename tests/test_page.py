@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -113,6 +114,92 @@ def test_escape_stops_and_frees_the_slot(page: Any, server: Served) -> None:
     assert 0 < page.locator(".token").count() < 30
 
 
+def test_a_text_goes_on_where_it_ended_and_is_written_again(page: Any, server: Served) -> None:
+    write(page, "ab")
+    first = page.locator("#text").text_content()
+    page.get_by_role("button", name="Continue").click()
+    playwright.expect(page.locator(".token").nth(31)).to_be_attached(timeout=30_000)
+    playwright.expect(page.get_by_role("button", name="Continue")).to_be_enabled(timeout=30_000)
+    longer = server.complete(prompt=first, max_tokens=30)["choices"][0]["text"]
+    assert page.locator("#text").text_content() == first + longer
+    page.locator("#temperature").fill("1")
+    page.get_by_role("button", name="Again").click()
+    playwright.expect(page.get_by_role("button", name="Continue")).to_be_enabled(timeout=30_000)
+    again = page.locator("#text").text_content()
+    assert again.startswith(first) and again != first + longer
+
+
+def test_a_seed_is_drawn_and_shown_and_writes_the_same_again(page: Any) -> None:
+    page.locator("#temperature").fill("1")
+    write(page, "ab")
+    text, seed = (
+        page.locator("#text").text_content(),
+        page.locator("#status").text_content().split("seed ")[1],
+    )
+    write(page, "ab")
+    assert page.locator("#text").text_content() != text
+    page.locator("#seed").fill(seed.split()[0])
+    write(page, "ab")
+    assert page.locator("#text").text_content() == text
+
+
+def test_settings_reach_the_server_and_are_kept(page: Any, server: Served) -> None:
+    settings = {
+        "temperature": "0.9",
+        "top-k": "9",
+        "top-p": "0.8",
+        "min-p": "0.05",
+        "seed": "-7",
+        "length": "12",
+    }
+    for name, value in settings.items():
+        page.locator(f"#{name}").fill(value)
+    page.locator("#stops").fill("\\n\nZZ")
+    with page.expect_request("**/v1/completions") as asked:
+        write(page, "ab")
+    body = asked.value.post_data_json
+    sent = {"temperature": 0.9, "top_k": 9, "top_p": 0.8, "min_p": 0.05, "seed": -7, "max_tokens": 12}
+    assert body == body | sent | {"stop": ["\n", "ZZ"], "prompt": "ab"}
+    page.reload()
+    playwright.expect(page.locator("#model")).to_contain_text("tiny")
+    for name, value in (settings | {"stops": "\\n\nZZ", "prompt": ""}).items():
+        assert page.locator(f"#{name}").input_value() == value
+
+
+def test_it_says_why_a_text_ended(page: Any) -> None:
+    write(page, "ab")
+    playwright.expect(page.locator("#status")).to_contain_text("the length is reached")
+    write(page, "a" * 180)
+    playwright.expect(page.locator("#status")).to_contain_text("the context is full")
+    page.locator("#stops").fill(page.locator("#text").text_content()[182:184])
+    write(page, "a" * 180)
+    playwright.expect(page.locator("#status")).to_contain_text("the text ended")
+
+
+def test_a_model_with_a_template_chats(page: Any, server: Served) -> None:
+    page.locator("#length").fill("2")
+    page.locator("#mode-chat").check()
+    turns: list[dict[str, str]] = []
+    for said in ("H", "B"):  # the template leaves little of the context
+        turns.append({"role": "user", "content": said})
+        body = {"messages": turns, "max_tokens": 2, "temperature": 0}
+        answer = json.loads(server.ask("POST", "/v1/chat/completions", body)[2])["choices"][0]["message"]
+        turns.append({"role": "assistant", "content": answer["content"]})
+        page.locator("#prompt").fill(said)
+        page.keyboard.press("Control+Enter")
+        playwright.expect(page.locator("#status")).to_contain_text("length is reached", timeout=30_000)
+        playwright.expect(page.locator("#text .given").last).to_have_text(said)
+    shown = "".join(
+        f"You{u['content']}Model{a['content']}" for u, a in zip(turns[::2], turns[1::2], strict=True)
+    )
+    assert page.locator("#text").text_content() == shown
+    page.get_by_role("button", name="Again").click()
+    playwright.expect(page.locator("#status")).to_contain_text("length is reached", timeout=30_000)
+    assert page.locator("#text").text_content() == shown
+    page.get_by_role("button", name="New chat").click()
+    assert page.locator("#text").text_content() == ""
+
+
 def test_copy_takes_prompt_and_text(page: Any) -> None:
     write(page, "ab")
     page.get_by_role("button", name="Copy").click()
@@ -146,11 +233,9 @@ def test_the_key_is_asked_for_and_kept_in_memory(browser: Any, model: LanguageMo
             page.locator("#key").fill(SECRET)
             write(page, "ab")
             assert page.locator(".token").count() > 5
-            assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [
-                0,
-                0,
-                "",
-            ]
+            kept = page.evaluate("[JSON.stringify(localStorage), sessionStorage.length, document.cookie]")
+            assert SECRET not in kept[0] and kept[1:] == [0, ""]
+            assert "--api-key" in page.locator("#lock").text_content()
         with browser.new_context(http_credentials={"username": "", "password": SECRET}) as context:
             page = context.new_page()
             page.goto(address)

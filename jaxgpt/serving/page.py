@@ -5,7 +5,17 @@ import hashlib
 import re
 from pathlib import Path
 
-HTML = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+# One document, so that the page needs one request, and one key.
+HTML = (
+    _read("page.html")
+    .replace("<style></style>", f"<style>\n{_read('page.css')}</style>")
+    .replace("<script></script>", f"<script>\n{_read('page.js')}\n{_read('page_tokens.js')}</script>")
+)
 
 
 def _hash_of(element: str) -> str:

@@ -69,6 +69,7 @@ class Service:
             "owned_by": "jaxgpt",
             "context_length": self.reader.context,
             "max_tokens": self.reader.limits.tokens,
+            "chat": self.reader.template is not None,
         }
 
     async def completions(self, request: Request) -> "Response | EventStream":

@@ -30,6 +30,7 @@ class ServeArgs(EngineFlags):
     """Port to listen on. 0 takes a free one."""
     api_key: str | None = None
     """Key that every request must present, except those for /health. None means no key.
+    A browser that opens the page asks for a name, which may be anything, and a password: the key.
     Other users of this machine can see command lines: --api-key-file is safer."""
     api_key_file: Path | None = None
     """File that holds the key."""
@@ -133,6 +134,8 @@ def run(args: ServeArgs) -> None:
         except OSError as error:  # another process that was loading its model meanwhile was faster
             raise _not_bound(args.host, args.port, error) from error
         note(f"{name} at {address}/ (OpenAI base URL {address}/v1); Ctrl-C to stop")
+        if key is not None:
+            note("a browser asks for a name, which may be anything, and a password, which is the key")
         server.run(sockets=[listener])
     if scheduler.failed:
         raise JaxgptError("the engine failed", why="the traceback is above", fix="start the server again")
