@@ -95,3 +95,11 @@ def test_a_tensor_with_and_without_prefix_is_refused(tmp_path: Path) -> None:
     assert isinstance(tensor, Tensor)
     said = refusal(checkpoint(tmp_path, model=model | {"_orig_mod.transformer.ln_f.bias": tensor}))
     assert "the tensor ln_f.bias twice" in said
+
+
+def test_an_entry_that_nobody_needs_may_hold_one_container_twice() -> None:
+    """As torch.save writes a `config` that was given to a logger, too."""
+    path = GOLDEN.parents[1] / "nanogpt_shared" / "ckpt.pt"
+    tree = open_torch(path)
+    assert tree["config"] == tree["wandb_config"] == {"dataset": "x"}
+    assert open_nanogpt(path).config.vocab == 300
