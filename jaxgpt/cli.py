@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _with_flag(message: str, args: Sequence[str]) -> str:
     """The message of an error; where it begins with a setting that a flag gave, the flag: `--top-k = -1`."""
     setting, given, rest = message.partition(" = ")
-    for flag in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
-        name = flag.removeprefix("--").replace("-", "_")
+    for flag in (arg.partition("=")[0] for arg in args if arg.startswith("-")):
+        name = flag.lstrip("-").replace("-", "_")
         if given and setting in (name, name.rpartition(".")[2]):
             return flag + given + rest
     return message

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
@@ -18,6 +19,7 @@ from typing import NoReturn
 GRACE = 1.0  # seconds in which a command may put things in order after Ctrl-C
 _IMPORTING = "<frozen importlib._bootstrap>"
 _pressed = False
+_leaving = threading.RLock()  # held by the thread that says why the process ends
 _heard_by: "Callable[[signal.Signals], None]"  # what the thread that hears of signals calls
 
 
@@ -59,11 +61,22 @@ def hearing(of: Callable[[signal.Signals], None]) -> Iterator[None]:
 
 def leave(number: signal.Signals) -> NoReturn:
     """End the process at once, whatever its threads do, with one line and exit code 128 + the signal's."""
-    with contextlib.suppress(Exception):
-        show_cursor()
-        name = "Ctrl-C" if number == signal.SIGINT else number.name
-        print(f"jaxgpt: error: stopped by {name}", file=sys.stderr)
+    if _leaving.acquire(blocking=False):
+        with contextlib.suppress(Exception):
+            show_cursor()
+            name = "Ctrl-C" if number == signal.SIGINT else number.name
+            print(f"jaxgpt: error: stopped by {name}", file=sys.stderr)
+    else:  # another thread says so, and ends the process
+        time.sleep(GRACE)
     end_process(128 + number)
+
+
+def leave_soon(number: signal.Signals, grace: float = GRACE) -> None:
+    """Do so after some seconds, unless the process has ended by itself or is one of several of a job."""
+    if is_alone():
+        timer = threading.Timer(grace, leave, [number])
+        timer.daemon = True
+        timer.start()
 
 
 def is_alone() -> bool:
@@ -88,7 +101,7 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
         leave(signal.SIGINT)
     _pressed = True
     sys.unraisablehook = lambda _: None
-    _leave_soon()
+    leave_soon(signal.SIGINT)
     raise KeyboardInterrupt
 
 
@@ -101,17 +114,10 @@ def _hear(pipe: int) -> None:
 def _expect_an_end(number: signal.Signals) -> None:
     """After Ctrl-C, end the process soon, even if Python never comes to the handler that would."""
     if number == signal.SIGINT and signal.getsignal(number) is _interrupt:
-        _leave_soon()
+        leave_soon(number)
 
 
 _heard_by = _expect_an_end
-
-
-def _leave_soon() -> None:
-    if is_alone():
-        timer = threading.Timer(GRACE, leave, [signal.SIGINT])
-        timer.daemon = True
-        timer.start()
 
 
 def _is_importing(frame: FrameType | None) -> bool:

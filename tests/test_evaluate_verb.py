@@ -1,8 +1,11 @@
 """`jaxgpt evaluate`: figures of the whole validation split and of examples, each with its protocol."""
 
+import io
 import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -119,7 +122,7 @@ def test_data_of_a_run_directory_is_found_in_it(
 
 
 def test_a_text_is_scored_as_it_is_by_the_models_own_tokenizer(
-    lm: LanguageModel, run: Path, tmp_path: Path
+    lm: LanguageModel, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, found = "Twenty-three ändern zwei.\n" * 3, tmp_path / "a.json"
     (tmp_path / "a text.txt").write_text(text)
@@ -129,6 +132,9 @@ def test_a_text_is_scored_as_it_is_by_the_models_own_tokenizer(
     assert whole["val_loss"] == pytest.approx(mean_loss(lm, ids), rel=1e-5)
     assert whole["bits_per_byte"] == pytest.approx(whole["val_loss"] / math.log(2))
     assert f"all of {tmp_path}/a text.txt, {len(ids) - 1} predictions" in whole["protocols"]["val_loss"]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    verb("evaluate", run, "--data", "-", "--json", found)
+    assert json.loads(found.read_text())["val_loss"] == whole["val_loss"]
 
 
 def test_between_the_documents_of_one_file_stands_the_end_of_a_text(

@@ -190,11 +190,11 @@ def test_int8_writes_what_an_int8_engine_does(lm: LanguageModel, generate: Any) 
 @pytest.mark.parametrize(
     ("flags", "code", "why"),
     [
-        (["--max-new-tokens", "-1"], 2, "max_new_tokens = -1"),
+        (["--max-new-tokens", "-1"], 2, "error: --max-new-tokens = -1"),
         (["--seed", str(2**63)], 2, f"seed = {2**63}"),
-        (["-n", "0"], 2, "n = 0"),
+        (["-n", "0"], 2, "error: -n = 0"),
         (["--logprobs", "21"], 2, "logprobs = 21"),
-        (["--min-p", "2"], 2, "min_p = 2"),
+        (["--min-p", "2"], 2, "error: --min-p = 2.0"),
         (["--examples", "nothing.jsonl"], 66, "nothing.jsonl"),
         (["--beams", "-1", "--max-new-tokens", "9"], 2, "beams = -1"),
         (["--beams", "2", "--int8"], 2, "--beams with --int8"),

@@ -89,6 +89,18 @@ def test_what_python_cannot_interrupt_is_ended_too(tmp_path: Path) -> None:
     assert ended(body, tmp_path) == (130, "", ONE_LINE)
 
 
+def test_two_threads_that_end_the_program_say_so_once(tmp_path: Path) -> None:
+    body = """
+    from jaxgpt import interrupt
+    end = interrupt.end_process
+    interrupt.end_process = lambda code: (time.sleep(0.3), end(code))
+    for _ in range(2):
+        threading.Thread(target=interrupt.leave, args=[signal.SIGINT]).start()
+    time.sleep(60)
+    """
+    assert ended(body, tmp_path) == (130, "", ONE_LINE)
+
+
 TRAINING = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -27,8 +27,11 @@ class ScoredText(NamedTuple):
 
 
 def is_text(given: Path) -> bool:
-    """Whether `--data` names a text, and not a folder. Raises MissingError where there is neither."""
-    if not given.exists():
+    """Whether `--data` names a text, and not a folder; `-` is standard input.
+
+    Raises MissingError where there is neither.
+    """
+    if not (given.exists() or str(given) == "-"):
         raise MissingError(
             "--data",
             path=given,

@@ -30,7 +30,7 @@ class Served:
     The parameters are data. The rest is static: another value compiles another program.
     """
 
-    params: Params
+    params: Params = field(repr=False)
     """`h` is a tuple with the parameters of each layer."""
     config: GPTConfig = field(metadata={"static": True})
     layers: ServedLayers = field(metadata={"static": True})

@@ -10,7 +10,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxgpt.display import Progress
-from jaxgpt.interrupt import hearing, is_alone, leave
+from jaxgpt.interrupt import hearing, leave_soon
+
+GRACE = 0.2  # seconds in which a second signal may end the run by its own handler
 
 
 class StopRequested(Exception):
@@ -80,8 +82,8 @@ def stop_on_signal(tell: Callable[[str], None] = lambda _: None) -> Iterator[Sto
         if len(come) == 1:
             name = "Ctrl-C" if number == signal.SIGINT else number.name
             tell(f"{name}: saving and stopping as soon as this is done; a second one leaves at once, unsaved")
-        elif is_alone():
-            leave(number)
+        else:
+            leave_soon(number, GRACE)
 
     numbers = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
     before = {number: signal.signal(number, ask) for number in numbers}

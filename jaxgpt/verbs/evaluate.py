@@ -24,7 +24,7 @@ class EvaluateArgs:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME."""
     data: Path | None = None
-    """A text, a folder that `jaxgpt prepare` made, or a run directory that has one.
+    """A text (`-` for standard input), a folder that `jaxgpt prepare` made, or a run directory that has one.
     Loss, perplexity and bits per byte of the whole text are measured; of a folder, of its validation split.
     A text is scored as it is, with the model's own tokenizer."""
     examples: Path | None = None
@@ -70,7 +70,8 @@ def run(args: EvaluateArgs) -> None:
         scored = (
             open_text(args.data, lm.tokenizer) if text else open_validation(args.data, own, lm.text_config)
         )
-        with waiting(f"scoring {args.data}, {scored.name}"), progress_bar() as show:
+        what = scored.name if text else f"the {scored.name} of {args.data}"
+        with waiting(f"scoring {what}"), progress_bar() as show:
             figures += text_figures(
                 lm.served,
                 scored,
