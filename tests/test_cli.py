@@ -336,6 +336,7 @@ FLAGS = {  # what scripts rely on
         "PROMPT",
     ],
     "evaluate": ["--data", "--examples", "--shots", "--instruction", "--seed", "--int8", "--json", "MODEL"],
+    "compare": ["--out", "RUN RUN..."],
     "answer": [*SAMPLING_FLAGS, "--chat-template", "--out", "--int8", "MODEL", "FILE"],
     "judge": ["--url", "--model", "--api-key", "--key", "--out", "--seed", "FILE"],
     "chat": [*SAMPLING_FLAGS, "--chat-template", "--system", "MODEL"],

@@ -11,7 +11,6 @@ speeds after it, up to the next such row, were reached on these devices.
 import re
 import statistics
 from pathlib import Path
-from typing import Any
 
 from jaxgpt.config import ClassifyConfig, GPTConfig, RunConfig, read_config
 from jaxgpt.display import duration
@@ -21,7 +20,7 @@ from jaxgpt.text.tokenizer import TOKENIZER_FILE
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.devices import Devices, Rows, stages
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token, utilisation
-from jaxgpt.training.metrics import METRICS_FILE, read_rows
+from jaxgpt.training.metrics import METRICS_FILE, latest, read_rows, series
 from jaxgpt.training.starts import Starts, read_starts
 
 REPORT_FILE = "report.md"
@@ -61,14 +60,6 @@ def refresh_report(folder: Path) -> None:
     report, log = folder / REPORT_FILE, folder / METRICS_FILE
     if not report.is_file() or report.stat().st_mtime_ns < log.stat().st_mtime_ns:
         write_report(folder)
-
-
-def _latest(rows: Rows, key: str) -> Any:
-    return next((row[key] for row in reversed(rows) if key in row), None)
-
-
-def _series(rows: Rows, key: str) -> list[tuple[int, Any]]:
-    return [(row["step"], row[key]) for row in rows if key in row]
 
 
 def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> str:
@@ -115,7 +106,7 @@ def _hardware(stages: list[tuple[Devices, Rows]]) -> str:
 
 def _curve(rows: Rows, path: Path, unit: str) -> str:
     """Draw the losses over the steps. Returns the line of the report that shows the picture."""
-    train, val = _series(rows, "loss"), _series(rows, "val_loss")
+    train, val = series(rows, "loss"), series(rows, "val_loss")
     if not train and not val:
         return "No loss was recorded."
     try:
@@ -126,11 +117,11 @@ def _curve(rows: Rows, path: Path, unit: str) -> str:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel=f"loss (nats per {unit})")
-    for series, style, label in ((train, "-", "training"), (val, "o-", "validation")):
-        if series:
-            axes.plot(*zip(*series, strict=True), style, label=label, markersize=3)
+    for points, style, label in ((train, "-", "training"), (val, "o-", "validation")):
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
     for color, (key, label) in zip(("0.4", "0.7"), BASELINES.items(), strict=True):
-        if (loss := _latest(rows, key)) is not None:
+        if (loss := latest(rows, key)) is not None:
             axes.axhline(loss, color=color, linestyle="--", linewidth=1, label=label)
     axes.legend()
     axes.grid(alpha=0.3)
@@ -139,12 +130,12 @@ def _curve(rows: Rows, path: Path, unit: str) -> str:
 
 
 def _val_table(rows: Rows, unit: str) -> str:
-    series = _series(rows, "val_loss")
-    if not series:
+    measured = series(rows, "val_loss")
+    if not measured:
         return "No validation loss was recorded."
-    best = min(series, key=lambda pair: pair[1])
-    lines = [(f"{step:,}", f"{loss:.4f}", "best" if (step, loss) == best else "") for step, loss in series]
-    reached = [(label, _latest(rows, key)) for key, label in BASELINES.items()]
+    best = min(measured, key=lambda pair: pair[1])
+    lines = [(f"{step:,}", f"{loss:.4f}", "best" if (step, loss) == best else "") for step, loss in measured]
+    reached = [(label, latest(rows, key)) for key, label in BASELINES.items()]
     baselines = ", ".join(f"a {label} {loss:.4f}" for label, loss in reached if loss is not None)
     shown = table(("step", "validation loss", ""), lines)
     return (
@@ -159,11 +150,11 @@ def _texts(rows: Rows) -> list[str]:
 
 
 def _samples(rows: Rows) -> str:
-    series = _series(rows, "sample")
-    if not series:
+    samples = series(rows, "sample")
+    if not samples:
         return "No sample was recorded."
-    chosen = sorted({0, len(series) // 2, len(series) - 1})
-    return "\n\n".join(f"After {series[k][0]:,} steps:\n\n{_fenced(series[k][1])}" for k in chosen)
+    chosen = sorted({0, len(samples) // 2, len(samples) - 1})
+    return "\n\n".join(f"After {samples[k][0]:,} steps:\n\n{_fenced(samples[k][1])}" for k in chosen)
 
 
 def _fenced(text: str) -> str:
@@ -181,10 +172,10 @@ def _speed(config: RunConfig, rows: Rows) -> str:
         by_devices.setdefault(devices, []).extend(of_stage)
     told = []
     for devices, theirs in by_devices.items():
-        if speeds := [speed for _, speed in _series(theirs, "tokens_per_second")]:
+        if speeds := [speed for _, speed in series(theirs, "tokens_per_second")]:
             speed, count = statistics.median(speeds), len(speeds)
             told.append(f"On {devices}: {speed:,.0f} tokens a second (median of {count} measurements).")
-            told.append(_mfu(config.model, devices, speed, _latest(theirs, "matmul_flops")))
+            told.append(_mfu(config.model, devices, speed, latest(theirs, "matmul_flops")))
     if not told:
         return "No speed was recorded."
     told.append(

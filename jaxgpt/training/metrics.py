@@ -8,7 +8,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +45,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise DataError("metrics are damaged", path=path, why=why, fix=f"remove line {number}") from None
         rows.append(row)
     return rows
+
+
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, Any]]:
+    """The values of one measurement, each with its step."""
+    return [(row["step"], row[key]) for row in rows if key in row]
+
+
+def latest(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """The last value of a measurement, or None."""
+    return next((row[key] for row in reversed(rows) if key in row), None)
 
 
 class MetricsLog:
