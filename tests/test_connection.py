@@ -112,7 +112,7 @@ def test_one_who_sends_for_ever_after_a_refusal_is_cut_off(server: Served) -> No
 
 def test_a_body_that_is_too_long_gets_its_answer_though_it_is_still_sent(server: Served) -> None:
     with contextlib.closing(HTTPConnection("127.0.0.1", server.port, timeout=30)) as client:
-        client.request("POST", "/v1/completions", b"x" * 1_000_000, JSON_TYPE | KEYED)
+        client.request("POST", "/v1/completions", b"x" * 4_000_000, JSON_TYPE | KEYED)
         answer = client.getresponse()
         assert answer.status == 413 and json.load(answer)["error"]["message"].endswith("at most 20000 bytes")
 
