@@ -118,7 +118,7 @@ def task_for(
     `finetuning.instruct.instruction_tuning`.
     """
     if isinstance(recipe, ClassifyConfig):
-        return classification(recipe, tell=tell, stated=stated)
+        return classification(recipe, tell=tell, stated=stated, progress=progress)
     if isinstance(recipe, InstructConfig):
         return instruction_tuning(recipe, tell=tell, stated=stated, progress=progress)
     assert isinstance(recipe, TrainConfig), "these are all kinds of recipes"

@@ -75,8 +75,10 @@ def test_the_state_that_is_read_is_the_one_named() -> None:
 def test_many_texts_on_a_mesh_are_found_in_their_order() -> None:
     numbers = [5, 0, 1, 3, 2, 4] * 6
     many = Encoded([DATA.ids[n] for n in numbers], [0] * 36, 0)
-    mesh = mesh_of(MeshConfig(data=4, fsdp=2))
-    logits = predictor(define(STORED.config), mesh, "last", FORM)(read_params(STORED, mesh), many)
+    mesh, told = mesh_of(MeshConfig(data=4, fsdp=2)), list[tuple[int, int]]()
+    predict = predictor(define(STORED.config), mesh, "last", FORM)
+    logits = predict(read_params(STORED, mesh), many, lambda *shown: told.append(shown))
+    assert told == [(0, 36), (32, 36), (36, 36)]
     np.testing.assert_allclose(logits, EXPECTED["logits"][numbers], rtol=0, atol=1e-5)
     labels = EXPECTED["labels"][numbers]
     exact = EXPECTED["logits"][numbers]

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
+from jaxgpt.evaluation.validation import Between
 from jaxgpt.finetuning.class_batches import Encoded, Rows, TextBatch
 from jaxgpt.model.gpt import Model, Params
 from jaxgpt.parallel import P, place_rows
@@ -57,10 +58,9 @@ def class_loss(model: Model, reads: Reads) -> Loss:
 
 
 def predictor(model: Model, mesh: Mesh, reads: Reads, form: Rows) -> Callable[..., np.ndarray]:
-    """A function `predict(params, data, check)` that returns the logits [N, C] of all texts, in their order.
+    """A function `predict(params, data, between)` that returns the logits [N, C] of texts, in their order.
 
-    Texts of similar lengths are read together. `check` is called between batches, and may raise an exception
-    to stop early.
+    Texts of similar lengths are read together. `between` is called before the first batch, and after each.
     """
     whole = mesh.shape["data"] * mesh.shape["fsdp"]
     jitted = jax.jit(
@@ -68,18 +68,19 @@ def predictor(model: Model, mesh: Mesh, reads: Reads, form: Rows) -> Callable[..
         out_shardings=NamedSharding(mesh, P()),
     )
 
-    def predict(params: Params, data: Encoded, check: Callable[[], None] = lambda: None) -> np.ndarray:
+    def predict(params: Params, data: Encoded, between: Between = lambda *_: None) -> np.ndarray:
         order = sorted(range(len(data.ids)), key=lambda number: len(data.ids[number]))
         rows = -(-min(ROWS, 1 << (len(order) - 1).bit_length()) // whole) * whole
         logits_NC = None
+        between(0, len(order))
         for begin in range(0, len(order), rows):
-            check()
             numbers = order[begin : begin + rows]
             batch = _placed(data, numbers + [-1] * (rows - len(numbers)), form, mesh)
             found = np.asarray(jitted(params, batch))[: len(numbers)]
             if logits_NC is None:
                 logits_NC = np.zeros((len(order), found.shape[1]), np.float32)
             logits_NC[numbers] = found
+            between(min(begin + rows, len(order)), len(order))
         assert logits_NC is not None, "there are texts"
         return logits_NC
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgpt.config import ClassifyConfig
+from jaxgpt.display import Progress, no_progress
 from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.classes import Confusion
 from jaxgpt.evaluation.report import refresh_report
@@ -51,7 +52,7 @@ class LabelledData(NamedTuple):
 
 
 def classification(
-    config: ClassifyConfig, *, tell: Tell, stated: Collection[str] = ()
+    config: ClassifyConfig, *, tell: Tell, stated: Collection[str] = (), progress: Progress = no_progress
 ) -> tuple[ClassifyConfig, Task]:
     """The recipe, with the labels of its data and the steps of its epochs, and the task that it describes.
 
@@ -81,10 +82,12 @@ def classification(
         tell(text)
     config = dataclasses.replace(config, steps=steps_of(config, len(data.train.ids)))
     mesh = mesh_of(config.mesh)
-    return config, _task(config, tokenizer, data, mesh)
+    return config, _task(config, tokenizer, data, mesh, progress)
 
 
-def _task(config: ClassifyConfig, tokenizer: Tokenizer, data: LabelledData, mesh: Mesh) -> Task:
+def _task(
+    config: ClassifyConfig, tokenizer: Tokenizer, data: LabelledData, mesh: Mesh, progress: Progress
+) -> Task:
     model = training_model(config.model, mesh, remat=config.remat, blocks=config.blocks)
     rows_of = Rows(
         context=config.model.context,
@@ -95,8 +98,10 @@ def _task(config: ClassifyConfig, tokenizer: Tokenizer, data: LabelledData, mesh
     predict = predictor(model, mesh, config.reads, rows_of)
 
     def open_data(_: Path, stop: Stop) -> TrainingData:
+        between = functools.partial(stop.checked(progress), "evaluating")
+
         def measure(state: TrainState, name: str, part: Encoded) -> dict[str, Any]:
-            return _figures(predict(state.params, part, stop.check), part, config.model.classes, name)
+            return _figures(predict(state.params, part, between), part, config.model.classes, name)
 
         events = []
         if config.eval_every and data.val.ids:
