@@ -192,6 +192,7 @@ def test_a_vocabulary_of_one_ends() -> None:
     assert [beam.tokens for beam in found] == [(0,) * 5]
 
 
+@pytest.mark.slow
 def test_any_mix_of_lengths_compiles_few_programs() -> None:
     config = GPTConfig(vocab=13, context=300, layers=1, heads=2, width=8, vocab_multiple=8)
     served = Served.of(config, jax.jit(define(config).init)(jax.random.key(0)))

@@ -110,6 +110,7 @@ def test_what_was_not_saved_is_missing(saved: Path, tree: Tree, step: int, name:
         restore(saved, step, name, target_of(tree))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_an_error_or_changes_nothing(saved: Path, tree: Tree) -> None:
     """In every file of a checkpoint, at the ends and in between; what Orbax restores without a word too."""
     files = sorted(path for path in saved.rglob("*") if path.is_file())

@@ -366,6 +366,7 @@ def test_two_hundred_prompts_together_get_what_each_gets_alone(whole: Path) -> N
             np.testing.assert_allclose(*[list(value.values()) for value in values], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_kept_evaluated_and_loaded(data: Path, whole: Path, tmp_path: Path) -> None:
     """The average goes from the weights that the run began with, here given ones, over every step's."""
     out, decay = tmp_path / "run", 0.5

@@ -70,7 +70,7 @@ def test_future_tokens_cannot_change_the_past(
     "position",
     [
         "learned",
-        "rotary",
+        pytest.param("rotary", marks=pytest.mark.slow),
         pytest.param("sinusoidal", marks=pytest.mark.slow),
         pytest.param("alibi", marks=pytest.mark.slow),
     ],

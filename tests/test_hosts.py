@@ -30,7 +30,7 @@ JOIN = """
 import sys, jax
 count, index, port = (int(sys.argv.pop(1)) for _ in range(3))
 jax.distributed.initialize(
-    f"127.0.0.1:{port}", num_processes=count, process_id=index, heartbeat_timeout_seconds=10
+    f"127.0.0.1:{port}", num_processes=count, process_id=index, heartbeat_timeout_seconds=30
 )
 """
 COMMAND_LINE = JOIN + "from jaxgpt.cli import main; main()"

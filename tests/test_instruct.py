@@ -32,7 +32,7 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of bytes that can learn to double two letters."""
-    config = GPTConfig(vocab=257, context=64, layers=2, heads=2, width=32)
+    config = GPTConfig(vocab=257, context=64, layers=1, heads=2, width=32)
     path = tmp_path_factory.mktemp("models") / "base"
     params = jax.jit(define(config).init)(jax.random.key(3))
     LanguageModel(config, params, load_tokenizer("bytes")).save(path)

@@ -73,6 +73,7 @@ def test_a_loaded_folder_gives_the_logits_transformers_gives(plain: Path) -> Non
     np.testing.assert_array_equal(lm.logits(expected["tokens"].astype(np.int64)), logits_BTV)
 
 
+@pytest.mark.slow
 def test_generated_text_is_decoded_token_by_token(with_tokenizer: Path) -> None:
     lm = jaxgpt.load(str(with_tokenizer))
     assert lm.tokenizer.name == "bytes" and lm.config.vocab == 257

@@ -108,6 +108,7 @@ def test_int8_weights_and_a_mesh_are_scored_too(config: GPTConfig, params: Param
     check(config, params, Served.of(config, params, mesh=mesh), spans)
 
 
+@pytest.mark.slow
 def test_any_mix_of_spans_compiles_few_programs() -> None:
     config = GPTConfig(vocab=61, context=200, layers=1, heads=2, width=8, vocab_multiple=8)
     served = Served.of(config, jax.jit(define(config).init)(jax.random.key(0)))

@@ -159,10 +159,10 @@ def surprise(counts: np.ndarray, expected: np.ndarray) -> float:
     [
         (Sampling(), 1),
         (Sampling(), 2),
-        (Sampling(), 4),
+        pytest.param(Sampling(), 4, marks=pytest.mark.slow),
         (Sampling(temperature=0.7), 2),
         (Sampling(temperature=1.3, top_k=4), 1),
-        (Sampling(temperature=1.3, top_k=4), 3),
+        pytest.param(Sampling(temperature=1.3, top_k=4), 3, marks=pytest.mark.slow),
     ],
 )
 def test_texts_are_distributed_as_the_targets(tiny_pair: Pair, sampling: Sampling, lookahead: int) -> None:

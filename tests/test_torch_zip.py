@@ -186,6 +186,7 @@ def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path, name: str) ->
             open_torch(tmp_path / "a.pt")
 
 
+@pytest.mark.slow
 def test_a_changed_byte_in_a_zip_is_refused_or_changes_nothing(tmp_path: Path) -> None:
     content, expected = (SAVED / "zip.pt").read_bytes(), leaves(open_torch(SAVED / "zip.pt"))
     random = np.random.default_rng(0)

@@ -26,7 +26,9 @@ class CharacterTokenizer(Tokenizer):
         Raises DataError unless the ids are 0 to n - 1, each once, and the tokens single characters.
         """
         if why := character_problem(ids):
-            raise DataError("not a vocabulary of characters", path=path, why=why, fix="correct the file")
+            raise DataError(
+                "not a vocabulary of characters", path=path, why=why, fix="give each id to one character"
+            )
         self._ids = dict(sorted(ids.items(), key=lambda item: item[1]))
         self._characters = list(self._ids)
         self.vocab = len(ids)
