@@ -139,6 +139,15 @@ def test_what_another_run_would_need_to_be_the_same_is_in_the_report(
     assert (
         "| wall time | 60 s, without 1 of 3 starts, which were killed |" in write_report(run_dir).read_text()
     )
+    with (run_dir / STARTS_FILE).open("ab") as file:
+        file.write('{"step": 20, "comm\u00e9'.encode()[:-1])  # killed within a line, and within a character
+    assert "without 1 of 3 starts" in write_report(run_dir).read_text()
+    clock = iter([20.0])
+    with recorded(run_dir, 20, 10.0):
+        pass
+    assert (
+        "| wall time | 70 s, without 1 of 4 starts, which were killed |" in write_report(run_dir).read_text()
+    )
 
 
 def test_the_tokenizer_is_the_one_of_the_run_and_not_of_the_settings(run_dir: Path) -> None:

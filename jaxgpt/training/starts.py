@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from jaxgpt.errors import unwritable
 
@@ -48,10 +49,13 @@ def command() -> str:
 
 
 def read_starts(folder: Path) -> Starts:
-    """Read what is known; runs of before this file existed have none."""
+    """Read what is known. Older runs have no such file, and a line that was cut off does not count."""
     path = folder / STARTS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = [json.loads(line) for line in lines]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a process was killed while it wrote
+            rows.append(json.loads(line))
     commands = [row["command"] for row in rows if "command" in row]
     seconds = [row["seconds"] for row in rows if "seconds" in row]
     return Starts(commands, sum(seconds), len(commands) - len(seconds))
@@ -59,7 +63,16 @@ def read_starts(folder: Path) -> Starts:
 
 def _append(folder: Path, row: dict[str, int | float | str]) -> None:
     try:
-        with (folder / STARTS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with (folder / STARTS_FILE).open("a+b") as file:
+            line = json.dumps(row).encode() + b"\n"
+            file.write(b"\n" + line if _is_cut_off(file) else line)
     except OSError as error:
         raise unwritable(folder / STARTS_FILE, error) from error
+
+
+def _is_cut_off(file: BinaryIO) -> bool:
+    """Whether the last line has no end, because a process was killed while it wrote it."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read() != b"\n"
