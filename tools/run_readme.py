@@ -7,6 +7,7 @@ need a network or machines that this one has not; they are named at the end. Eve
 folder, with an environment of its own. The exit code is 1 when a command failed.
 """
 
+import csv
 import json
 import re
 import signal
@@ -98,9 +99,8 @@ def main(args: Args) -> None:
         (folder / "austen.txt").write_bytes(args.text.read_bytes())
         (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
         (folder / "dialogues.json").write_text(json.dumps(DIALOGUES))
-        (folder / "texts.csv").write_text(
-            "label,text\n" + "".join(f"{label},{text}\n" for label, text in LABELLED)
-        )
+        with (folder / "texts.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("label", "text"), *LABELLED])
         for line in commands((folder / "README.md").read_text(encoding="utf-8")):
             if why := reason_not_to_run(line):
                 results.append((f"not run: {why}", line))
