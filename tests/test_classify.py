@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import exit_code
 
 import jaxgpt
 from jaxgpt.cli import main
@@ -29,13 +30,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finetune(model: Path, table: Path, out: Path, *more: object, code: int = 0) -> None:
-    args = ["finetune", "classify", "--from", model, "--data.path", table, "--out-dir", out, *SHORT, *more]
-    if code == 0:
-        main(list(map(str, args)))
-        return
-    with pytest.raises(SystemExit) as done:
-        main(list(map(str, args)))
-    assert done.value.code == code
+    given = ["--from", model, "--data.path", table, "--out-dir", out, *SHORT, *more]
+    assert exit_code("finetune", "classify", *given) == code
 
 
 @pytest.fixture(scope="module")

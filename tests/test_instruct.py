@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import exit_code
 
 import jaxgpt
 from jaxgpt.cli import main
@@ -47,13 +48,8 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finetune(base: Path, dialogues: Path, out: Path, *more: object, code: int = 0) -> None:
-    args = ["finetune", "instruct", "--from", base, "--data.path", dialogues, "--out-dir", out, *SHORT, *more]
-    if code == 0:
-        main(list(map(str, args)))
-        return
-    with pytest.raises(SystemExit) as done:
-        main(list(map(str, args)))
-    assert done.value.code == code
+    given = ["--from", base, "--data.path", dialogues, "--out-dir", out, *SHORT, *more]
+    assert exit_code("finetune", "instruct", *given) == code
 
 
 @pytest.fixture(scope="module")

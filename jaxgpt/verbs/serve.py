@@ -127,21 +127,33 @@ def run(args: ServeArgs) -> None:
         def stop() -> None:
             server.should_exit = True
 
-        host = f"[{args.host}]" if ":" in args.host else args.host
-        address = f"http://{host}:{listener.getsockname()[1]}"
-        try:
-            listener.listen(128)
-        except OSError as error:  # another process that was loading its model meanwhile was faster
-            raise _not_bound(args.host, args.port, error) from error
-        note(f"{name} at {address}/ (OpenAI base URL {address}/v1); Ctrl-C to stop")
-        if key is not None:
-            note("a browser asks for a name, which may be anything, and a password, which is the key")
+        _listen(args, listener)
+        _tell_address(args, listener, name, key)
         server.run(sockets=[listener])
     if scheduler.failed:
         raise JaxgptError("the engine failed", why="the traceback is above", fix="start the server again")
     if scheduler.alive:
         note("the engine did not end its last step, which is cut off")
         end_process(0)
+
+
+def _listen(args: ServeArgs, listener: socket.socket) -> None:
+    """Let clients connect. Raises what `_not_bound` makes where another process was faster meanwhile."""
+    try:
+        listener.listen(128)
+    except OSError as error:
+        raise _not_bound(args.host, args.port, error) from error
+
+
+def _tell_address(args: ServeArgs, listener: socket.socket, name: str, key: str | None) -> None:
+    """Say where the model answers, and what a browser that opens the page will ask for."""
+    from jaxgpt.display import note
+
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    note(f"{name} at {address}/ (OpenAI base URL {address}/v1); Ctrl-C to stop")
+    if key is not None:
+        note("a browser asks for a name, which may be anything, and a password, which is the key")
 
 
 def _key(args: ServeArgs) -> str | None:
