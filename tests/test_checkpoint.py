@@ -200,6 +200,17 @@ def test_one_changed_element_always_changes_the_digest(data: st.DataObject) -> N
     assert digests({"x": before.view(dtype)}) != digests({"x": after.view(dtype)})
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_every_pattern_of_a_stacked_16_bit_float_has_its_own_digest(dtype: Any) -> None:
+    """The smallest numbers and the NaNs are where a conversion on the way would lose bits."""
+    stacked = np.zeros((2, 1, 2), np.uint16)
+    seen = set()
+    for bits in [*range(8), 0x03FF, 0x7C01, 0x7E01, 0x7F80, 0x7F81, 0x7FC0, 0x7FC1, 0x8000, 0x8001, 0xFFC0]:
+        stacked[1, 0, 1] = bits
+        seen.add(digests({"x": stacked.view(dtype)})["x"])
+    assert len(seen) == 18
+
+
 @example([0, 1])
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=6))
 def test_elements_in_another_place_change_the_digest(values: list[int]) -> None:

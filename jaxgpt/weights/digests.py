@@ -37,7 +37,9 @@ def _sum(leaf: Array, salt: int) -> Array:
     """Return the sum, modulo 2^32, of the bits of every element, each mixed one to one with its place.
 
     A change of a single element therefore always changes the sum. Stacked matrices are summed layer by layer;
-    otherwise the CPU would write the mixed bits of all layers to memory first.
+    otherwise the CPU would write the mixed bits of all layers to memory first. Inside that loop its compiler
+    takes short floats through float32, which turns the smallest numbers into zero and one NaN into another.
+    Their bits are therefore taken before it.
     """
     if leaf.ndim < 3:
         return _part_sum(leaf, jnp.uint32(salt))
@@ -46,21 +48,23 @@ def _sum(leaf: Array, salt: int) -> Array:
         number, part = layer
         return total + _part_sum(part, _mix(jnp.uint32(salt) ^ number)), None
 
-    layers = (jnp.arange(len(leaf), dtype=jnp.uint32), leaf)
+    parts = leaf if leaf.dtype.itemsize == 4 else _bits(leaf)
+    layers = (jnp.arange(len(parts), dtype=jnp.uint32), parts)
     total: Array = jax.lax.scan(add, jnp.uint32(0), layers)[0]
     return total
 
 
 def _part_sum(part: Array, place: Array) -> Array:
     """Return the sum over a leaf, or over a part of a leaf whose index is already mixed into `place`."""
-    size = part.dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(part, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size]).astype(
-        jnp.uint32
-    )
     places = jnp.full(part.shape, place, jnp.uint32)
     for axis in range(part.ndim):
         places = _mix(places ^ jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis))
-    return jnp.sum(_mix(bits ^ places), dtype=jnp.uint32)
+    return jnp.sum(_mix(_bits(part).astype(jnp.uint32) ^ places), dtype=jnp.uint32)
+
+
+def _bits(x: Array) -> Array:
+    """Return the bits of every element, as a number that is as long."""
+    return jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
 
 
 def _mix(x: Array) -> Array:
