@@ -115,8 +115,24 @@ def test_biases_a_format_must_have_are_zeros_and_said_to_be(tmp_path: Path) -> N
     assert len(added) == 6 * model.config.layers + 1 and not any(
         written.tensors[name].read().any() for name in added
     )
-    assert written.notes == (f"{len(added)} biases of zeros added: huggingface has no models without biases",)
+    assert written.notes == (f"{len(added)} biases of zeros added: huggingface has no models without them",)
     assert jaxgpt.load(tmp_path / "out").config.bias
+
+
+@pytest.mark.parametrize("to", ["huggingface", "nanogpt", "llmc"])
+def test_only_biases_of_queries_keys_and_values_are_added_where_only_these_are_missing(
+    tmp_path: Path, to: str
+) -> None:
+    whole = open_golden("plain")
+    kept = {name: t for name, t in whole.tensors.items() if not name.endswith("c_attn.bias")}
+    config = dataclasses.replace(whole.config, qkv_bias=False)
+    model = dataclasses.replace(whole, config=config, tensors=kept)
+    written = write_model(model, tmp_path / "out", to)
+    assert f"2 biases of zeros added: {to} has no models without them" in written.notes
+    assert not written.tensors["h.1.attn.c_attn.bias"].read().any()
+    assert all(bits(written.tensors[name]) == bits(tensor) for name, tensor in kept.items())
+    run = write_model(model, tmp_path / "run", "jaxgpt")
+    assert not run.notes and not open_model(tmp_path / "run").config.qkv_bias
 
 
 @pytest.mark.parametrize(

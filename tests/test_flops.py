@@ -45,6 +45,12 @@ def test_without_biases_only_matrices_and_layer_norm_scales_are_counted():
     assert flops.count_parameters(config) == 11 * 4 + 3 * (4 * 12 + 4 * 4 + 2 * 4 * 10 + 2 * 4) + 4
 
 
+def test_the_books_model_has_the_books_number_of_parameters():
+    untied = GPTConfig(qkv_bias=False, tied_head=False)
+    assert flops.count_parameters(untied) == 163_009_536
+    assert flops.count_parameters(GPTConfig(qkv_bias=False)) == 124_412_160
+
+
 def test_gpt2_flops_per_token_are_the_number_worked_out_by_hand():
     # 6 (124,439,808 - 1024 x 768) + 12 x 12 x 768 x 1024
     assert flops.train_flops_per_token(GPT2) == 741_920_256 + 113_246_208

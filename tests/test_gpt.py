@@ -38,7 +38,15 @@ def test_parameter_counts_are_the_published_ones(sizes: tuple[int, int, int], pu
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tied_head": False}, {"bias": False}, {"position": "alibi"}, {"mlp_width": 7}]
+    "changes",
+    [
+        {"tied_head": False},
+        {"bias": False},
+        {"qkv_bias": False},
+        {"bias": False, "qkv_bias": False},
+        {"position": "alibi"},
+        {"mlp_width": 7},
+    ],
 )
 def test_the_counting_formula_counts_what_is_made(config: GPTConfig, changes: dict[str, Any]) -> None:
     changed = dataclasses.replace(config, **changes)

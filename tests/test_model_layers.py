@@ -10,7 +10,8 @@ from jax import Array
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.model.gpt import Params, define
-from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Linear, TokenTable, TrainedLayers
+from jaxgpt.model.initializers import INIT_STD
+from jaxgpt.model.layers import AS_TRAINED, Linear, TokenTable, TrainedLayers
 
 LINEAR = (("attn", "c_attn"), ("attn", "c_proj"), ("mlp", "c_fc"), ("mlp", "c_proj"))
 
@@ -41,11 +42,12 @@ class AdaptedLayers:
         rngs: nnx.Rngs,
         *,
         std: float = INIT_STD,
+        bias: bool = True,
     ) -> Adapted:
         return Adapted(config, inputs, outputs, rngs, std, self.rank)
 
-    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> TokenTable:
-        return TokenTable(config, rngs)
+    def table(self, config: GPTConfig, rngs: nnx.Rngs, *, head: bool = False) -> TokenTable:
+        return TokenTable(config, rngs, head=head)
 
 
 def test_every_linear_layer_comes_from_the_factory_and_has_its_parameters(

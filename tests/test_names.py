@@ -15,7 +15,15 @@ from jaxgpt.weights.params import stored_params
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"bias": False}, {"tied_head": False}, {"position": "rotary"}, {"layers": 11}, {"classes": 3}],
+    [
+        {},
+        {"bias": False},
+        {"qkv_bias": False},
+        {"tied_head": False},
+        {"position": "rotary"},
+        {"layers": 11},
+        {"classes": 3},
+    ],
 )
 def test_every_parameter_has_its_tensors_and_every_tensor_its_place(config: GPTConfig, changes: dict) -> None:
     config = dataclasses.replace(config, **changes)

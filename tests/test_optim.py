@@ -54,6 +54,12 @@ def test_the_last_step_reaches_the_final_fraction_and_none_falls_below(
     assert found[warmup:].max() == 1 and (np.diff(found[warmup:]) <= 0).all()
 
 
+def test_a_stated_beginning_rises_to_the_peak_behind_the_warm_up() -> None:
+    found = rates(9, warmup_steps=4, initial_fraction=0.2, schedule="constant")
+    np.testing.assert_allclose(found[:6], [0.2, 0.4, 0.6, 0.8, 1, 1], rtol=1e-6)
+    assert rates(9, warmup_steps=0, initial_fraction=0.2)[0] == 1
+
+
 def test_the_peak_scales_the_schedule() -> None:
     schedule = learning_rate(OptimConfig(learning_rate=3e-4, warmup_steps=4), 10)
     assert float(schedule(jnp.array(0))) == pytest.approx(3e-4 / 4, rel=1e-6)
@@ -87,7 +93,8 @@ def adamw_numpy(params: dict, gradients: list[dict], config: OptimConfig, rates:
     trajectory = []
     for t, (grads, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
         norm = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
-        scale = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
+        clipped = config.clip_norm and t > config.clip_after
+        scale = min(1.0, config.clip_norm / norm) if clipped else 1.0
         new = {}
         for name, value in params.items():
             grad = grads[name] * scale
@@ -95,7 +102,7 @@ def adamw_numpy(params: dict, gradients: list[dict], config: OptimConfig, rates:
             second[name] = config.beta2 * second[name] + (1 - config.beta2) * grad**2
             step = first[name] / (1 - config.beta1**t)
             step = step / (np.sqrt(second[name] / (1 - config.beta2**t)) + config.epsilon)
-            decay = 0.0 if name == "bias" else config.weight_decay
+            decay = config.weight_decay if config.decay_all or name != "bias" else 0.0
             new[name] = value - rate * (step + decay * value)
         params = new
         trajectory.append(params)
@@ -125,13 +132,16 @@ def updated(
     return trajectory, state
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_steps_equal_those_of_numpys_adamw(clip_norm: float) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"clip_norm": 0.0}, {"clip_norm": 1.0}, {"clip_norm": 1.0, "clip_after": 3}, {"decay_all": True}],
+    ids=str,
+)
+def test_steps_equal_those_of_numpys_adamw(settings: dict[str, Any]) -> None:
+    """Of the gradients, some are longer than 1 both before and after the third step."""
     params, gradients = problem()
     # A large epsilon, so that it matters where it is added.
-    config = OptimConfig(
-        learning_rate=0.1, warmup_steps=3, epsilon=1e-2, weight_decay=0.3, clip_norm=clip_norm
-    )
+    config = OptimConfig(learning_rate=0.1, warmup_steps=3, epsilon=1e-2, weight_decay=0.3, **settings)
     schedule = learning_rate(config, len(gradients))
     expected = adamw_numpy(
         params, gradients, config, [float(schedule(jnp.array(k))) for k in range(len(gradients))]

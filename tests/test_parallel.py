@@ -14,7 +14,7 @@ from jaxgpt.training.state import abstract_state
 @pytest.mark.parametrize("settings", [{}, {"position": "rotary"}, {"tied_head": False}, {"bias": False}])
 def test_every_leaf_of_the_train_state_has_exactly_one_rule(settings: dict) -> None:
     config = GPTConfig(vocab=64, context=8, layers=2, heads=2, width=16, **settings)
-    optim = OptimConfig(ema_decay=0.9)
+    optim = OptimConfig(ema_decay=0.9, clip_after=3)
     mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
     state = abstract_state(define(config), adamw(optim, learning_rate(optim, 10)), mesh)
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]

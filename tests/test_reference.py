@@ -80,7 +80,8 @@ def drawn(config: GPTConfig, seed: int = 0) -> dict[str, Tensor]:
             shapes[f"h.{layer}.{part}.weight"] = shape
     if config.bias:
         for name in [n for n in shapes if n.startswith(("h.", "ln_f."))]:
-            shapes[name.removesuffix("weight") + "bias"] = shapes[name][-1:]
+            if config.qkv_bias or not name.endswith("c_attn.weight"):
+                shapes[name.removesuffix("weight") + "bias"] = shapes[name][-1:]
     if not config.tied_head:
         shapes["lm_head.weight"] = (config.vocab, D)
 
@@ -121,14 +122,15 @@ def test_future_tokens_cannot_change_earlier_logits() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_no_biases_are_biases_of_zeros(tied: bool) -> None:
-    without = dataclasses.replace(SMALL, bias=False, tied_head=tied)
-    biased = dataclasses.replace(without, bias=True)
+@pytest.mark.parametrize(("missing", "count"), [("bias", 13), ("qkv_bias", 2)])
+def test_no_biases_are_biases_of_zeros(tied: bool, missing: str, count: int) -> None:
+    biased = dataclasses.replace(SMALL, tied_head=tied)
+    without = dataclasses.replace(biased, **{missing: False})
     tensors = drawn(without)
     zeros = {
-        n: Tensor.of(np.zeros(t.shape, np.float32)) for n, t in drawn(biased).items() if n.endswith(".bias")
+        n: Tensor.of(np.zeros(t.shape, np.float32)) for n, t in drawn(biased).items() if n not in tensors
     }
-    assert len(zeros) == 13
+    assert len(zeros) == count and all(name.endswith(".bias") for name in zeros)
     tokens_T = ids(SMALL, 9)
     np.testing.assert_array_equal(
         reference_logits(biased, {**tensors, **zeros}, tokens_T), reference_logits(without, tensors, tokens_T)

@@ -17,7 +17,9 @@ ONE = mesh_of(MeshConfig(data=1), jax.devices()[:1])
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"bias": False}, {"tied_head": False}, {"compute_dtype": "bfloat16"}], ids=str
+    "changes",
+    [{}, {"bias": False}, {"tied_head": False, "qkv_bias": False}, {"compute_dtype": "bfloat16"}],
+    ids=str,
 )
 @pytest.mark.parametrize("layers", [ServedLayers(), ServedLayers(turned=True)], ids=str)
 def test_another_layout_is_the_same_model(

@@ -25,6 +25,8 @@ class GPTConfig:
     """Number of hidden units in the MLP of each block. None means 4 x width."""
     bias: bool = True
     """Whether the linear layers and the LayerNorms have biases."""
+    qkv_bias: bool = True
+    """Whether the layers that make queries, keys and values have biases too, where others have them."""
     layer_norm_epsilon: float = 1e-5
     """Small number that every LayerNorm adds to the variance, so that it never divides by 0."""
     activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"
@@ -43,6 +45,9 @@ class GPTConfig:
     dropout: float = 0.0
     """Probability of setting a value to 0 in training.
     This happens to embeddings, attention weights and the outputs of attention and MLP."""
+    init: Literal["gpt2", "torch"] = "gpt2"
+    """How new weights are drawn. gpt2 is small normal numbers, with biases of 0, as GPT-2's paper has it.
+    torch is what PyTorch's layers begin with when nobody says otherwise, as in the book."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of activations and matrix products.
     Parameters, LayerNorm statistics, the softmax and the loss are always float32."""
@@ -77,6 +82,11 @@ class GPTConfig:
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
     @property
+    def biased_qkv(self) -> bool:
+        """Whether the layers that make queries, keys and values have biases."""
+        return self.bias and self.qkv_bias
+
+    @property
     def padded_vocab(self) -> int:
         """The number of rows that the stored embedding has."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
@@ -96,7 +106,8 @@ class GPTConfig:
         Fields that say only how a model is trained, computed or stored are not compared.
         """
         mine, others = (
-            dataclasses.asdict(config) | {"mlp_width": config.mlp_size} for config in (self, other)
+            dataclasses.asdict(config) | {"mlp_width": config.mlp_size, "qkv_bias": config.biased_qkv}
+            for config in (self, other)
         )
-        passed_over = {"dropout", "compute_dtype", "vocab_multiple"}
+        passed_over = {"dropout", "init", "compute_dtype", "vocab_multiple"}
         return {n: (mine[n], others[n]) for n in mine if n not in passed_over and mine[n] != others[n]}

@@ -56,6 +56,9 @@ class OptimConfig:
     wsd (warm-up, stable, decay) stays there, too, and falls linearly at the end."""
     warmup_steps: int = 100
     """Number of steps in which the learning rate rises linearly to its highest value. 0 means no warm-up."""
+    initial_fraction: float | None = None
+    """Learning rate of the first step, as a share of the highest one, which then follows the warm-up.
+    None means 1 / warmup_steps: the highest one is that of the last step of the warm-up."""
     decay_fraction: float = 0.2
     """For wsd only: share of all steps, at the end, in which the learning rate falls."""
     final_fraction: float = 0.1
@@ -69,8 +72,12 @@ class OptimConfig:
     weight_decay: float = 0.1
     """How strongly matrices and embeddings are pulled towards 0. Biases and LayerNorms are left alone.
     Each step multiplies them by 1 - weight_decay x learning rate."""
+    decay_all: bool = False
+    """Whether biases and LayerNorms are pulled towards 0 as well, as PyTorch's AdamW does by default."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient. A longer gradient is scaled down to it. 0 turns this off."""
+    clip_after: int = 0
+    """Number of steps at the beginning whose gradients are left as they are, whatever their norm."""
     ema_decay: float = 0.0
     """Share of a running average of the weights that is kept at each step, such as 0.999.
     The verbs that use the trained model then take the average. 0 means that there is no average."""
@@ -80,13 +87,15 @@ class OptimConfig:
         require_positive(self, "learning_rate", "epsilon")
         require_fraction(self, "beta1", "beta2", "ema_decay")
         require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "from 0 to 1")
+        start = self.initial_fraction
+        require(start is None or 0 <= start <= 1, "initial_fraction", start, "from 0 to 1")
         require(
             0 < self.decay_fraction <= 1,
             "decay_fraction",
             self.decay_fraction,
             "greater than 0 and at most 1",
         )
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "clip_after"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
 

@@ -138,7 +138,8 @@ ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "silu": silu}
 
 
 def _bias(config: GPTConfig, tensors: Tensors, name: str, size: int) -> np.ndarray | float:
-    return _parameter(tensors, f"{name}.bias", size) if config.bias else 0.0
+    biased = config.biased_qkv if name.endswith(".c_attn") else config.bias
+    return _parameter(tensors, f"{name}.bias", size) if biased else 0.0
 
 
 def _parameter(tensors: Tensors, name: str, *shape: int) -> np.ndarray:
@@ -177,6 +178,7 @@ def _check(config: GPTConfig, tensors: Tensors, tokens_T: np.ndarray) -> None:
     # head. Each tensor that is needed is asked for by name later. So if their number is right too, no tensor
     # goes unused.
     expected = 2 + (6 * config.layers + 1) * (1 + config.bias) + (not config.tied_head)
+    expected -= config.layers * (config.bias and not config.qkv_bias)
     if len(tensors) != expected:
         why = f"{len(tensors)} tensors, where {expected} are meant"
         raise DataError(

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.model.layers import INIT_STD
+from jaxgpt.model.initializers import INIT_STD
 
 MOST_PAIRED = 8  # a product with more rows than these does not read a turned kernel's outputs in pairs
 
@@ -35,11 +35,18 @@ class ServedLayers:
         rngs: nnx.Rngs,  # noqa: ARG002  Nothing is drawn: the numbers come from a trained model.
         *,
         std: float = INIT_STD,  # noqa: ARG002
+        bias: bool = True,
     ) -> "ServedLinear":
         """A linear layer from `inputs` to `outputs`."""
-        return ServedLinear(config, inputs, outputs, self)
+        return ServedLinear(config, inputs, outputs, self, bias=config.bias and bias)
 
-    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> "ServedTable":  # noqa: ARG002
+    def table(
+        self,
+        config: GPTConfig,
+        rngs: nnx.Rngs,  # noqa: ARG002
+        *,
+        head: bool = False,  # noqa: ARG002
+    ) -> "ServedTable":
         """A table of token embeddings."""
         return ServedTable(config, self)
 
@@ -48,13 +55,13 @@ class ServedLinear(nnx.Module):
     """A linear layer over the last axis, in the compute dtype."""
 
     def __init__(
-        self, config: GPTConfig, inputs: int, outputs: tuple[int, ...], layers: ServedLayers
+        self, config: GPTConfig, inputs: int, outputs: tuple[int, ...], layers: ServedLayers, *, bias: bool
     ) -> None:
         self.dtype, self.turned = config.compute_dtype, layers.turned
         shape = (*outputs, inputs) if layers.turned else (inputs, *outputs)
         self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8 if layers.int8 else config.compute_dtype))
         self.kernel_scale = nnx.Param(jnp.zeros(outputs)) if layers.int8 else None
-        self.bias = nnx.Param(jnp.zeros(outputs)) if config.bias else None
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Array) -> Array:
         """[..., inputs] to [..., *outputs]."""

@@ -13,7 +13,8 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.model.attend import attend, attend_cached, drop
 from jaxgpt.model.attention import join_heads, split_heads
 from jaxgpt.model.cache import Cached, write_positions
-from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Layers
+from jaxgpt.model.initializers import INIT_STD
+from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.model.mask import Mask
 from jaxgpt.model.positions import alibi_slopes, rotate_by_position
 from jaxgpt.parallel import NOWHERE, Placement
@@ -52,7 +53,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers, placement: Placement) -> None:
         self.config, self.placement = config, placement
-        self.c_attn = layers.linear(config, config.width, (3, config.width), rngs)
+        self.c_attn = layers.linear(config, config.width, (3, config.width), rngs, bias=config.qkv_bias)
         self.c_proj = layers.linear(config, config.width, (config.width,), rngs, std=residual_std(config))
 
     def __call__(

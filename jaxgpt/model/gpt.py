@@ -22,7 +22,8 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.model.attend import drop
 from jaxgpt.model.block import Block, layer_norm
 from jaxgpt.model.cache import Cached, KVCache
-from jaxgpt.model.layers import AS_TRAINED, INIT_STD, Layers, normal
+from jaxgpt.model.initializers import embedding_init, linear_init
+from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.model.positions import sinusoidal_positions
 from jaxgpt.parallel import NOWHERE, Placement
 
@@ -39,13 +40,16 @@ class GPT(nnx.Module):
         self.config, self.placement = config, placement
         self.wte = layers.table(config, rngs)
         if config.position == "learned":
-            self.wpe = nnx.Embed(config.context, config.width, embedding_init=normal(INIT_STD), rngs=rngs)
+            self.wpe = nnx.Embed(
+                config.context, config.width, embedding_init=embedding_init(config), rngs=rngs
+            )
         self.ln_f = layer_norm(config, rngs)
         if not config.tied_head:
-            self.lm_head = layers.table(config, rngs)
+            self.lm_head = layers.table(config, rngs, head=True)
         if config.classes:
+            kernel_init, _ = linear_init(config, config.width)
             self.score = nnx.Linear(
-                config.width, config.classes, use_bias=False, kernel_init=normal(INIT_STD), rngs=rngs
+                config.width, config.classes, use_bias=False, kernel_init=kernel_init, rngs=rngs
             )
 
     def embed(self, tokens_BT: Array, positions_BT: Array, key: Array | None) -> Array:

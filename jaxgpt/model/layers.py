@@ -9,14 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig
-
-INIT_STD = 0.02  # GPT-2's initializer_range
+from jaxgpt.model.initializers import INIT_STD, embedding_init, head_init, linear_init
 
 
 class Table(Protocol):
@@ -40,14 +38,19 @@ class Layers(Protocol):
         rngs: nnx.Rngs,
         *,
         std: float = INIT_STD,
+        bias: bool = True,
     ) -> Callable[[Array], Array]:
         """An NNX module that maps the last axis: [..., inputs] to [..., *outputs].
 
-        `std` is the standard deviation of a new kernel.
+        `std` is the standard deviation of a new kernel, where GPT-2's way of drawing is asked for. `bias`
+        says whether the layer has biases in a model with biases.
         """
 
-    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> Table:
-        """An NNX module with a row for each token id of the padded vocabulary."""
+    def table(self, config: GPTConfig, rngs: nnx.Rngs, *, head: bool = False) -> Table:
+        """An NNX module with a row for each token id of the padded vocabulary.
+
+        `head` says that it is an output head.
+        """
 
 
 class Linear(nnx.LinearGeneral):
@@ -65,14 +68,17 @@ class Linear(nnx.LinearGeneral):
         rngs: nnx.Rngs,
         *,
         std: float = INIT_STD,
+        bias: bool = True,
     ) -> None:
+        kernel_init, bias_init = linear_init(config, inputs, std)
         super().__init__(
             inputs,
             outputs,
-            use_bias=config.bias,
+            use_bias=config.bias and bias,
             dtype=config.compute_dtype,
             param_dtype=jnp.float32,
-            kernel_init=normal(std),
+            kernel_init=kernel_init,
+            bias_init=bias_init,
             rngs=rngs,
         )
 
@@ -85,10 +91,9 @@ class Linear(nnx.LinearGeneral):
 class TokenTable(nnx.Embed):
     """The token embeddings, float32. The rows that pad the vocabulary are zero."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
-        super().__init__(
-            config.padded_vocab, config.width, embedding_init=_padded_normal(config.vocab), rngs=rngs
-        )
+    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, *, head: bool = False) -> None:
+        drawn = _padded(head_init(config) if head else embedding_init(config), config.vocab)
+        super().__init__(config.padded_vocab, config.width, embedding_init=drawn, rngs=rngs)
 
     def rows(self, tokens: Array) -> Array:
         """The float32 embeddings of tokens, [..., D]."""
@@ -112,25 +117,21 @@ class TrainedLayers:
         rngs: nnx.Rngs,
         *,
         std: float = INIT_STD,
+        bias: bool = True,
     ) -> Linear:
         """A linear layer from `inputs` to `outputs`."""
-        return Linear(config, inputs, outputs, rngs, std=std)
+        return Linear(config, inputs, outputs, rngs, std=std, bias=bias)
 
-    def table(self, config: GPTConfig, rngs: nnx.Rngs) -> TokenTable:
-        """A table of token embeddings."""
-        return TokenTable(config, rngs)
+    def table(self, config: GPTConfig, rngs: nnx.Rngs, *, head: bool = False) -> TokenTable:
+        """A table of token embeddings, or an output head."""
+        return TokenTable(config, rngs, head=head)
 
 
 AS_TRAINED = TrainedLayers()
 
 
-def normal(std: float) -> nnx.Initializer:
-    """Initialiser: normal with this standard deviation."""
-    return nnx.initializers.normal(stddev=std)
-
-
-def _padded_normal(vocab: int) -> nnx.Initializer:
-    """Initialiser: normal rows for the vocabulary, zero rows for the padding behind it."""
+def _padded(drawn: nnx.Initializer, vocab: int) -> nnx.Initializer:
+    """Initialiser: drawn rows for the vocabulary, zero rows for the padding behind it."""
 
     def initialise(
         key: Array,
@@ -138,7 +139,7 @@ def _padded_normal(vocab: int) -> nnx.Initializer:
         dtype: Any = jnp.float32,
         out_sharding: Any = None,  # noqa: ARG001  NNX passes it.
     ) -> Array:
-        rows_VD = INIT_STD * jax.random.normal(key, shape, dtype)
+        rows_VD = drawn(key, shape, dtype)
         return jnp.where(jnp.arange(shape[0])[:, None] < vocab, rows_VD, 0)
 
     return initialise

@@ -68,7 +68,8 @@ def _parameters_of_blocks(config: GPTConfig) -> int:
     """The number of parameters in the blocks and in the LayerNorm after them."""
     width, mlp = config.width, config.mlp_size
     matrices = 4 * width * width + 2 * width * mlp  # c_attn (3), attn.c_proj (1); c_fc, mlp.c_proj
-    biases = (3 + 1) * width + mlp + width if config.bias else 0
+    biases = width + mlp + width if config.bias else 0
+    biases += 3 * width if config.biased_qkv else 0
     layer_norm = 2 * width if config.bias else width
     return config.layers * (matrices + biases + 2 * layer_norm) + layer_norm
 

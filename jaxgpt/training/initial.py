@@ -26,7 +26,7 @@ from jaxgpt.weights.params import read_params
 from jaxgpt.weights.tensors import StoredModel
 
 # What a recipe says of these counts for any model: they are not properties of the given one.
-OF_TRAINING = ("dropout", "compute_dtype", "vocab_multiple", "classes")
+OF_TRAINING = ("dropout", "init", "compute_dtype", "vocab_multiple", "classes")
 
 
 R = TypeVar("R", bound=RunConfig)

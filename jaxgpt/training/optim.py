@@ -18,10 +18,11 @@ DECAYED = ("kernel", "embedding")
 def learning_rate(config: OptimConfig, steps: int) -> Callable[[Array], Array]:
     """The schedule: a function from the step, counted from 0, to the learning rate.
 
-    The rate first rises linearly. Then `cosine` (Loshchilov & Hutter 2017, SGDR, equation 5) and `linear` let
-    it fall at once, and `constant` keeps it. `wsd` (warm-up, stable, decay: Hu et al. 2024, MiniCPM, section
-    4.2) keeps it too, and lets it fall linearly at the end. A rate that falls reaches `final_fraction` of its
-    peak at the last of `steps`.
+    The rate first rises linearly. With `initial_fraction` it begins with that share of its peak, and the step
+    after the warm-up has the peak, as with PyTorch's LinearLR and in the book's appendix D. Then `cosine`
+    (Loshchilov & Hutter 2017, SGDR, equation 5) and `linear` let it fall at once, and `constant` keeps it.
+    `wsd` (warm-up, stable, decay: Hu et al. 2024, MiniCPM, section 4.2) keeps it too, and lets it fall
+    linearly at the end. A rate that falls reaches `final_fraction` of its peak at the last of `steps`.
     """
     last = steps - 1
     decay_start = {"wsd": last - round(config.decay_fraction * steps)}.get(
@@ -38,9 +39,17 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[[Array], Array]:
         else:
             shape = 1 - done
         decayed = config.final_fraction + (1 - config.final_fraction) * shape
-        return config.learning_rate * jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1) * decayed
+        return config.learning_rate * _warm_up(config, step) * decayed
 
     return rate
+
+
+def _warm_up(config: OptimConfig, step: Array) -> Array:
+    """The share of its peak that the rate has risen to, before it falls."""
+    length, start = max(config.warmup_steps, 1), config.initial_fraction
+    if start is None:
+        return jnp.minimum((step + 1) / length, 1)
+    return jnp.where(step < config.warmup_steps, start + (1 - start) * step / length, 1)
 
 
 def decay_mask(params: Any) -> Any:
@@ -53,21 +62,29 @@ def decay_mask(params: Any) -> Any:
 def adamw(config: OptimConfig, schedule: Callable[[Array], Array]) -> optax.GradientTransformation:
     """Gradient clipping, then AdamW (Loshchilov & Hutter 2019), then an average of the weights.
 
-    Gradients are clipped by their global norm. Weight decay applies as `decay_mask` says. Clipping and the
-    average are left out where the settings for them are 0.
+    Gradients are clipped by their global norm. Weight decay applies as `decay_mask` says, or with `decay_all`
+    to everything. Clipping and the average are left out where the settings for them are 0.
     """
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        _clipping(config),
         optax.adamw(
             schedule,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=decay_mask,
+            mask=None if config.decay_all else decay_mask,
         ),
         track_average(config.ema_decay) if config.ema_decay else optax.identity(),
     )
+
+
+def _clipping(config: OptimConfig) -> optax.GradientTransformation:
+    """The clipping of gradients, which begins after `clip_after` steps."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    if not config.clip_after:
+        return clip
+    return optax.conditionally_transform(clip, lambda step: step >= config.clip_after)
 
 
 class AverageState(NamedTuple):

@@ -39,6 +39,7 @@ TRAITS = frozenset(
     {
         "mlp_size",
         "bias",
+        "qkv_bias",
         "layer_norm_epsilon",
         "activation",
         "tied_head",
@@ -49,7 +50,7 @@ TRAITS = frozenset(
     }
 )
 FORMATS = {
-    "huggingface": Format(write_huggingface, None, TRAITS - {"bias", "position"}),
+    "huggingface": Format(write_huggingface, None, TRAITS - {"bias", "qkv_bias", "position"}),
     "jaxgpt": Format(write_run, None, TRAITS),
     "llmc": Format(write_llmc, MODEL, frozenset()),
     "nanogpt": Format(write_nanogpt, CHECKPOINT, frozenset({"bias", "activation"})),
@@ -178,11 +179,11 @@ def sayable(model: StoredModel, to: str) -> StoredModel:
     """
     config, notes, says = model.config, list(model.notes), FORMATS[to].says
     tensors = dict(model.tensors)
-    if not config.bias and "bias" not in says:
-        config = dataclasses.replace(config, bias=True)
-        missing = {place.name: place.shape for place in places(config) if place.name not in tensors}
+    bias, qkv_bias = (getattr(config, name) or name not in says for name in ("bias", "qkv_bias"))
+    config = dataclasses.replace(config, bias=bias, qkv_bias=qkv_bias)
+    if missing := {place.name: place.shape for place in places(config) if place.name not in tensors}:
         tensors |= {name: Tensor.of(np.zeros(shape, model.dtype)) for name, shape in missing.items()}
-        notes.append(f"{len(missing)} biases of zeros added: {to} has no models without biases")
+        notes.append(f"{len(missing)} biases of zeros added: {to} has no models without them")
     if to == "nanogpt" and config.activation != ACTIVATION:
         notes.append(
             f"this model computes {config.activation}: jaxgpt reads that from the file, but nanoGPT "

@@ -41,9 +41,10 @@ def is_run(folder: Path) -> bool:
 def open_run(folder: Path) -> StoredModel:
     """Return the newest parameters of a run, averaged if the run keeps an average, in their stored dtype.
 
-    The config has no dropout and computes in float32, however the run was trained. `read_params` restores
-    these parameters straight to a mesh; a single tensor is read with its leaf when it is asked for. Raises
-    MissingError when the run has no finished checkpoint, DataError when the checkpoint is damaged.
+    The config has no dropout, computes in float32 and draws as GPT-2 does, however the run was trained.
+    `read_params` restores these parameters straight to a mesh; a single tensor is read with its leaf when it
+    is asked for. Raises MissingError when the run has no finished checkpoint, DataError when the checkpoint
+    is damaged.
     """
     train = read_config(folder)
     config, step, item, shapes = _newest(folder, train)
@@ -76,7 +77,7 @@ def _newest(folder: Path, train: RunConfig) -> tuple[GPTConfig, int, str, Params
             why="the run saved none yet",
             fix="train it until it saves one (--checkpoint-every)",
         )
-    config = dataclasses.replace(train.model, dropout=0.0, compute_dtype="float32")
+    config = dataclasses.replace(train.model, dropout=0.0, compute_dtype="float32", init="gpt2")
     item = "average" if train.optim.ema_decay else "params"
     saved = read_meta(folder / CHECKPOINTS, step)["digests"].get(item, {})
     shapes = {
