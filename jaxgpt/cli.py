@@ -72,7 +72,7 @@ RECIPES: dict[str, tuple[Callable[[], RunConfig], str]] = {
     ),
     "finetune": (
         ClassifyConfig,
-        "Train a model to classify texts or to follow instructions. The same command again resumes the run.",
+        "Train a model to classify, to answer or to prefer answers. The same command again resumes the run.",
     ),
 }
 

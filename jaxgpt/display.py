@@ -232,7 +232,8 @@ def _loss_and_speed(metrics: Mapping[str, Any]) -> str:
 
 
 def _validation_lines(step: int, metrics: Mapping[str, Any]) -> list[str]:
-    names = [name for name in ("val_loss", "average_val_loss") if name in metrics]
+    shown = ("val_loss", "average_val_loss", "val_accuracy", "val_margin")
+    names = [name for name in shown if name in metrics]
     return [f"step {step}: {name} {metrics[name]:.4f}" for name in names]
 
 

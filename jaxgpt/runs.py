@@ -15,6 +15,7 @@ from jaxgpt import hosts
 from jaxgpt.config import (
     ClassifyConfig,
     InstructConfig,
+    PreferenceConfig,
     RunConfig,
     TrainConfig,
     load_recipe,
@@ -24,6 +25,7 @@ from jaxgpt.config import (
 from jaxgpt.display import NotebookDisplay, Progress, TrainingDisplay, in_notebook, no_progress
 from jaxgpt.finetuning.classify import classification
 from jaxgpt.finetuning.instruct import instruction_tuning
+from jaxgpt.finetuning.preference import preference_tuning
 from jaxgpt.language_model import LanguageModel, load
 from jaxgpt.pretraining import Tell, pretraining
 from jaxgpt.training.metrics import METRICS_FILE, read_rows
@@ -114,13 +116,15 @@ def task_for(
 ) -> tuple[RunConfig, Task]:
     """The task that a recipe describes, and the recipe with what its data and its model decide.
 
-    Raises what the tasks raise: `pretraining.pretraining`, `finetuning.classify.classification` and
-    `finetuning.instruct.instruction_tuning`.
+    Raises what the tasks raise: `pretraining.pretraining`, `finetuning.classify.classification`,
+    `finetuning.instruct.instruction_tuning` and `finetuning.preference.preference_tuning`.
     """
     if isinstance(recipe, ClassifyConfig):
         return classification(recipe, tell=tell, stated=stated, progress=progress)
     if isinstance(recipe, InstructConfig):
         return instruction_tuning(recipe, tell=tell, stated=stated, progress=progress)
+    if isinstance(recipe, PreferenceConfig):
+        return preference_tuning(recipe, tell=tell, stated=stated, progress=progress)
     assert isinstance(recipe, TrainConfig), "these are all kinds of recipes"
     return pretraining(recipe, tell=tell, stated=stated, progress=progress)
 

@@ -42,6 +42,9 @@ DIALOGUES = [
     {"instruction": f"Double {number}.", "output": f"{number} and {number} are {2 * number}."}
     for number in range(40)
 ]
+PREFERENCES = [
+    {"prompt": row["instruction"], "chosen": row["output"], "rejected": "I do not know."} for row in DIALOGUES
+]
 PATIENCE = 3600.0  # seconds for a command
 SERVER = "http://127.0.0.1:8000/health"
 
@@ -97,7 +100,8 @@ def main(args: Args) -> None:
         folder = Path(place) / "jaxgpt"
         subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
         (folder / "austen.txt").write_bytes(args.text.read_bytes())
-        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+        for name, rows in (("pairs", PAIRS), ("preferences", PREFERENCES)):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "dialogues.json").write_text(json.dumps(DIALOGUES))
         with (folder / "texts.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("label", "text"), *LABELLED])

@@ -1,11 +1,14 @@
 """Settings: frozen dataclasses that are checked when they are made. Nothing here imports JAX."""
 
 from jaxgpt.config.finetuning import (
+    AnswerConfig,
     ClassifyConfig,
     DialogueConfig,
     FinetuneConfig,
     InstructConfig,
     LabelledConfig,
+    PairConfig,
+    PreferenceConfig,
 )
 from jaxgpt.config.model import GPTConfig
 from jaxgpt.config.reading import (
@@ -26,6 +29,7 @@ from jaxgpt.config.recipe import DataConfig, MeshConfig, OptimConfig, RunConfig,
 
 __all__ = [
     "CONFIG_FILE",
+    "AnswerConfig",
     "ClassifyConfig",
     "DataConfig",
     "DialogueConfig",
@@ -35,6 +39,8 @@ __all__ = [
     "LabelledConfig",
     "MeshConfig",
     "OptimConfig",
+    "PairConfig",
+    "PreferenceConfig",
     "RunConfig",
     "TrainConfig",
     "flag_of",

@@ -49,6 +49,22 @@ class DialogueConfig(SourceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairConfig(DialogueConfig):
+    """Pairs of a better and a worse answer to the same question, and how they are divided."""
+
+    path: str = "preferences.json"
+    """A JSON or JSONL file of pairs. Each row has a chosen and a rejected answer to the same question.
+    The question is an instruction with an input as in the book, or a prompt, or the messages so far."""
+    val_fraction: float = 0.05
+    """Share of the pairs that is kept for validation."""
+    test_fraction: float = 0.1
+    """Share of the pairs whose questions the run keeps for `jaxgpt answer`, in test.jsonl."""
+    shuffle: bool = True
+    """Whether the pairs are shuffled before they are divided.
+    Otherwise the file's first pairs train, the next are for the test, and the last for validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunConfig):
     """What the settings of all runs that begin with a trained model have in common."""
 
@@ -95,22 +111,12 @@ class ClassifyConfig(FinetuneConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructConfig(FinetuneConfig):
-    """The settings of a run that teaches a model to follow instructions, from dialogues."""
+class AnswerConfig(FinetuneConfig):
+    """What the settings of runs that train how a model answers have in common."""
 
-    seen: ClassVar[str] = "rows"
-    epochs: float = 2
-    """How often each training dialogue is read, where steps is 0."""
-    out_dir: str = "runs/instruct"
-    """Directory of the run. If it holds an unfinished run, that run is resumed."""
     template: str = "instruction"
     """How a dialogue is written: instruction (Alpaca's template), phi3, or a file with a Jinja template.
     `chat` and `serve` then write in the same way to the model that was trained."""
-    answers_only: bool = True
-    """Whether the loss counts only the tokens of the answers. Otherwise it counts the questions as well."""
-    pack: bool = False
-    """Whether several dialogues share a row of the model's context. They do not see one another.
-    Otherwise each has a row of its own, which is padded."""
     sample_tokens: int = 100
     """Length of the sample answer that each evaluation writes, in tokens. 0 means no sample."""
     loss_chunk: int = 0
@@ -121,6 +127,52 @@ class InstructConfig(FinetuneConfig):
         super().__post_init__()
         for name in ("sample_tokens", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructConfig(AnswerConfig):
+    """The settings of a run that teaches a model to follow instructions, from dialogues."""
+
+    seen: ClassVar[str] = "rows"
+    epochs: float = 2
+    """How often each training dialogue is read, where steps is 0."""
+    out_dir: str = "runs/instruct"
+    """Directory of the run. If it holds an unfinished run, that run is resumed."""
+    answers_only: bool = True
+    """Whether the loss counts only the tokens of the answers. Otherwise it counts the questions as well."""
+    pack: bool = False
+    """Whether several dialogues share a row of the model's context. They do not see one another.
+    Otherwise each has a row of its own, which is padded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceConfig(AnswerConfig):
+    """The settings of a run that teaches a model which answers are preferred (DPO), from pairs of answers."""
+
+    unit: ClassVar[str] = "pair"
+    seen: ClassVar[str] = "pairs"
+    epochs: float = 1
+    """How often each training pair is read, where steps is 0."""
+    out_dir: str = "runs/dpo"
+    """Directory of the run. If it holds an unfinished run, that run is resumed."""
+    template: str = "auto"
+    """How a question is written: auto, instruction (Alpaca's), phi3, plain, or a file with a Jinja template.
+    auto means as the model was tuned that the run begins with."""
+    beta: float = 0.1
+    """How strongly the model is held to the one that it began with. It must be greater than 0.
+    A reward is beta times the change of an answer's log-probability."""
+    label_smoothing: float = 0.0
+    """Share of the pairs whose answers may have been mixed up, below 0.5 (conservative DPO)."""
+    answer: Literal["sum", "mean"] = "sum"
+    """The log-probability of an answer: the sum over its tokens as in the paper, or the mean as in the book.
+    With the mean, long answers count as much as short ones."""
+    data: PairConfig = field(default_factory=PairConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.beta > 0, "beta", self.beta, "greater than 0")
+        smoothing = "at least 0 and less than 0.5"
+        require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, smoothing)
 
 
 def _check_test_fraction(test: float, val: float) -> None:

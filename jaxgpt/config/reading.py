@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxgpt.config.checks import field_types, fits, spelled
-from jaxgpt.config.finetuning import ClassifyConfig, InstructConfig
+from jaxgpt.config.finetuning import ClassifyConfig, InstructConfig, PreferenceConfig
 from jaxgpt.config.recipe import RunConfig, TrainConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.files import write_atomically
@@ -28,6 +28,7 @@ TASKS: dict[str, type[RunConfig]] = {
     "pretrain": TrainConfig,
     "classify": ClassifyConfig,
     "instruct": InstructConfig,
+    "dpo": PreferenceConfig,
 }
 
 T = TypeVar("T")

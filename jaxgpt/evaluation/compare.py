@@ -13,7 +13,7 @@ from jaxgpt.training.metrics import METRICS_FILE, latest, read_rows, series
 
 NOT_SHOWN = ("out_dir",)  # it differs always
 # What the table tells of a run's end, where the run has measured it.
-FINAL = ("val_accuracy", "test_accuracy", "val_macro_f1", "test_macro_f1", "bigram_loss")
+FINAL = ("val_accuracy", "val_margin", "test_accuracy", "val_macro_f1", "test_macro_f1", "bigram_loss")
 FORMATS = (".png", ".svg", ".pdf")
 
 

@@ -42,6 +42,7 @@ def write_report(run_dir: Path) -> Path:
         "## Loss",
         _curve(rows, run_dir / CURVE_FILE, config.unit),
         _val_table(rows, config.unit),
+        _preferences(rows),
         *(class_parts(rows, config.labels, run_dir) if isinstance(config, ClassifyConfig) else _texts(rows)),
         "## Speed",
         _speed(config, rows),
@@ -143,6 +144,28 @@ def _val_table(rows: Rows, unit: str) -> str:
         if baselines
         else f"{shown}\n\nIn nats per {unit}."
     )
+
+
+def _preferences(rows: Rows) -> str:
+    """How well chosen and rejected answers were told apart; nothing where there were none."""
+    lines = [
+        (
+            f"{row['step']:,}",
+            f"{row['val_accuracy']:.1%}",
+            *(f"{row[f'val_{name}']:.4f}" for name in ("margin", "chosen_reward", "rejected_reward")),
+        )
+        for row in rows
+        if "val_margin" in row
+    ]
+    if not lines:
+        return ""
+    shown = table(("step", "accuracy", "margin", "reward of chosen", "reward of rejected"), lines)
+    told = (
+        "Of the validation pairs. A reward is beta times the change of an answer's log-probability since "
+        "step 0. The margin is the reward of the chosen answer minus that of the rejected one, and the "
+        "accuracy is the share of pairs whose margin is above 0."
+    )
+    return f"## Preferences\n\n{shown}\n\n{told}"
 
 
 def _texts(rows: Rows) -> list[str]:

@@ -1,4 +1,4 @@
-"""The validation loss: the mean cross-entropy in nats over a split, or over its first batches."""
+"""The validation loss: the mean of a loss over a split, or over its first batches."""
 
 import functools
 from collections.abc import Callable
@@ -35,21 +35,32 @@ def validation_loss(
     A limit of 0 means all batches. Every prediction counts as much as its weight says. `between` is called
     before the first batch, which compiles, and after each.
     """
+    measure = validation_means(loss, batches, mesh, limit=limit, between=between)
+    return lambda params: measure(params)["loss"]
 
-    def sums(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        return loss(params, batch, None)[:2]
+
+def validation_means(
+    loss: Loss, batches: Batches, mesh: Mesh, *, limit: int = 0, between: Between = lambda *_: None
+) -> Callable[[Any], dict[str, float]]:
+    """The same for all that the loss reports: a function that returns the mean `loss` and the other means."""
+
+    def sums(params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+        total, weight, others = loss(params, batch, None)
+        return others | {"loss": total}, weight
 
     jitted = jax.jit(sums, out_shardings=NamedSharding(mesh, P()))
     count = min(limit or len(batches), len(batches))
 
-    def evaluate(params: Any) -> float:
-        total = weight = np.float64(0)
+    def evaluate(params: Any) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        weight = np.float64(0)
         between(0, count)
         for number in range(count):
             batch = place_rows(functools.partial(batches.rows, number), batches.sequences, mesh)
-            batch_total, batch_weight = jitted(params, batch)
-            total, weight = total + float(batch_total), weight + float(batch_weight)
+            batch_totals, batch_weight = jitted(params, batch)
+            totals = {name: totals.get(name, 0) + float(total) for name, total in batch_totals.items()}
+            weight += float(batch_weight)
             between(number + 1, count)
-        return float(total / weight)
+        return {name: float(total / weight) for name, total in totals.items()}
 
     return evaluate

@@ -3,14 +3,14 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from jaxgpt.inference.templates import Template
 from jaxgpt.text.batch import Batch
-from jaxgpt.text.dialogues import Dialogue
+from jaxgpt.text.dialogues import Dialogue, Message
 from jaxgpt.text.examples import Example, first_fit, padded, side_by_side
 from jaxgpt.text.order import shuffled
 from jaxgpt.text.tokenizer import Tokenizer
@@ -71,21 +71,32 @@ def _written(
     The model reads each answer behind the ids that it will be asked with. Where these do not begin with the
     ids so far, because the template writes earlier messages in another way, a text of its own begins.
     """
-    messages = [(each.role, each.said(template.joint)) for each in dialogue]
-    ends = set(tokenizer.special_ids.values())  # a template may end answers itself
+    messages = spoken(dialogue, template)
     texts: list[tuple[list[int], list[tuple[int, int]]]] = []
     for place, (role, content) in enumerate(messages):
         if role == "assistant":
             prompt = template.ids(messages[:place])
             answer = template.answer_ids(messages[:place], content)
-            if place == len(messages) - 1 and tokenizer.end_of_text is not None:
-                answer += [tokenizer.end_of_text] * (not ends.intersection(answer))
+            if place == len(messages) - 1:
+                answer = ended(answer, tokenizer)
             spans: list[tuple[int, int]] = []
             if texts and prompt[: len(texts[-1][0])] == texts[-1][0]:
                 _, spans = texts.pop()
             ids = prompt + answer
             texts.append((ids, [*spans, (len(prompt), len(ids))]))
     return texts
+
+
+def spoken(messages: Sequence[Message], template: Template) -> list[tuple[str, str]]:
+    """The messages as a template takes them: who speaks, and what is said."""
+    return [(each.role, each.said(template.joint)) for each in messages]
+
+
+def ended(answer: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The ids of a last answer, with the end of text behind them unless the template has written an end."""
+    if tokenizer.end_of_text is None or set(tokenizer.special_ids.values()).intersection(answer):
+        return answer
+    return [*answer, tokenizer.end_of_text]
 
 
 class DialogueRows:
@@ -125,20 +136,35 @@ class DialogueRows:
         rows = [[self._examples[number] for number in group] for group in groups]
         if self._pack:
             return side_by_side(rows[start:stop], self._context)
-        longest = max([SHORTEST, *(row[0].length for row in rows if row)])
-        length = min(1 << (longest - 1).bit_length(), self._context)
+        length = row_length((row[0].length for row in rows if row), self._context)
         present = [row[0] for row in rows[start:stop] if row]
         return padded(present, length, rows=stop - start)
+
+
+def row_length(lengths: Iterable[int], context: int) -> int:
+    """The length to which examples of these lengths are padded together: a power of two, or the context."""
+    longest = max([SHORTEST, *lengths])
+    return min(1 << (longest - 1).bit_length(), context)
+
+
+class Rows(Protocol):
+    """Examples that become the rows of batches."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def batch(self, numbers: Sequence[int], start: int, stop: int, /) -> Any:
+        """Rows `start` to `stop` - 1 of the batch of the rows with these numbers. -1 is an empty row."""
 
 
 class TrainingRows:
     """The endless, shuffled sequence of batches. Every epoch has each row once, in an order of its own."""
 
-    def __init__(self, rows: DialogueRows, *, sequences: int, seed: int) -> None:
+    def __init__(self, rows: Rows, *, sequences: int, seed: int) -> None:
         """Take the rows. A batch has `sequences` of them."""
         self._rows, self._sequences, self._seed = rows, sequences, seed
 
-    def rows(self, step: int, start: int, stop: int) -> Batch:
+    def rows(self, step: int, start: int, stop: int) -> Any:
         """Rows `start` to `stop` - 1 of the batch of a step, which is counted from 0."""
         places = range(step * self._sequences, (step + 1) * self._sequences)
         return self._rows.batch(shuffled(places, len(self._rows), self._seed), start, stop)
@@ -147,14 +173,14 @@ class TrainingRows:
 class OrderedRows:
     """All rows once, in order. The last batch is filled up with empty rows."""
 
-    def __init__(self, rows: DialogueRows, *, sequences: int) -> None:
+    def __init__(self, rows: Rows, *, sequences: int) -> None:
         """Take the rows. A batch has `sequences` of them."""
         self._rows, self.sequences = rows, sequences
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self.sequences)
 
-    def rows(self, number: int, start: int, stop: int) -> Batch:
+    def rows(self, number: int, start: int, stop: int) -> Any:
         """Rows `start` to `stop` - 1 of this batch."""
         places = range(number * self.sequences, (number + 1) * self.sequences)
         return self._rows.batch([place if place < len(self._rows) else -1 for place in places], start, stop)

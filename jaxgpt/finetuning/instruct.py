@@ -5,25 +5,32 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from jaxgpt.config import InstructConfig
+from jaxgpt.config import AnswerConfig, InstructConfig
 from jaxgpt.display import Progress, no_progress
 from jaxgpt.errors import DataError
 from jaxgpt.evaluation.report import refresh_report
 from jaxgpt.evaluation.sample import sampler
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.finetuning.chosen import chosen_of, steps_of
-from jaxgpt.finetuning.dialogue_batches import DialogueRows, Encoded, OrderedRows, TrainingRows, encode
+from jaxgpt.finetuning.dialogue_batches import (
+    DialogueRows,
+    Encoded,
+    OrderedRows,
+    TrainingRows,
+    encode,
+    spoken,
+)
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.templates import Plain, Template, template_of
 from jaxgpt.parallel import mesh_of
-from jaxgpt.text.dialogues import Dialogue, Dialogues, divided, leaks, read_dialogues, row_of
+from jaxgpt.text.dialogues import Dialogue, Divided, divided, leaks, read_dialogues, row_of
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.initial import with_architecture
@@ -91,7 +98,7 @@ def instruction_tuning(
     return config, _task(config, tokenizer, template, data, progress)
 
 
-def _split(config: InstructConfig) -> tuple[Dialogues, list[str]]:
+def _split(config: InstructConfig) -> tuple[Divided[Dialogue], list[str]]:
     """The dialogues, divided, and sentences about what was noticed."""
     data, path = config.data, Path(config.data.path)
     dialogues, notes = read_dialogues(path)
@@ -140,7 +147,7 @@ def _task(
         tokens_per_step=data.train.tokens // len(data.train) * config.sequences,
         open_data=open_data,
         report=refresh_report,
-        files=template.files() | {TEST_FILE: "".join(map(_line, data.test)).encode()},
+        files=template.files() | questions_file(data.test),
     )
 
 
@@ -156,26 +163,40 @@ def _events(
     def measure(state: TrainState) -> dict[str, Any]:
         return {"val_loss": evaluate(state.params)}
 
-    events = [Event("val_loss", config.eval_every, measure)]
-    if config.sample_tokens and jax.process_count() == 1:  # the engine runs on one host
-        write = sampler(
-            config.model,
-            tokenizer,
-            data.question,
-            shown=tokenizer.decode(data.question),
-            tokens=config.sample_tokens,
-            sampling=GREEDY,
-            show=show,
-        )
-        events.append(Event("sample", config.eval_every, write))
-    return events
+    return [
+        Event("val_loss", config.eval_every, measure),
+        *sample_answers(config, tokenizer, data.question, show),
+    ]
+
+
+def sample_answers(
+    config: AnswerConfig, tokenizer: Tokenizer, question: list[int], show: Progress
+) -> list[Event]:
+    """The event that writes what the model answers to a question, of which the ids are given.
+
+    There is none without sample tokens, and none with several processes, since the engine runs on one host.
+    """
+    if not config.sample_tokens or jax.process_count() > 1:
+        return []
+    write = sampler(
+        config.model,
+        tokenizer,
+        question,
+        shown=tokenizer.decode(question),
+        tokens=config.sample_tokens,
+        sampling=GREEDY,
+        show=show,
+    )
+    return [Event("sample", config.eval_every, write)]
 
 
 def _question(dialogue: Dialogue, template: Template) -> list[int]:
     """The ids of what is said up to the first answer."""
     asked = itertools.takewhile(lambda message: message.role != "assistant", dialogue)
-    return template.ids([(message.role, message.said(template.joint)) for message in asked])
+    return template.ids(spoken([*asked], template))
 
 
-def _line(dialogue: Dialogue) -> str:
-    return json.dumps(row_of(dialogue), ensure_ascii=False) + "\n"
+def questions_file(dialogues: Iterable[Dialogue]) -> dict[str, bytes]:
+    """The file in which a run keeps the dialogues whose questions `jaxgpt answer` asks, by its name."""
+    lines = (json.dumps(row_of(dialogue), ensure_ascii=False) + "\n" for dialogue in dialogues)
+    return {TEST_FILE: "".join(lines).encode()}

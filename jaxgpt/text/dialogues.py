@@ -11,7 +11,7 @@ Other keys of a row are passed over. A CSV file with the columns instruction, in
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from jaxgpt.text.tables import read_records, refuse
 FIELDS = ("instruction", "input", "output")
 SPEAKERS = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 LAYOUTS = "instruction and output, or messages, or conversations"
+
+T = TypeVar("T")
 
 
 class Message(NamedTuple):
@@ -40,12 +42,12 @@ class Message(NamedTuple):
 Dialogue = Sequence[Message]
 
 
-class Dialogues(NamedTuple):
-    """Dialogues, divided."""
+class Divided(NamedTuple, Generic[T]):
+    """Examples, such as dialogues, in three parts."""
 
-    train: list[Dialogue]
-    val: list[Dialogue]
-    test: list[Dialogue]
+    train: list[T]
+    val: list[T]
+    test: list[T]
 
 
 def read_dialogues(path: Path) -> tuple[list[Dialogue], list[str]]:
@@ -78,20 +80,31 @@ def read_dialogues(path: Path) -> tuple[list[Dialogue], list[str]]:
 def dialogue_of(row: Mapping[str, Any]) -> Dialogue:
     """Return the dialogue that a row holds. Raises ValueError that says why it holds none."""
     if "messages" in row:
-        dialogue = _said(row["messages"], "messages", "role", "content")
+        dialogue = messages_of(row, "messages")
     elif "conversations" in row:
-        dialogue = _said(row["conversations"], "conversations", "from", "value")
+        dialogue = messages_of(row, "conversations", "from", "value")
     elif "instruction" in row and "output" in row:
-        instruction, given, output = (row.get(name) or "" for name in FIELDS)
-        if wrong := [name for name in FIELDS if not isinstance(row.get(name) or "", str)]:
-            raise ValueError(f"{' and '.join(wrong)} must be text")
-        if not (instruction.strip() or given.strip()):
-            raise ValueError("instruction is empty")
-        dialogue = [Message("user", instruction, given), Message("assistant", output)]
+        (output,) = texts_of(row, ["output"])
+        dialogue = [instruction_of(row), Message("assistant", output)]
     else:
         raise ValueError(f"it has the keys {', '.join(map(repr, row))}; {LAYOUTS} is needed")
-    _check_turns(dialogue)
+    check_turns(dialogue)
     return dialogue
+
+
+def instruction_of(row: Mapping[str, Any]) -> Message:
+    """Return what a row of the book's layout asks. Raises ValueError that says why it asks nothing."""
+    instruction, given = texts_of(row, FIELDS[:2])
+    if not (instruction.strip() or given.strip()):
+        raise ValueError("instruction is empty")
+    return Message("user", instruction, given)
+
+
+def texts_of(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the texts in some fields of a row; what is not there is empty. Raises ValueError for others."""
+    if wrong := [name for name in names if not isinstance(row.get(name) or "", str)]:
+        raise ValueError(f"{' and '.join(wrong)} must be text")
+    return [row.get(name) or "" for name in names]
 
 
 def row_of(dialogue: Dialogue) -> dict[str, Any]:
@@ -102,7 +115,9 @@ def row_of(dialogue: Dialogue) -> dict[str, Any]:
     return {"messages": [{"role": each.role, "content": each.content} for each in dialogue]}
 
 
-def _said(messages: Any, name: str, who: str, what: str) -> list[Message]:
+def messages_of(row: Mapping[str, Any], name: str, who: str = "role", what: str = "content") -> list[Message]:
+    """Return the messages in a field of a row. Raises ValueError that names the first one that is none."""
+    messages = row[name]
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{name} must be a list of messages")
     dialogue = []
@@ -118,7 +133,8 @@ def _said(messages: Any, name: str, who: str, what: str) -> list[Message]:
     return dialogue
 
 
-def _check_turns(dialogue: Dialogue) -> None:
+def check_turns(dialogue: Dialogue) -> None:
+    """Raise ValueError unless user and assistant take turns, and the assistant has the last word."""
     turns = dialogue[1:] if dialogue[0].role == "system" else dialogue
     for number, message in enumerate(turns):
         expected = ("user", "assistant")[number % 2]
@@ -129,36 +145,36 @@ def _check_turns(dialogue: Dialogue) -> None:
 
 
 def divided(
-    dialogues: Sequence[Dialogue], *, val: float, test: float, seed: int | None, path: Path
-) -> Dialogues:
-    """Divide the dialogues into training, test and validation parts, in this order, after shuffling them.
+    examples: Sequence[T], *, val: float, test: float, seed: int | None, path: Path, what: str = "dialogues"
+) -> Divided[T]:
+    """Divide examples into training, test and validation parts, in this order, after shuffling them.
 
-    `val` and `test` are shares of all. A seed of None keeps the order of the file, as the book does. Raises
-    DataError when a part that was asked for is empty.
+    `val` and `test` are shares of all. A seed of None keeps the order of the file, as the book does. Errors
+    call the examples `what`. Raises DataError when a part that was asked for is empty.
     """
-    count = len(dialogues)
+    count = len(examples)
     order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
     train_end = int(count * (1 - val - test) + 1e-9)
     test_end = train_end + int(count * test + 1e-9) if val else count
     ends = {"train": (0, train_end), "test": (train_end, test_end), "val": (test_end, count)}
-    parts = {name: [dialogues[number] for number in order[slice(*span)]] for name, span in ends.items()}
+    parts = {name: [examples[number] for number in order[slice(*span)]] for name, span in ends.items()}
     shares = {"train": 1.0, "val": val, "test": test}
     if lacking := [name for name, share in shares.items() if share and not parts[name]]:
         raise DataError(
-            f"too few dialogues to divide ({count:,})",
+            f"too few {what} to divide ({count:,})",
             path=path,
             why=f"none is left for {' and '.join(lacking)}",
-            fix="give more dialogues, or set --data.val-fraction or --data.test-fraction to a larger share",
+            fix=f"give more {what}, or set --data.val-fraction or --data.test-fraction to a larger share",
         )
-    return Dialogues(parts["train"], parts["val"], parts["test"])
+    return Divided(parts["train"], parts["val"], parts["test"])
 
 
-def leaks(parts: Dialogues) -> list[str]:
-    """Sentences about training dialogues that stand again in a part on which the model is measured."""
-    seen = {tuple(dialogue) for dialogue in parts.train}
+def leaks(parts: Divided[Any], what: str = "dialogues") -> list[str]:
+    """Sentences about training examples that stand again in a part on which the model is measured."""
+    seen = {tuple(example) for example in parts.train}
     counts = {name: sum(tuple(each) in seen for each in getattr(parts, name)) for name in ("val", "test")}
     return [
-        f"leak: {count:,} of the {len(getattr(parts, name)):,} {name} dialogues are training dialogues too, "
+        f"leak: {count:,} of the {len(getattr(parts, name)):,} {name} {what} are training {what} too, "
         "which makes the model look better than it is"
         for name, count in counts.items()
         if count

@@ -32,18 +32,29 @@ def next_token_loss(model: Model, *, chunk: int = 0) -> Loss:
     """
 
     def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array, dict[str, Array]]:
-        x_BTD, _ = model.hidden(
-            params, batch.inputs_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT, key=key
-        )
-
-        def summed(x_BTD: Array, targets_BT: Array, weights_BT: Array) -> Array:
-            return jnp.sum(cross_entropy(model.unembed(params, x_BTD), targets_BT) * weights_BT)
-
-        with jax.named_scope("loss"):
-            total = _by_chunks(summed, chunk, x_BTD, batch.targets_BT, batch.weights_BT)
+        total = summed_cross_entropy(model, params, batch, key, chunk=chunk, axis=None)
         return total, jnp.sum(batch.weights_BT), {}
 
     return loss
+
+
+def summed_cross_entropy(
+    model: Model, params: Params, batch: Batch, key: Array | None, *, chunk: int, axis: int | None
+) -> Array:
+    """The weighted cross-entropies of a batch's targets, in nats, added up.
+
+    An `axis` of None gives one sum, and 1 gives the sum of each sequence, [B], which is the negative
+    log-probability of its targets. `chunk` is that of `next_token_loss`.
+    """
+    x_BTD, _ = model.hidden(
+        params, batch.inputs_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT, key=key
+    )
+
+    def summed(x_BTD: Array, targets_BT: Array, weights_BT: Array) -> Array:
+        return jnp.sum(cross_entropy(model.unembed(params, x_BTD), targets_BT) * weights_BT, axis=axis)
+
+    with jax.named_scope("loss"):
+        return _by_chunks(summed, chunk, x_BTD, batch.targets_BT, batch.weights_BT)
 
 
 def _by_chunks(summed: Callable[..., Array], chunk: int, *arrays_BT: Array) -> Array:
@@ -60,7 +71,7 @@ def _by_chunks(summed: Callable[..., Array], chunk: int, *arrays_BT: Array) -> A
     again = jax.checkpoint(summed)
     total, _ = jax.lax.scan(
         lambda total, piece: (total + again(*piece), None),
-        jnp.zeros((), jnp.float32),
+        jnp.zeros(jax.eval_shape(summed, *arrays_BT).shape, jnp.float32),
         tuple(pieces(x_BT) for x_BT in arrays_BT),
     )
     return total + again(*(x_BT[:, whole:] for x_BT in arrays_BT)) if whole < T else total

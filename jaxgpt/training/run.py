@@ -7,7 +7,7 @@ ends early when `stop` asks for that.
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -84,10 +84,8 @@ def _open_data(task: Task, recipe: RunConfig, stop: Stop, found: Found | None) -
     folder = Path(recipe.out_dir)
     own = folder / DATA
     was_there = own.exists()
-    try:
+    with _before_the_first_step(stop):
         data = task.open_data(own, stop)
-    except StopRequested:
-        raise stopped_error(stop, "before the first step") from None
     hosts.check_same("the data", {"fingerprint": data.fingerprint})
     if found and found.fingerprint != data.fingerprint:
         if not was_there and hosts.is_first():  # a refusal leaves the directory as it was
@@ -101,6 +99,15 @@ def _open_data(task: Task, recipe: RunConfig, stop: Stop, found: Found | None) -
             fix="give the run the data that it began with, or name another --out-dir",
         )
     return data
+
+
+@contextlib.contextmanager
+def _before_the_first_step(stop: Stop) -> Iterator[None]:
+    """Where the run is asked to end in this block, it raises StoppedError."""
+    try:
+        yield
+    except StopRequested:
+        raise stopped_error(stop, "before the first step") from None
 
 
 def _train(
@@ -127,6 +134,8 @@ def _train(
             state = restore_state(folder, start, target)
     else:
         state = initial_state(recipe, task, optimizer, tell)
+        with _before_the_first_step(stop):
+            data.begin(state)
     step = functools.partial(
         train_step, loss=task.loss, optimizer=optimizer, schedule=schedule, accumulate=recipe.accumulate
     )

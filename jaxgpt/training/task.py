@@ -15,6 +15,7 @@ from jaxgpt.model.gpt import Model
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss
+from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop
 from jaxgpt.training.trainable import EVERYTHING, Chosen
 
@@ -30,6 +31,8 @@ class TrainingData:
 
     Steps are counted from 0.
     """
+    begin: Callable[[TrainState], None] = lambda _: None
+    """`begin(state)` is called once, with the state that a new run begins with."""
     events: Sequence[Event] = ()
     """What is measured during training."""
     facts: Callable[[], dict[str, Any]] = dict

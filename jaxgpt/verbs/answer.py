@@ -93,7 +93,7 @@ def _questions(args: AnswerArgs) -> Path:
     if args.file is None and not own.is_file():
         raise ConfigError(
             "no questions",
-            why=f"{args.model} keeps no {TEST_FILE}, since it is no run of `jaxgpt finetune instruct`",
+            why=f"{args.model} keeps no {TEST_FILE}, as runs of `jaxgpt finetune instruct` and `dpo` do",
             fix="name a file with dialogues: answer MODEL FILE",
         )
     return args.file or own

@@ -13,6 +13,7 @@ from jaxgpt.verbs.pretrain import tell, trained
 NEXT: dict[str, tuple[str, list[list[str]]]] = {
     "classify": ("and how well each class is recognised", [["classify", "a text of your own"]]),
     "instruct": ("sample answers, speed", [["chat"], ["answer"]]),
+    "dpo": ("how well answers are told apart, sample answers, speed", [["chat"], ["answer"]]),
 }
 
 

@@ -1,0 +1,140 @@
+"""Preference tuning through the command line: from pairs to a preference, resumed and refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from command_line import exit_code
+
+import jaxgpt
+from jaxgpt.config import GPTConfig, PreferenceConfig, read_config
+from jaxgpt.language_model import LanguageModel
+from jaxgpt.model.gpt import define
+from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training.metrics import read_rows
+
+LETTERS = "abcdefgh"
+ROWS = [
+    {"instruction": f"Say {a}{b}", "input": "", "output": "", "chosen": f"{a}{b}", "rejected": f"no {b}"}
+    for a in LETTERS
+    for b in LETTERS
+]
+SHORT = ["--batch", "8", "--eval-every", "10", "--log-every", "5", "--optim.learning-rate", "0.003"]
+FIGURES = ("loss", "chosen_reward", "rejected_reward", "margin", "accuracy")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of bytes that says that it was tuned with Phi-3's template."""
+    config = GPTConfig(vocab=257, context=64, layers=1, heads=2, width=32)
+    path = tmp_path_factory.mktemp("models") / "base"
+    params = jax.jit(define(config).init)(jax.random.key(3))
+    LanguageModel(config, params, load_tokenizer("bytes")).save(path)
+    (path / "chat.json").write_text('{"chat": "phi3"}')
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "preferences.json"
+    path.write_text(json.dumps(ROWS), encoding="utf-8")
+    return path
+
+
+def dpo(base: Path | None, pairs: Path, out: Path, *more: object, code: int = 0) -> None:
+    given = [*(["--from", base] if base else []), "--data.path", pairs, "--out-dir", out, *SHORT, *more]
+    assert exit_code("finetune", "dpo", *given) == code
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    dpo(base, pairs, out, "--steps", "20", "--sample-tokens", "8")
+    return out
+
+
+def test_a_run_begins_at_log_two_and_learns_which_answers_are_preferred(run: Path) -> None:
+    rows = read_rows(run / "metrics.jsonl")
+    measured = [{name: row[f"val_{name}"] for name in FIGURES} for row in rows if "val_loss" in row]
+    assert measured[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert all(abs(measured[0][name]) < 1e-4 for name in FIGURES[1:4])
+    assert measured[-1]["loss"] < 0.3 and measured[-1]["margin"] > 1 and measured[-1]["accuracy"] == 1
+    trained = [row for row in rows if "loss" in row]
+    assert all(name in row for row in trained for name in FIGURES)
+    assert trained[0]["loss"] == pytest.approx(np.log(2), abs=1e-5) and trained[-1]["accuracy"] == 1
+    assert trained[-1]["margin"] == pytest.approx(
+        trained[-1]["chosen_reward"] - trained[-1]["rejected_reward"], rel=1e-4
+    )
+
+
+def test_the_run_keeps_template_and_questions_and_reports(run: Path) -> None:
+    config = read_config(run)
+    assert isinstance(config, PreferenceConfig) and (config.template, config.model.width) == ("auto", 32)
+    assert json.loads((run / "chat.json").read_text()) == {"chat": "phi3"}
+    kept = [json.loads(line) for line in (run / "test.jsonl").read_text().splitlines()]
+    assert len(kept) == 6 and all(row["output"] == row["instruction"][4:] for row in kept)
+    report = (run / "report.md").read_text()
+    assert "nats per pair" in report and "| pairs | 160 (8 a step) |" in report
+    assert "## Preferences" in report and "<|user|>\nSay " in report
+
+
+def test_a_run_that_goes_on_needs_no_base_and_equals_one_that_went_through(
+    run: Path, base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    own, out = tmp_path / "base", tmp_path / "parts"
+    shutil.copytree(base, own)
+    dpo(own, pairs, out, "--steps", "9", "--sample-tokens", "8")
+    shutil.rmtree(own)
+    dpo(None, pairs, out, "--steps", "20", "--sample-tokens", "8")
+    losses = [
+        {row["step"]: row["loss"] for row in read_rows(each / "metrics.jsonl") if "loss" in row}
+        for each in (run, out)
+    ]
+    assert {step: losses[1][step] for step in losses[0]} == losses[0]
+    for a, b in zip(*(jax.tree.leaves(jaxgpt.load(each).params) for each in (run, out)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_reference_that_is_lost_or_damaged_is_told(
+    run: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    kept = out / "data" / "reference.npz"
+    whole = kept.read_bytes()
+    for content in (whole[:-30], b"", None):
+        kept.unlink() if content is None else kept.write_bytes(content)
+        dpo(None, pairs, out, "--steps", "30", code=66 if content is None else 65)
+        assert "the run has lost its reference" in capsys.readouterr().err
+    assert read_rows(out / "metrics.jsonl") == read_rows(run / "metrics.jsonl")
+
+
+def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
+    base: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.jsonl"
+    dpo(None, pairs, out, code=2)
+    assert "no model to begin with" in capsys.readouterr().err
+    dpo(base, tmp_path / "none.json", out, code=66)
+    dpo(base, pairs, out, "--beta", "0", code=2)
+    dpo(base, pairs, out, "--label-smoothing", "0.5", code=2)
+    assert "less than 0.5" in capsys.readouterr().err
+    other.write_text('{"prompt": "Hi", "chosen": "Ho"}\n')
+    dpo(base, other, out, code=65)
+    assert "line 1: it has no rejected" in capsys.readouterr().err
+    dpo(base, pairs, out, "--template", "instruction", code=65)  # longer than 64 bytes
+    said = capsys.readouterr().err
+    assert "54 train pairs are left out" in said and "nothing to train on" in said
+    assert not out.exists()
+
+
+def test_from_python_with_only_some_layers_and_the_mean(base: Path, pairs: Path, tmp_path: Path) -> None:
+    recipe = PreferenceConfig(trains="last-block", answer="mean", batch=8, steps=2, eval_every=0)
+    changed = {"init_from": str(base), "data.path": str(pairs), "out_dir": str(tmp_path / "run")}
+    run = jaxgpt.train(recipe, changed, progress=False)
+    before, after = jaxgpt.load(base).params, run.model.params
+    np.testing.assert_array_equal(before["wte"]["embedding"], after["wte"]["embedding"])
+    assert (before["ln_f"]["scale"] != after["ln_f"]["scale"]).any()
