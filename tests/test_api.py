@@ -352,7 +352,7 @@ def news(ids: list[int], finish: str = "length") -> list[NewToken]:
 def grown(
     ids: list[int], stop: list[str], at_a_time: int = 1, finish: str = "length"
 ) -> tuple[Choice, list[Piece]]:
-    choice, events = Choice(BYTES, stop), news(ids, finish)
+    choice, events = Choice(BYTES, stop, reports=True), news(ids, finish)
     return choice, [choice.add(events[i : i + at_a_time]) for i in range(0, len(events), at_a_time)]
 
 
@@ -372,6 +372,9 @@ def test_pieces_join_to_the_text_before_the_first_stop_string(
     assert choice.finish == ("length" if cut is None else "stop")
     tokens = [token for piece in pieces for token in piece.tokens]
     assert [token.token for token in tokens] == ids[: len(tokens)]
+    silent, events = Choice(BYTES, stop, reports=False), news(ids)
+    unreported = [silent.add(events[i : i + at_a_time]) for i in range(0, len(events), at_a_time)]
+    assert unreported == [piece._replace(tokens=()) for piece in pieces] and silent.finish == choice.finish
     if cut is None:
         assert len(tokens) == len(ids)
     assert all(token.offset < (len(whole) if cut is None else cut) for token in tokens)
@@ -409,7 +412,7 @@ def test_what_comes_after_a_stop_string_is_not_counted() -> None:
 
 
 def test_the_chosen_token_is_always_among_the_alternatives() -> None:
-    piece = Choice(BYTES, []).add([NewToken(1, 99, -4.0, ((97, -0.1), (98, -3.0)), "length")])
+    piece = Choice(BYTES, [], reports=True).add([NewToken(1, 99, -4.0, ((97, -0.1), (98, -3.0)), "length")])
     logprobs = Answer(completion(prompt="x", logprobs=2), "tiny", BYTES).chunk(0, piece)["choices"][0][
         "logprobs"
     ]
@@ -438,7 +441,7 @@ def test_chat_has_its_own_shapes() -> None:
 def test_an_echo_stands_in_front_with_none_for_its_first_token() -> None:
     call = completion(prompt="é!", echo=True, logprobs=1)
     scores = [NewToken(0, token, None if i == 0 else -1.0, (), None) for i, token in enumerate("é!".encode())]
-    choice = Choice(BYTES, [])
+    choice = Choice(BYTES, [], reports=True)
     pieces = [choice.echo(call.prompts[0], scores), choice.add(news([97]))]
     found = whole(Answer(call, "tiny", BYTES), [pieces], 1)["choices"][0]
     assert found["text"] == "é!a" and found["logprobs"]["text_offset"] == [0, 0, 1, 2]

@@ -41,10 +41,13 @@ class Piece(NamedTuple):
 
 
 class Choice:
-    """One text as it grows: it takes the engine's tokens and gives the part of their text that is certain."""
+    """One text as it grows: it takes the engine's tokens and gives the part of their text that is certain.
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
+    Its pieces hold the tokens only if `reports` says so: to follow them costs as much as the text itself.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, reports: bool) -> None:
+        self._tokenizer, self._reports = tokenizer, reports
         self._stream = TextStream(tokenizer, stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: deque[Reported] = deque()
@@ -89,9 +92,11 @@ class Choice:
         if new.token is not None:
             self.written += 1
             self._logprob += new.logprob or 0.0
-            self._held.append(Reported(new.token, new.logprob, new.alternatives, self._decoded))
+            if self._reports:
+                self._held.append(Reported(new.token, new.logprob, new.alternatives, self._decoded))
             if new.finish != "end":
-                self._decoded += len(self._decoder.decode(self._tokenizer.decode_bytes([new.token])))
+                if self._reports:
+                    self._decoded += len(self._decoder.decode(self._tokenizer.decode_bytes([new.token])))
                 text = self._stream.push(new.token)
         if new.finish and not self._stream.stopped:
             text += self._stream.finish()
@@ -123,7 +128,8 @@ class Answer:
     def choices(self) -> list[Choice]:
         """Return the texts of this answer, in which nothing is written yet."""
         count = len(self.call.prompts) * self.call.best_of
-        return [Choice(self.tokenizer, self.call.stop) for _ in range(count)]
+        reports = self.call.logprobs is not None
+        return [Choice(self.tokenizer, self.call.stop, reports=reports) for _ in range(count)]
 
     def best(self, choices: Sequence[Choice]) -> list[int]:
         """Return which choices are in the answer: of each prompt, those whose tokens are most probable."""

@@ -180,6 +180,7 @@ class _Lingering:
 
     def __init__(self, connection: Connection, inner: asyncio.Transport) -> None:
         self._connection, self.inner = connection, inner
+        self.write = inner.write  # each token is written, so this one is not looked up each time
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
