@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 # The tests compile hundreds of tiny programs and run each only once or twice: with less optimisation, they
@@ -13,6 +14,17 @@ FLAGS = (
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Many of these programs are compiled by both workers and by the processes that tests start. They share a
+# cache, which lasts as long as this run. When XLA reads it, it prints an error about the tuning flags of the
+# very machine it runs on; level 3 leaves that out.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="jaxgpt-compiled-")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
 
 import hypothesis
 import jax

@@ -90,12 +90,11 @@ IN_16_BITS = [(1, 8, 1), (1, 1, 4), (2, 2, 2)]  # the other meshes are tested so
     ids=str,
 )
 def test_parameters_are_gathered_gradients_reduced_and_sequences_stay(
-    sizes: tuple[int, int, int], dtype: str, capfd: pytest.CaptureFixture
+    sizes: tuple[int, int, int], dtype: str
 ) -> None:
     data, fsdp, tensor = sizes
     compiled = compiled_step(dataclasses.replace(TOY, compute_dtype=dtype), sizes)
     found = collectives(compiled)
-    assert "rematerialization" not in capfd.readouterr().err
     reduced = found.get("all-reduce", set()) | found.get("reduce-scatter", set())
     kernels = {(D, 3, E // tensor), (E // tensor, D), (D, F // tensor), (F // tensor, D), (V // tensor, D)}
     if fsdp > 1:
