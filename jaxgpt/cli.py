@@ -50,7 +50,9 @@ class Verb(NamedTuple):
 VERBS = {
     "info": Verb("show the versions, the backend, the devices and their memory", "info", "InfoArgs"),
     "prepare": Verb("turn texts into a folder of token files", "prepare", "PrepareArgs"),
-    "tokenizer": Verb("train a BPE vocabulary of your own", "tokenizer", "TokenizerArgs"),
+    "tokenizer": Verb(
+        "train a BPE vocabulary, or add special tokens to a model", "tokenizer", "TokenizerArgs"
+    ),
     "pretrain": Verb("train a model; the same command again resumes it", "pretrain", None),
     "finetune": Verb("make a trained model solve a problem, from examples of it", "finetune", None),
     "classify": Verb("put texts into classes with a trained classifier", "classify", "ClassifyArgs"),

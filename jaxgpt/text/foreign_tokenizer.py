@@ -8,7 +8,7 @@ that are not special are found in a text, as transformers finds them.
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class ForeignTokenizer(Tokenizer):
     """Encodes with the `tokenizers` library, and decodes with a table of the bytes of each id.
 
     An id in a gap of the vocabulary stands for no bytes. `added_ids` has the text of each added token with
-    its id. `files` are the folder's own, which are copied as they are wherever the tokenizer goes.
+    its id. `given` is what the folder's files say, and `files` are these files, which are copied as they are
+    wherever the tokenizer goes.
     """
 
     def __init__(self, given: TokenizerFiles, path: Path, *, rows: int | None = None) -> None:
@@ -35,7 +36,7 @@ class ForeignTokenizer(Tokenizer):
 
         Raises DataError for any other kind of tokenizer, such as sentencepiece or WordPiece.
         """
-        self._given, self._path = given, path
+        self.given, self._path = given, path
         data, self.files = given.data, given.files
         self.special_tokens = given.special
         self.sha256 = hashlib.sha256(json.dumps([data, given.special], sort_keys=True).encode()).hexdigest()
@@ -76,7 +77,7 @@ class ForeignTokenizer(Tokenizer):
 
     def within(self, rows: int) -> "ForeignTokenizer":
         """Return the tokenizer without the added tokens that a model of so many rows has no row for."""
-        return ForeignTokenizer(self._given, self._path, rows=rows)
+        return ForeignTokenizer(self.given, self._path, rows=rows)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. Raises DataError for a lone surrogate, which is not Unicode text."""
@@ -85,6 +86,11 @@ class ForeignTokenizer(Tokenizer):
 
     def _bytes(self, ids: list[int]) -> bytes:
         return b"".join(self._bytes_of.get(id, b"") for id in ids)
+
+    @property
+    def used_ids(self) -> Collection[int]:
+        """The ids that stand for a token."""
+        return self._bytes_of.keys()
 
     @functools.cached_property
     def longest_token(self) -> int:

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,6 +81,11 @@ class Tokenizer(abc.ABC):
     def ends(self) -> frozenset[int]:
         """The ids that end a text: `end_of_text`, or none."""
         return frozenset(() if self.end_of_text is None else (self.end_of_text,))
+
+    @property
+    def used_ids(self) -> Collection[int]:
+        """The ids that stand for a token: all from 0 to vocab - 1, unless there are gaps."""
+        return range(self.vocab)
 
     @functools.cached_property
     def longest_token(self) -> int:

@@ -45,6 +45,11 @@ def read_files(path: Path) -> TokenizerFiles:
     else:
         names = [name for name in (JSON_FILE, VOCAB_FILE, MERGES_FILE, *BESIDE) if (folder / name).is_file()]
         files = {name: (folder / name).read_bytes() for name in names}
+    return parse_files(files, path)
+
+
+def parse_files(files: Mapping[str, bytes], path: Path) -> TokenizerFiles:
+    """Return what files say, which are given by their names. Errors name `path`. Raises DataError."""
     try:
         data = _table(files, JSON_FILE) or _from_older(files)
         settings, special = _table(files, SETTINGS_FILE), _table(files, SPECIAL_FILE)
@@ -62,7 +67,7 @@ def read_files(path: Path) -> TokenizerFiles:
             why=f"{type(error).__name__}: {str(error)[:200]}",
             fix="copy the tokenizer's files again",
         ) from error
-    return TokenizerFiles(data, named, files)
+    return TokenizerFiles(data, named, dict(files))
 
 
 def _table(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
