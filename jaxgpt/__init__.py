@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxgpt.errors import JaxgptError, StoppedError
     from jaxgpt.finetuning.classifier import Classified, classify
     from jaxgpt.language_model import LanguageModel, load
+    from jaxgpt.measuring import evaluate
     from jaxgpt.model.gpt import Model, define
     from jaxgpt.runs import Run, train
     from jaxgpt.text.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ _HOMES = {
     "StoppedError": "errors",
     "LanguageModel": "language_model",
     "load": "language_model",
+    "evaluate": "measuring",
     "Model": "model.gpt",
     "define": "model.gpt",
     "Run": "runs",
@@ -49,6 +51,7 @@ __all__ = [
     "TrainConfig",
     "classify",
     "define",
+    "evaluate",
     "load",
     "load_recipe",
     "load_tokenizer",

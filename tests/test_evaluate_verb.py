@@ -16,6 +16,7 @@ from rounding import rounded_to_int8
 
 import jaxgpt
 from jaxgpt.config import GPTConfig, TrainConfig, save_config
+from jaxgpt.errors import ConfigError
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.text.shards import open_split
@@ -108,7 +109,8 @@ def test_int8_figures_are_those_of_weights_rounded_by_hand(
 
 
 def test_every_figure_has_its_protocol(figures: dict[str, Any]) -> None:
-    assert set(figures["protocols"]) == set(figures) - {"model", "protocols"}
+    assert set(figures["protocols"]) == set(figures) - {"model", "protocols", "standard_errors"}
+    assert set(figures["standard_errors"]) == set(figures["protocols"]) - {"int8_perplexity_ratio"}
     assert all("validation split" in protocol for protocol in figures["protocols"].values())
 
 
@@ -145,6 +147,57 @@ def test_between_the_documents_of_one_file_stands_the_end_of_a_text(
     ids = np.array([*b"one", 256, *b"and two"])
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["val_loss"] == pytest.approx(mean_loss(lm, ids), rel=1e-5)
+
+
+def test_python_measures_what_the_command_does_with_a_stride_and_by_the_books_protocol(
+    lm: LanguageModel, run: Path, figures: dict[str, Any], tmp_path: Path, capsys: Any
+) -> None:
+    text, found = "Twenty-three ändern zwei.\n" * 4, tmp_path / "a.json"
+    (tmp_path / "a.txt").write_text(text)
+    ids = np.frombuffer(text.encode(), np.uint8).astype(int)
+    verb("evaluate", run, "--data", tmp_path / "a.txt", "--stride", "8", "--json", found)
+    strided = json.loads(found.read_text())
+    errors = strided.pop("standard_errors")
+    in_python = jaxgpt.evaluate(run, data=tmp_path / "a.txt", stride=8)
+    assert {name: figure.value for name, figure in in_python.items()} == {
+        name: strided[name] for name in strided["protocols"]
+    }
+    assert {name: figure.standard_error for name, figure in in_python.items()} == errors
+    windows = -(-(len(ids) - 1 - 32) // 8) + 1
+    assert (
+        f"in windows of 32, stride 8; ± is the standard error over {windows} windows"
+        in (strided["protocols"]["val_loss"])
+    )
+    assert strided["val_loss"] != pytest.approx(mean_loss(lm, ids), rel=1e-5)
+    assert strided["bits_per_word"] == pytest.approx(
+        strided["val_loss"] * (len(ids) - 1) / math.log(2) / (4 * 3)
+    )
+    assert f"± {errors['val_loss']:.4f}" in capsys.readouterr().out
+    book = jaxgpt.evaluate(lm, data=str(tmp_path / "a.txt"), protocol="book")
+    means = [mean_loss(lm, ids[begin : begin + 33]) for begin in (0, 32, 64)]
+    assert list(book) == ["val_loss", "perplexity"]
+    assert book["val_loss"].value == pytest.approx((np.mean(means[:2]) + means[2]) / 2, rel=1e-5)
+    assert "96 predictions" in book["val_loss"].protocol and "batches of 2" in book["val_loss"].protocol
+    assert jaxgpt.evaluate(lm, data=tmp_path / "a.txt", protocol="book", batch=3)[
+        "val_loss"
+    ].value == pytest.approx(np.mean(means), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"stride": 33}, "stride = 33: the model's context is 32"),
+        ({"stride": 8, "protocol": "book"}, "stride = 8: the protocol `book` has its windows side by side"),
+        ({"protocol": "book", "batch": 0}, "batch = 0"),
+    ],
+)
+def test_settings_of_a_protocol_that_do_not_go_together_are_refused(
+    lm: LanguageModel, run: Path, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        jaxgpt.evaluate(lm, data=run, **given)
+    with pytest.raises(ConfigError, match="nothing to score on"):
+        jaxgpt.evaluate(lm)
 
 
 def test_a_file_for_the_figures_that_cannot_be_written_is_refused_before_a_model_is_read(
@@ -189,8 +242,8 @@ def test_the_scores_of_examples_are_written_with_how_they_were_asked(
     found, lm = json.loads((tmp_path / "a.json").read_text()), jaxgpt.load(run)
     pairs = [(example["input"], example["output"]) for example in EXAMPLES]
     scores = score_examples(lm.engine(8), BYTES, pairs, shots=0, instruction="Hm?", seed=3)
-    protocols = found.pop("protocols")
-    assert found == {
+    protocols, errors = found.pop("protocols"), found.pop("standard_errors")
+    assert not errors and found == {
         "model": str(run),
         "few_shot_exact_match": scores.exact_match,
         "few_shot_output_logprob": pytest.approx(scores.output_logprob, rel=1e-5),

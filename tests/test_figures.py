@@ -13,12 +13,13 @@ from command_line import exit_code
 import jaxgpt
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
+from jaxgpt.evaluation import figures as figures_module
 from jaxgpt.evaluation.data import open_validation
-from jaxgpt.evaluation.figures import bytes_of, text_figures
+from jaxgpt.evaluation.figures import bytes_of, text_figures, words_of
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.text.prepare import prepare
-from jaxgpt.text.shards import open_split
+from jaxgpt.text.shards import TokenStream, open_split
 from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
 
@@ -105,3 +106,28 @@ def test_bytes_are_counted_without_the_first_token_and_the_ends_of_texts(tmp_pat
     stream = open_split(data, "val")
     text = stream.read(0, len(stream))
     assert bytes_of(stream, BYTES) == len(text) - 1 - int((text[1:] == 256).sum())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"xone two", 2),
+        (b"x  one\ttwo\n\nthree ", 3),
+        (b"x", 0),
+        ("xÇa va\u3000l\u00e0".encode(), 3),
+        (b"x \xff one", 2),  # a byte that is no UTF-8 is read as a character
+    ],
+)
+def test_words_are_counted_between_white_space_in_pieces_of_any_length(
+    text: bytes, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for piece in (1, 2, 3, 100):
+        monkeypatch.setattr(figures_module, "COUNTED", piece)
+        assert words_of(TokenStream.of(np.frombuffer(text, np.uint8)), BYTES) == words
+
+
+def test_an_end_of_text_parts_words_and_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.array([256, *b"one", 256, *b"two\xc3", 256, 256, *b"three four", 256])
+    for piece in (1, 4, 100):
+        monkeypatch.setattr(figures_module, "COUNTED", piece)
+        assert words_of(TokenStream.of(ids), BYTES) == 4

@@ -29,6 +29,7 @@ STOREYS = [
     "finetuning",
     "pretraining",
     "language_model",
+    "measuring",
     "runs",
     "serving",
     "verbs",

@@ -101,6 +101,25 @@ def test_what_greedy_decoding_writes_is_greedy_and_what_it_does_not_is_not(serve
     np.testing.assert_allclose(right.logprobs_T[:5], wrong.logprobs_T[:5], atol=1e-6)
 
 
+def test_barred_ids_are_not_greedy_as_the_first_scored_token_of_a_text_alone(
+    config: GPTConfig, params: Params, served: Served
+) -> None:
+    texts = [[5, 9, 2], [7, 7, 30, 4]]
+    spans = []
+    for ids in texts:  # three tokens more: the second best one, and then the best ones
+        for rank in (2, 1, 1):
+            logprobs_TV, _ = alone(config, params, ([*ids, 0], len(ids)))
+            ids = [*ids, int(np.argsort(-logprobs_TV[0])[rank - 1])]
+        spans.append((ids, len(ids) - 3))
+    plain = score_spans(served, spans)
+    assert [score.greedy_T.tolist() for score in plain] == [[False, True, True]] * 2
+    best = [int(np.argmax(alone(config, params, span)[0][0])) for span in spans]
+    barred = score_spans(served, spans, barred={*best, spans[0][0][-1], spans[0][0][-2]} - {spans[0][0][3]})
+    assert barred[0].greedy_T.tolist() == [True, True, True]
+    for one, other in zip(plain, barred, strict=True):
+        np.testing.assert_array_equal(one.logprobs_T, other.logprobs_T)
+
+
 def test_int8_weights_and_a_mesh_are_scored_too(config: GPTConfig, params: Params) -> None:
     spans = drawn(10, 30)
     check(config, rounded_to_int8(params), Served.of(config, params, int8=True), spans)

@@ -21,8 +21,9 @@ import numpy as np
 import tyro
 
 from jaxgpt.config import MeshConfig, TrainConfig, load_recipe
-from jaxgpt.evaluation import figures
+from jaxgpt.evaluation import windows
 from jaxgpt.evaluation.validation import validation_loss
+from jaxgpt.inference import scoring
 from jaxgpt.inference.served import Served
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.batches import ValidationBatches
@@ -41,9 +42,9 @@ class Args:
     """Tokens that are scored in a turn."""
     turns: int = 9
     """How often each of the two is measured."""
-    batch_tokens: int = figures.BATCH_TOKENS
+    batch_tokens: int = windows.BATCH_TOKENS
     """Tokens that evaluation takes at a time."""
-    loss_chunk: int = figures.LOSS_CHUNK
+    loss_chunk: int = scoring.CHUNK
     """Positions whose logits evaluation computes at a time."""
 
 
@@ -58,7 +59,11 @@ def compare(preset: str, args: Args) -> dict[str, Any]:
     batches = ValidationBatches(tokens, context=config.context, sequences=recipe.batch, vocab=config.vocab)
     forward = validation_loss(next_token_loss(model, chunk=recipe.loss_chunk), batches, mesh)
     served = Served.of(config, params)
-    score = figures.scorer(served, tokens)
+
+    def score() -> float:
+        losses = windows.window_losses(served, tokens)
+        return losses.nats / losses.tokens
+
     sides: dict[str, Callable[[], float]] = {"training_forward": lambda: forward(params), "evaluate": score}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses = {name: side() for name, side in sides.items()}  # the first call compiles
@@ -75,6 +80,6 @@ def compare(preset: str, args: Args) -> dict[str, Any]:
 
 if __name__ == "__main__":
     given = tyro.cli(Args)
-    figures.BATCH_TOKENS, figures.LOSS_CHUNK = given.batch_tokens, given.loss_chunk
+    windows.BATCH_TOKENS, scoring.CHUNK = given.batch_tokens, given.loss_chunk
     for name in given.presets:
         print(json.dumps(compare(name, given)), flush=True)

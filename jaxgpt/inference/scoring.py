@@ -11,19 +11,22 @@ programs, and as many again where one alternative is asked for, and where severa
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
 
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference.programs import MOST_LOGPROBS, SHORTEST_PROMPT, bucket_of
 from jaxgpt.inference.served import Served
+from jaxgpt.parallel import ROWS
 from jaxgpt.text.batch import check_ids
 from jaxgpt.text.examples import Example, padded
+from jaxgpt.training.loss import cross_entropy
 
 TOKENS = 4096  # read in a call of the device at most, unless a single text is longer
 CHUNK = 128  # scored tokens whose logits exist at one time
@@ -45,14 +48,16 @@ def score_spans(
     spans: Sequence[tuple[Sequence[int], int]],
     *,
     alternatives: int = 0,
+    barred: Collection[int] = (),
     show: Callable[[int, int], None] = lambda *_: None,
 ) -> list[SpanScore]:
     """Score the tokens of each text from its start on; `spans` are pairs (ids, start).
 
     The first token of a text has nothing before it and cannot be scored: `start` is 1 or more. `alternatives`
-    is how many of the most probable tokens are told of at each place. `show` is called with how many texts
-    are scored and how many there are. Raises ConfigError for texts that cannot be scored, DataError for ids
-    outside the vocabulary.
+    is how many of the most probable tokens are told of at each place. Greedy decoding does not take the
+    `barred` ids as the first token that is scored of a text. `show` is called with how many texts are scored
+    and how many there are. Raises ConfigError for texts that cannot be scored, DataError for ids outside the
+    vocabulary.
     """
     examples = [Example(*span) for span in spans]
     _check(served, examples, alternatives)
@@ -61,25 +66,64 @@ def score_spans(
     for bucket, group in _groups(examples, served.config.context):
         show(done, len(examples))
         done += len(group)
-        batch = padded([examples[n] for n in group], bucket, rows=_rows_for(len(group), bucket))
-        place_S = np.flatnonzero(batch.weights_BT)
-        count = len(place_S)
-        found = _score(
-            served,
-            batch.inputs_BT,
-            _filled(place_S, batch.weights_BT.size),
-            _filled(batch.targets_BT.reshape(-1)[place_S], batch.weights_BT.size),
-            np.int32(count),
-            most=alternatives if alternatives < 2 else min(MOST_LOGPROBS, served.config.vocab),
+        rows = _rows_for(len(group), bucket)
+        found = score_together(
+            served, [examples[n] for n in group], bucket, rows=rows, alternatives=alternatives, barred=barred
         )
-        found = jax.tree.map(np.asarray, found)
-        begin = 0
-        for n in group:
-            end = begin + len(examples[n].ids) - examples[n].start
-            scores[n] = _cut(found, begin, end, alternatives)
-            begin = end
+        for n, score in zip(group, found, strict=True):
+            scores[n] = score
     show(len(examples), len(examples))
     return scores
+
+
+def score_together(
+    served: Served,
+    examples: Sequence[Example],
+    length: int,
+    *,
+    rows: int,
+    alternatives: int = 0,
+    barred: Collection[int] = (),
+) -> list[SpanScore]:
+    """Score texts in one call of the device, padded to `rows` rows of `length` predictions.
+
+    The rows are split over the model's mesh where they divide by its devices. The texts must fit, and their
+    ids are not checked: `score_spans` does that.
+    """
+    batch = padded(examples, length, rows=rows)
+    place_S = np.flatnonzero(batch.weights_BT)
+    ends = np.cumsum([len(example.ids) - example.start for example in examples])
+    begins = [0, *ends[:-1].tolist()]
+    found = _score(
+        served,
+        _placed(batch.inputs_BT, served),
+        _filled(place_S, batch.weights_BT.size),
+        _filled(batch.targets_BT.reshape(-1)[place_S], batch.weights_BT.size),
+        np.int32(len(place_S)),
+        _barred(barred, begins, batch.weights_BT.size, served.config.vocab) if barred else None,
+        most=alternatives if alternatives < 2 else min(MOST_LOGPROBS, served.config.vocab),
+    )
+    found = jax.tree.map(np.asarray, found)
+    return [_cut(found, begin, end, alternatives) for begin, end in zip(begins, ends.tolist(), strict=True)]
+
+
+def row_shards(served: Served) -> int:
+    """Over how many devices the rows of a batch can be split: those of the mesh but for its tensor axis."""
+    return int(served.mesh.shape["data"] * served.mesh.shape["fsdp"])
+
+
+def _barred(ids: Collection[int], begins: Sequence[int], size: int, vocab: int) -> tuple[np.ndarray, ...]:
+    """Which of the scored tokens are the first of their text, and which ids are barred there."""
+    first_S, barred_V = np.zeros(size, bool), np.zeros(vocab, bool)
+    first_S[list(begins)], barred_V[list(ids)] = True, True
+    return first_S, barred_V
+
+
+def _placed(tokens_BT: np.ndarray, served: Served) -> Any:
+    shards = row_shards(served)
+    if shards == 1 or len(tokens_BT) % shards:
+        return tokens_BT
+    return jax.device_put(tokens_BT, NamedSharding(served.mesh, ROWS))
 
 
 def _check(served: Served, examples: Sequence[Example], alternatives: int) -> None:
@@ -147,7 +191,14 @@ def _cut(found: SpanScore, begin: int, end: int, alternatives: int) -> SpanScore
 
 @functools.partial(jax.jit, static_argnames="most")
 def _score(
-    served: Served, tokens_BT: Array, place_S: Array, target_S: Array, count: Array, *, most: int
+    served: Served,
+    tokens_BT: Array,
+    place_S: Array,
+    target_S: Array,
+    count: Array,
+    barred: tuple[Array, Array] | None,
+    *,
+    most: int,
 ) -> SpanScore:
     """Scores of `count` targets, each predicted at a place among the B x T positions of the batch, with the
     `most` most probable tokens there.
@@ -163,12 +214,14 @@ def _score(
     def chunk_at(begin: Array) -> SpanScore:
         place_C, target_C = (jax.lax.dynamic_slice(of_S, (begin,), (size,)) for of_S in (place_S, target_S))
         logits_CV = model.unembed(served.params, x_LD[place_C])
-        logprobs_CV = jax.nn.log_softmax(logits_CV, axis=-1)
         top = None
         if most:
-            values_CK, ids_CK = jax.lax.top_k(logprobs_CV, most)
+            values_CK, ids_CK = jax.lax.top_k(jax.nn.log_softmax(logits_CV, axis=-1), most)
             top = values_CK, ids_CK
-        logprobs_C = jnp.take_along_axis(logprobs_CV, target_C[:, None], axis=-1)[:, 0]
+        logprobs_C = -cross_entropy(logits_CV, target_C)
+        if barred is not None:
+            first_C = jax.lax.dynamic_slice(barred[0], (begin,), (size,))
+            logits_CV = jnp.where(first_C[:, None] & barred[1], -jnp.inf, logits_CV)
         return SpanScore(logprobs_C, jnp.argmax(logits_CV, axis=-1) == target_C, top)
 
     def one_more(step: Array, scores: SpanScore) -> SpanScore:

@@ -1,10 +1,10 @@
 """`jaxgpt evaluate`: how well a model predicts text, and how well it answers examples of a task."""
 
-import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -27,6 +27,14 @@ class EvaluateArgs:
     """A text (`-` for standard input), a folder that `jaxgpt prepare` made, or a run directory that has one.
     Loss, perplexity and bits per byte of the whole text are measured; of a folder, of its validation split.
     A text is scored as it is, with the model's own tokenizer."""
+    stride: int | None = None
+    """Tokens from one window of --data to the next, at most the model's context. Every token is scored once;
+    a smaller stride gives it more context and takes more time. Without it, windows stand side by side."""
+    protocol: Literal["tokens", "book"] = "tokens"
+    """How the losses of --data are averaged: over all tokens, or as the book does, over the means of batches
+    of whole windows, which leaves the rest of the text out."""
+    batch: int = 2
+    """Windows of a batch, for --protocol book."""
     examples: Path | None = None
     """JSONL file of examples, each line an object such as {"input": "2 + 2", "output": "4"}.
     Few-shot exact match and log-probability are measured, and accuracy where the outputs are labels."""
@@ -45,11 +53,12 @@ class EvaluateArgs:
 def run(args: EvaluateArgs) -> None:
     """Measure, print the figures to stdout, and write them to the file that --json names."""
     from jaxgpt.display import progress_bar, waiting
-    from jaxgpt.evaluation.data import is_text, open_text, open_validation
-    from jaxgpt.evaluation.figures import task_figures, text_figures
+    from jaxgpt.evaluation.data import is_text
+    from jaxgpt.evaluation.figures import task_figures
     from jaxgpt.inference.prompts import read_examples
     from jaxgpt.inference.served import Served
     from jaxgpt.language_model import load
+    from jaxgpt.measuring import data_figures
     from jaxgpt.verbs.flags import check_output
 
     check_output("--json", args.json)
@@ -60,30 +69,27 @@ def run(args: EvaluateArgs) -> None:
             fix="give --data (a text, a folder from `jaxgpt prepare`, or a run directory), "
             "--examples FILE.jsonl, or both",
         )
-    text = args.data is not None and is_text(args.data)
+    if args.data is not None:
+        is_text(args.data)  # what is missing is told of before a model is read
     examples = read_examples(args.examples) if args.examples else []
     lm = load(args.model)
-    rounded = Served.of(lm.text_config, lm.params, int8=True) if args.int8 else None
     figures: list[Figure] = []
     if args.data:
-        own = lm.given_tokenizer
-        scored = (
-            open_text(args.data, lm.tokenizer) if text else open_validation(args.data, own, lm.text_config)
-        )
-        what = scored.name if text else f"the {scored.name} of {args.data}"
-        with waiting(f"scoring {what}"), progress_bar() as show:
-            figures += text_figures(
-                lm.served,
-                scored,
-                rounded=rounded,
-                left_out=lm.config.vocab - lm.text_config.vocab,
-                show=functools.partial(show, "scoring"),
+        with waiting(f"scoring {args.data}"), progress_bar() as show:
+            figures += data_figures(
+                lm,
+                args.data,
+                stride=args.stride,
+                protocol=args.protocol,
+                batch=args.batch,
+                int8=args.int8,
+                show=show,
             )
     if examples:
         tokenizer = lm.tokenizer
         with waiting(f"asking {len(examples)} examples"), progress_bar() as show:
             figures += task_figures(
-                rounded or lm.served,
+                Served.of(lm.text_config, lm.params, int8=True) if args.int8 else lm.served,
                 tokenizer,
                 lm.ends,
                 examples,
@@ -96,7 +102,14 @@ def run(args: EvaluateArgs) -> None:
     if args.json:
         found: dict[str, Any] = {"model": args.model} | {figure.name: figure.value for figure in figures}
         found["protocols"] = {figure.name: f"{figure.measure}; {figure.protocol}" for figure in figures}
+        found["standard_errors"] = {
+            figure.name: figure.standard_error for figure in figures if _known(figure.standard_error)
+        }
         args.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _known(error: float | None) -> bool:
+    return error is not None and math.isfinite(error)
 
 
 def _show(figures: list["Figure"]) -> None:
@@ -108,5 +121,6 @@ def _show(figures: list["Figure"]) -> None:
         table = Table(box=None, show_header=False, title=protocol, title_justify="left")
         for figure in figures:
             if figure.protocol == protocol:
-                table.add_row(figure.name, f"{figure.value:.4f}", figure.measure)
+                error = f"± {figure.standard_error:.4f}" if _known(figure.standard_error) else ""
+                table.add_row(figure.name, f"{figure.value:.4f}", error, figure.measure)
         Console().print(table, soft_wrap=True)
