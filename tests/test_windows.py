@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from bigrams import bigram_config, bigram_params
 
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import ConfigError, DataError
@@ -16,28 +17,14 @@ from jaxgpt.parallel import mesh_of
 from jaxgpt.text.shards import TokenStream
 
 CONTEXT, VOCAB = 16, 5
-CONFIG = GPTConfig(
-    vocab=VOCAB, context=CONTEXT, layers=1, heads=1, width=VOCAB, tied_head=False, vocab_multiple=1
-)
+CONFIG = bigram_config(VOCAB, CONTEXT)
 TABLE = np.random.default_rng(7).dirichlet(np.full(VOCAB, 0.5), VOCAB) * 0.9 + 0.1 / VOCAB
 IDS = np.random.default_rng(8).integers(0, VOCAB, 3 * CONTEXT + 5)
 
 
 @pytest.fixture(scope="module")
 def bigrams() -> Served:
-    """A model whose probability of a token is TABLE[the token before it]: nothing else enters.
-
-    The blocks add nothing, there are no positions, and a token's embedding is its unit vector. The last
-    LayerNorm turns that into a multiple of it plus a constant, which its own scale and bias take away again.
-    """
-    params = jax.tree.map(np.zeros_like, jax.device_get(jax.jit(define(CONFIG).init)(jax.random.key(0))))
-    params["wte"]["embedding"] = np.eye(VOCAB, dtype=np.float32)
-    mean, variance = 1 / VOCAB, (1 - 1 / VOCAB) / VOCAB
-    slope = 1 / math.sqrt(variance + CONFIG.layer_norm_epsilon)
-    params["ln_f"]["scale"] = np.full(VOCAB, 1 / slope, np.float32)
-    params["ln_f"]["bias"] = np.full(VOCAB, mean, np.float32)
-    params["lm_head"]["embedding"] = np.log(TABLE).T.astype(np.float32)
-    return Served.of(CONFIG, jax.tree.map(jax.numpy.asarray, params))
+    return Served.of(CONFIG, bigram_params(CONFIG, TABLE))
 
 
 def nats_by_hand(ids: np.ndarray) -> np.ndarray:
@@ -102,7 +89,8 @@ def test_a_smaller_stride_gives_more_context(config: GPTConfig, params: Params) 
         start, begin = stop, begin + stride
     found = window_losses(served, TokenStream.of(ids), stride=stride)
     np.testing.assert_allclose(found.nats_W, expected, rtol=1e-5)
-    mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh = mesh_of(MeshConfig(data=2), jax.devices()[:2])
+    assert windows_module._rows(3, 2 * windows_module.BATCH_TOKENS, 2) == 2  # one would not be split
     split = window_losses(Served.of(config, params, mesh=mesh), TokenStream.of(ids), stride=stride)
     np.testing.assert_allclose(split.nats_W, expected, rtol=1e-5)
 

@@ -14,7 +14,8 @@ from jaxgpt.display import Progress, no_progress
 from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.data import ScoredText
 from jaxgpt.evaluation.fewshot import score_examples
-from jaxgpt.evaluation.windows import Between, Losses, check_stride, mean_of_batch_means, window_losses
+from jaxgpt.evaluation.validation import Between
+from jaxgpt.evaluation.windows import Losses, check_stride, mean_of_batch_means, window_losses
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.served import Served
 from jaxgpt.text.shards import TokenStream
@@ -36,6 +37,10 @@ class Figure(NamedTuple):
     protocol: str
     standard_error: float | None = None
     """Of the value; the protocol says over what. None where it is not known."""
+    published: float | None = None
+    """What was published of GPT-2 of the model's size. None where nothing was, or for other sizes."""
+    source: str = ""
+    """Where figures of this protocol were published, and by whom they were reproduced."""
 
 
 def text_figures(
@@ -159,7 +164,7 @@ def words_of(tokens: TokenStream, tokenizer: Tokenizer) -> int:
     return total
 
 
-def task_figures(
+def few_shot_figures(
     model: Served,
     tokenizer: Tokenizer,
     ends: Collection[int],

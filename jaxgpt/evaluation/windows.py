@@ -7,12 +7,13 @@ stride gives every token but the first ones at least context - stride tokens of 
 context / stride times.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.evaluation.validation import Between
 from jaxgpt.inference.programs import SHORTEST_PROMPT, bucket_of
 from jaxgpt.inference.scoring import row_shards, score_spans, score_together
 from jaxgpt.inference.served import Served
@@ -23,9 +24,6 @@ from jaxgpt.text.shards import TokenStream
 # Small pieces stay in a CPU's caches (docs/measurements.md).
 BATCH_TOKENS = 2048  # tokens of the text that go through the model at a time, or one window
 GROUP = 1024  # windows of documents that are sorted by length together
-
-Between = Callable[[int, int], None]
-"""Called between batches with how many are done and how many there are. It may raise to end early."""
 
 
 class Window(NamedTuple):

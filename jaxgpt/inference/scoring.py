@@ -221,7 +221,8 @@ def _score(
         logprobs_C = -cross_entropy(logits_CV, target_C)
         if barred is not None:
             first_C = jax.lax.dynamic_slice(barred[0], (begin,), (size,))
-            logits_CV = jnp.where(first_C[:, None] & barred[1], -jnp.inf, logits_CV)
+            barred_V = jnp.pad(barred[1], (0, logits_CV.shape[-1] - barred[1].size))  # to the stored rows
+            logits_CV = jnp.where(first_C[:, None] & barred_V[None], -jnp.inf, logits_CV)
         return SpanScore(logprobs_C, jnp.argmax(logits_CV, axis=-1) == target_C, top)
 
     def one_more(step: Array, scores: SpanScore) -> SpanScore:

@@ -1,4 +1,4 @@
-"""`jaxgpt evaluate`: how well a model predicts text, and how well it answers examples of a task."""
+"""`jaxgpt evaluate`: how well a model predicts text, and how it does at known tasks and at examples."""
 
 import json
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArgs:
-    """Score MODEL on a text (--data), on examples of a task (--examples), or both.
+    """Score MODEL on a text (--data), on known tasks (--tasks), on examples of one's own (--examples).
 
     Each figure is printed with the protocol it was measured by.
     """
@@ -27,12 +27,26 @@ class EvaluateArgs:
     """A text (`-` for standard input), a folder that `jaxgpt prepare` made, or a run directory that has one.
     Loss, perplexity and bits per byte of the whole text are measured; of a folder, of its validation split.
     A text is scored as it is, with the model's own tokenizer."""
+    tasks: str = ""
+    """Tasks that models are compared by, with commas between them, such as lambada,wikitext-103:harness.
+    There are lambada, cbt-cn, cbt-ne, wikitext-2, wikitext-103, ptb, enwik8, text8, 1bw and hellaswag.
+    Without a protocol behind a colon, all of the task are measured.
+    What was published of GPT-2 stands beside the figures.
+    lm-eval:NAME is any task of lm-evaluation-harness (pip install 'jaxgpt[eval]')."""
+    data_dir: Path | None = None
+    """Folder with the files of the tasks, under their published names.
+    YAML files of lm-eval's tasks are found there too.
+    Without it, files are downloaded."""
+    limit: int | None = None
+    """Score only so many items of a task, or windows of a long text. The standard error shows the price."""
     stride: int | None = None
-    """Tokens from one window of --data to the next, at most the model's context. Every token is scored once;
-    a smaller stride gives it more context and takes more time. Without it, windows stand side by side."""
+    """Tokens from one window of a long text to the next, at most the model's context.
+    Every token is scored once.
+    A smaller stride gives it more context before it, and takes more time.
+    Without it, windows stand side by side, but for enwik8 and text8, where it is 512."""
     protocol: Literal["tokens", "book"] = "tokens"
-    """How the losses of --data are averaged: over all tokens, or as the book does, over the means of batches
-    of whole windows, which leaves the rest of the text out."""
+    """How the losses of --data are averaged: over all tokens, or as the book does.
+    That is over the means of batches of whole windows, and leaves the rest of the text out."""
     batch: int = 2
     """Windows of a batch, for --protocol book."""
     examples: Path | None = None
@@ -54,24 +68,31 @@ def run(args: EvaluateArgs) -> None:
     """Measure, print the figures to stdout, and write them to the file that --json names."""
     from jaxgpt.display import progress_bar, waiting
     from jaxgpt.evaluation.data import is_text
-    from jaxgpt.evaluation.figures import task_figures
+    from jaxgpt.evaluation.figures import few_shot_figures
+    from jaxgpt.evaluation.harness import check_installed
+    from jaxgpt.evaluation.tasks.table import open_tasks, parted
     from jaxgpt.inference.prompts import read_examples
     from jaxgpt.inference.served import Served
     from jaxgpt.language_model import load
-    from jaxgpt.measuring import data_figures
+    from jaxgpt.measuring import data_figures, lm_eval_figures, task_figures
     from jaxgpt.verbs.flags import check_output
 
     check_output("--json", args.json)
-    if args.data is None and args.examples is None:
+    if args.data is None and args.examples is None and not args.tasks:
         raise ConfigError(
             "nothing to score on",
-            why="neither --data nor --examples was given",
+            why="neither --data nor --tasks nor --examples was given",
             fix="give --data (a text, a folder from `jaxgpt prepare`, or a run directory), "
-            "--examples FILE.jsonl, or both",
+            "--tasks such as lambada, --examples FILE.jsonl, or several of them",
         )
     if args.data is not None:
         is_text(args.data)  # what is missing is told of before a model is read
     examples = read_examples(args.examples) if args.examples else []
+    ours, theirs = parted([name.strip() for name in args.tasks.split(",") if name.strip()])
+    with progress_bar() as show:
+        asked = open_tasks(ours, args.data_dir, show)
+    if theirs:
+        check_installed()
     lm = load(args.model)
     figures: list[Figure] = []
     if args.data:
@@ -85,10 +106,18 @@ def run(args: EvaluateArgs) -> None:
                 int8=args.int8,
                 show=show,
             )
+    if asked:
+        with waiting(f"scoring {len(asked)} tasks"), progress_bar() as show:
+            figures += task_figures(
+                lm, asked, stride=args.stride, limit=args.limit, int8=args.int8, show=show
+            )
+    if theirs:
+        with waiting(f"running lm-eval's {', '.join(theirs)}"):
+            figures += lm_eval_figures(lm, theirs, folder=args.data_dir, limit=args.limit, int8=args.int8)
     if examples:
         tokenizer = lm.tokenizer
         with waiting(f"asking {len(examples)} examples"), progress_bar() as show:
-            figures += task_figures(
+            figures += few_shot_figures(
                 Served.of(lm.text_config, lm.params, int8=True) if args.int8 else lm.served,
                 tokenizer,
                 lm.ends,
@@ -100,12 +129,23 @@ def run(args: EvaluateArgs) -> None:
             )
     _show(figures)
     if args.json:
-        found: dict[str, Any] = {"model": args.model} | {figure.name: figure.value for figure in figures}
-        found["protocols"] = {figure.name: f"{figure.measure}; {figure.protocol}" for figure in figures}
-        found["standard_errors"] = {
-            figure.name: figure.standard_error for figure in figures if _known(figure.standard_error)
-        }
-        args.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        found = json.dumps(_as_json(args.model, figures), indent=2, ensure_ascii=False)
+        args.json.write_text(found + "\n", encoding="utf-8")
+
+
+def _as_json(model: str, figures: list["Figure"]) -> dict[str, Any]:
+    """The figures by their names, and under headings of their own what belongs to them."""
+    found: dict[str, Any] = {"model": model} | {figure.name: figure.value for figure in figures}
+    found["protocols"] = {figure.name: f"{figure.measure}; {figure.protocol}" for figure in figures}
+    found["standard_errors"] = {
+        figure.name: figure.standard_error for figure in figures if _known(figure.standard_error)
+    }
+    found["published"] = {
+        figure.name: {"value": figure.published, "source": figure.source}
+        for figure in figures
+        if figure.source
+    }
+    return found
 
 
 def _known(error: float | None) -> bool:
@@ -118,9 +158,24 @@ def _show(figures: list["Figure"]) -> None:
     from rich.table import Table
 
     for protocol in dict.fromkeys(figure.protocol for figure in figures):
-        table = Table(box=None, show_header=False, title=protocol, title_justify="left")
-        for figure in figures:
-            if figure.protocol == protocol:
-                error = f"± {figure.standard_error:.4f}" if _known(figure.standard_error) else ""
-                table.add_row(figure.name, f"{figure.value:.4f}", error, figure.measure)
+        table = Table(box=None, title=protocol, title_justify="left")
+        shown = [figure for figure in figures if figure.protocol == protocol]
+        compared = any(figure.source for figure in shown)
+        table.show_header = compared
+        for heading in ("", "ours", "", *(("published", "delta") if compared else ()), "measure"):
+            table.add_column(heading)
+        for figure in shown:
+            error = f"± {figure.standard_error:.4f}" if _known(figure.standard_error) else ""
+            beside = _beside(figure) if compared else ()
+            table.add_row(figure.name, f"{figure.value:.4f}", error, *beside, figure.measure)
         Console().print(table, soft_wrap=True)
+        for figure in shown:
+            if figure.source:
+                print(f"{figure.name}: {figure.source}")
+
+
+def _beside(figure: "Figure") -> tuple[str, str]:
+    """What was published, and how far ours is from it."""
+    if figure.published is None:
+        return "-", "-"
+    return f"{figure.published:.4f}", f"{figure.value - figure.published:+.4f}"
