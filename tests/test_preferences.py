@@ -79,7 +79,7 @@ def written(tmp_path: Path, rows: list[Any]) -> Path:
 
 def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
     row = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
-    rows = [row, row | {"rejected": " Hello!\n"}, row | {"chosen": ""}, row | {"rejected": " ", "chosen": ""}]
+    rows = [row, row | {"rejected": " Hello!\n"}, row | {"chosen": ""}, row | {"rejected": " "}]
     pairs, notes = read_pairs(written(tmp_path, rows))
     assert pairs == [PAIR]
     empty, same = notes

@@ -65,6 +65,19 @@ def test_the_tokenizers_library_reads_the_same(tmp_path: Path) -> None:
     assert library.get_vocab_size() == grown.vocab
 
 
+def test_a_gap_in_the_ids_stays_one_and_the_library_gives_the_same_ids(tmp_path: Path) -> None:
+    with_special_tokens(own(), ["<x>"]).save_in(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("270", "275"), encoding="utf-8")
+    gap = load_tokenizer(tmp_path)
+    assert gap.vocab == 276 and set(range(276)) - set(gap.used_ids) == {*range(270, 275)}
+    grown = with_special_tokens(gap, ["<y>"])
+    grown.save_in(tmp_path)
+    assert grown.special_ids["<y>"] == 276
+    library = pytest.importorskip("tokenizers").Tokenizer.from_file(str(path))
+    assert library.token_to_id("<y>") == 276 and library.encode("a<y>").ids[-1] == 276
+
+
 @pytest.mark.parametrize(
     ("tokens", "why"),
     [
