@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import GPTConfig, OptimConfig
+from jaxgpt.errors import DataError
 from jaxgpt.finetuning.dialogue_batches import OrderedRows, TrainingRows
 from jaxgpt.finetuning.preference_batches import PairRows, encode_pairs
 from jaxgpt.finetuning.preference_loss import Answer, answer_log_probabilities, preference_loss
-from jaxgpt.finetuning.reference import measured
+from jaxgpt.finetuning.reference import keep, kept, measured
 from jaxgpt.inference.templates import Plain
 from jaxgpt.model.gpt import Model, Params, define
 from jaxgpt.text.dialogues import Message
@@ -132,6 +133,13 @@ def test_training_begins_at_log_two_and_padding_changes_nothing(pairs: list[tupl
         total, weight, metrics = loss(params, batch, None)
         np.testing.assert_allclose(total / weight, np.log(2), rtol=1e-5)
         assert max(abs(float(metrics[name] / weight)) for name in ("chosen_reward", "margin")) < 1e-4
+
+
+def test_a_reference_of_another_number_of_pairs_is_refused(tmp_path: Path) -> None:
+    keep(tmp_path, {"train": np.ones((3, 2), np.float32)})
+    np.testing.assert_array_equal(kept(tmp_path, "train", 3), np.ones((3, 2)))
+    with pytest.raises(DataError, match="each of 4 pairs"):
+        kept(tmp_path, "train", 4)
 
 
 def test_an_epoch_has_each_pair_once_and_hosts_share_a_batch(pairs: list[tuple[Example, Example]]) -> None:
