@@ -373,6 +373,8 @@ def test_hellaswag_takes_the_likely_ending_by_its_sum_and_by_its_mean(scorer: Sc
 
 def test_hellaswag_is_cleaned() -> None:
     assert hellaswag.cleaned(" How to go [title] Now  [step] run. ") == "How to go. Now  run."
+    [item] = hellaswag.read(json.dumps(_row(ROWS[2]) | {"ctx_b": "then WE [x] "}).encode())
+    assert hellaswag.query_of(item) == "Go: We go. Then we "
 
 
 def test_damaged_items_are_named_by_their_lines() -> None:

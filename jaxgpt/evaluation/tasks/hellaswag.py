@@ -44,10 +44,15 @@ def cleaned(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
+def query_of(item: Item) -> str:
+    """What the endings follow by the protocol `harness`."""
+    return cleaned(f"{item.activity}: {item.first} {item.second.capitalize()}")
+
+
 def _harness(scorer: Scorer, items: Sequence[Item]) -> list[Measured]:
     items, pairs, characters = items[: scorer.limit], [], []
     for item in items:
-        query = cleaned(f"{item.activity}: {item.first} {item.second.capitalize()}")
+        query = query_of(item)
         for ending in map(cleaned, item.endings):
             pairs.append(scorer.pair(query, f" {ending}"))
             characters.append(len(ending))
