@@ -138,3 +138,5 @@ def test_from_python_with_only_some_layers_and_the_mean(base: Path, pairs: Path,
     before, after = jaxgpt.load(base).params, run.model.params
     np.testing.assert_array_equal(before["wte"]["embedding"], after["wte"]["embedding"])
     assert (before["ln_f"]["scale"] != after["ln_f"]["scale"]).any()
+    kept = np.load(run.directory / "data" / "reference.npz")["train"]
+    assert (abs(kept + np.log(257)) < 0.5).all()  # a token of a random model, and not a whole answer
