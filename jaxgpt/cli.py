@@ -60,6 +60,7 @@ VERBS = {
     "judge": Verb("have another model score answers", "judge", "JudgeArgs"),
     "generate": Verb("continue a text with a trained model", "generate", "GenerateArgs"),
     "compare": Verb("show what differs between runs, and what they reached", "compare", "CompareArgs"),
+    "replay": Verb("train a step of a run again, and show its losses and gradients", "replay", "ReplayArgs"),
     "evaluate": Verb("score a model on text and on tasks", "evaluate", "EvaluateArgs"),
     "chat": Verb("talk with a model in the terminal", "chat", "ChatArgs"),
     "serve": Verb("serve a model with OpenAI's API and a web page", "serve", "ServeArgs"),

@@ -25,8 +25,13 @@ _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 def write_text(text: str) -> None:
     """Write a model's text to stdout at once, without its control characters if stdout is a terminal."""
-    sys.stdout.write(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if sys.stdout.isatty() else text)
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def visible(text: str) -> str:
+    """Return a text without the control characters by which it could steer a terminal."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def note(text: str) -> None:
@@ -149,7 +154,7 @@ class TrainingDisplay:
                 self._bars.draw(STEPS, step, self.steps, description=f"step {step}/{self.steps}", said=said)
             else:
                 self._print(f"step {step}: {said}")
-        for text in [*_validation_lines(step, metrics), *_sample_text(step, metrics)]:
+        for text in [*_lines(step, metrics), *_sample_text(step, metrics)]:
             self._print(text)
 
     def close(self) -> None:
@@ -189,7 +194,7 @@ class NotebookDisplay:
         """Show what was measured at a step; of the samples, the latest."""
         if "loss" in metrics:
             self._step, self._status = step, _loss_and_speed(metrics)
-        self._lines += _validation_lines(step, metrics)
+        self._lines += _lines(step, metrics)
         self._sample = _sample_text(step, metrics) or self._sample
         self._show()
 
@@ -231,14 +236,17 @@ def _loss_and_speed(metrics: Mapping[str, Any]) -> str:
     return f"loss {metrics['loss']:.3f}" + (f"  {rate:,.0f} tokens/s" if rate else "")
 
 
-def _validation_lines(step: int, metrics: Mapping[str, Any]) -> list[str]:
-    shown = ("val_loss", "average_val_loss", "val_accuracy", "val_margin")
-    names = [name for name in shown if name in metrics]
+def _lines(step: int, metrics: Mapping[str, Any]) -> list[str]:
+    """What is said in lines of their own: validation losses, and steps without an update."""
+    if "skipped" in metrics:
+        return [f"step {step}: no update, as skip_steps says"]
+    names = [
+        name for name in ("val_loss", "average_val_loss", "val_accuracy", "val_margin") if name in metrics
+    ]
     return [f"step {step}: {name} {metrics[name]:.4f}" for name in names]
 
 
 def _sample_text(step: int, metrics: Mapping[str, Any]) -> list[str]:
     if "sample" not in metrics:
         return []
-    sample = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", metrics["sample"])  # it must not steer the terminal
-    return [f"step {step}: sample\n    " + sample.replace("\n", "\n    ")]
+    return [f"step {step}: sample\n    " + visible(metrics["sample"]).replace("\n", "\n    ")]

@@ -206,7 +206,8 @@ def load(
     `gpt2`.
 
     Parameters keep their stored dtype and go straight to their place on `mesh` (default: this process's first
-    device). Of a run, the newest checkpoint is taken, averaged where it keeps an average.
+    device). Of a run, the newest checkpoint is taken, averaged where it keeps an average. `RUN@best` names
+    the best one, `RUN@500` that of step 500.
     `layer_norm_epsilon` is for OpenAI's files, which do not state it. Raises MissingError when there is no
     such model, DataError when it is damaged.
     """

@@ -32,7 +32,7 @@ from jaxgpt.training.loss import Loss, next_token_loss
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.state import TrainState, training_model
 from jaxgpt.training.stop import Stop
-from jaxgpt.training.task import Task, TrainingData
+from jaxgpt.training.task import Task, TrainingData, details_of
 
 # For more training text than this, n-gram losses are not computed, because that takes too long.
 BASELINE_TOKENS = 20_000_000
@@ -95,6 +95,7 @@ def pretraining(
         tokenizer=tokenizer,
         tokens_per_step=recipe.tokens_per_step,
         open_data=open_data,
+        details=details_of(model, tokenizer),
         report=refresh_report,
     )
     return recipe, task

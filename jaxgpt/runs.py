@@ -27,8 +27,8 @@ from jaxgpt.finetuning.classify import classification
 from jaxgpt.finetuning.instruct import instruction_tuning
 from jaxgpt.finetuning.preference import preference_tuning
 from jaxgpt.language_model import LanguageModel, load
+from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.pretraining import Tell, pretraining
-from jaxgpt.training.metrics import METRICS_FILE, read_rows
 from jaxgpt.training.run import run
 from jaxgpt.training.stop import Stop, stop_on_signal
 from jaxgpt.training.task import Task

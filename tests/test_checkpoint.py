@@ -20,7 +20,7 @@ from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import DataError, JaxgptError, MissingError, StorageError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import abstract, mesh_of, shardings
-from jaxgpt.weights.checkpoint import Checkpoints, latest_step, read_meta, restore
+from jaxgpt.weights.checkpoint import Checkpoints, finished_steps, latest_step, read_meta, restore
 from jaxgpt.weights.digests import digests
 
 Tree = dict[str, Any]
@@ -262,6 +262,25 @@ def test_the_latest_are_kept(tmp_path: Path, keep: int, left: list[str]) -> None
         for step in (10, 20, 30):
             checkpoints.save(step, small(step), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_the_best_is_kept_beside_the_latest_also_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    best = {10: 10, 20: 20, 30: 20, 40: 20, 50: 50, 60: 50}
+    for steps, left in (
+        ((10, 20, 30), {"20", "30"}),
+        ((40,), {"20", "40"}),
+        ((50,), {"50"}),
+        ((60,), {"50", "60"}),
+    ):
+        saving = [0]
+        with Checkpoints(tmp_path, keep=1, best=lambda saving=saving: best.get(saving[0])) as checkpoints:
+            for saving[0] in steps:
+                checkpoints.save(saving[0], small(saving[0]), {})
+        assert {path.name for path in tmp_path.iterdir()} == left
+        assert latest_step(tmp_path) == steps[-1]
+    assert finished_steps(tmp_path) == [50, 60]
+    restored = restore(tmp_path, 50, "params", target_of(small(0)["params"]))
+    np.testing.assert_array_equal(restored["x"], [50, 50, 50])
 
 
 def test_saved_arrays_may_be_donated_at_once(tmp_path: Path) -> None:

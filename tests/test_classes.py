@@ -5,6 +5,7 @@ import pytest
 
 from jaxgpt.evaluation.class_report import class_parts
 from jaxgpt.evaluation.classes import Confusion
+from jaxgpt.evaluation.markdown import markdown
 
 
 def test_figures_by_hand() -> None:
@@ -24,7 +25,7 @@ def test_the_report_shows_the_test_texts_of_the_last_measurement(tmp_path) -> No
         {"step": 9, "test_confusion": "[[3, 0], [1, 1]]"},
         {"step": 9, "val_confusion": "[[1, 0], [0, 7]]"},
     ]
-    text = "\n".join(class_parts(rows, ["ham", "a|b"], tmp_path))
+    text = markdown("run", class_parts(rows, ["ham", "a|b"], tmp_path))
     assert "| 9 | test | 80.00% | 0.7619 |" in text and "The test texts after 9 steps" in text
     assert "| ham | 3 | 0 |" in text and r"| a\|b | 1.0000 | 0.5000 | 0.6667 | 2 |" in text
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")

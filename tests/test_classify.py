@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from jaxgpt.cli import main
 from jaxgpt.config import ClassifyConfig, read_config
 from jaxgpt.finetuning.chosen import chosen_of
 from jaxgpt.finetuning.classifier import load_classifier
-from jaxgpt.training.metrics import read_rows
+from jaxgpt.log import read_rows
 from jaxgpt.training.trainable import EVERYTHING, Chosen
 
 TEXTS = [(f"{a} plus {b}", "sum") for a in range(8) for b in range(8)]
@@ -78,6 +79,48 @@ def test_a_run_that_goes_on_equals_one_that_went_through(
     jax.tree.map(
         np.testing.assert_array_equal, load_classifier(run).params, load_classifier(tmp_path / "parts").params
     )
+
+
+def test_a_run_that_gets_no_better_ends_early_and_keeps_its_best(
+    lm_folder: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """With a learning rate of nothing, the first evaluation after a step is the best of all."""
+    out = tmp_path / "run"
+    waits = [
+        "--optim.learning-rate",
+        "1e-30",
+        "--eval-every",
+        "2",
+        "--keep-checkpoints",
+        "1",
+        "--steps",
+        "40",
+    ]
+    waits += ["--best-metric", "val_accuracy", "--checkpoint-every", "2"]
+    told = "ended early, after 6 steps: the best is val_accuracy 0."
+    finetune(lm_folder, table, out, *waits, "--patience", "2")
+    rows = read_rows(out / "metrics.jsonl")
+    assert told in capsys.readouterr().err
+    assert [row["step"] for row in rows if "val_accuracy" in row] == [0, 2, 4, 6]
+    assert [row["step"] for row in rows if "test_accuracy" in row] == [0, 6]
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"2", "6"}
+    report = (out / "report.md").read_text()
+    assert "The best checkpoint is that of step 2 (val_accuracy 0." in report and "`run@best`" in report
+    assert "The run ended early, because 2 evaluations" in report
+    finetune(lm_folder, table, out, *waits, "--patience", "2")
+    assert told in capsys.readouterr().err and read_rows(out / "metrics.jsonl") == rows
+    shutil.rmtree(out / "checkpoints" / "6")  # as if the run had been killed before it saved its last step
+    finetune(lm_folder, table, out, *waits, "--patience", "2")
+    again = read_rows(out / "metrics.jsonl")
+    assert [row.get("val_loss") for row in again] == [row.get("val_loss") for row in rows]
+    finetune(lm_folder, table, out, *waits, "--patience", "3")
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"2", "8"}
+    assert jaxgpt.classify(f"{out}@best", ["3 plus 9"])[0].probabilities["sum"] > 0
+    capsys.readouterr()
+    assert exit_code("classify", f"{out}@6", "3 plus 9") == 66
+    assert f"name one of {out}@2, {out}@8" in capsys.readouterr().err
+    finetune(lm_folder, table, tmp_path / "no", "--patience", "1", "--data.val-fraction", "0", code=2)
+    assert "patience = 1: there is nothing to evaluate on" in capsys.readouterr().err
 
 
 def test_texts_are_classified_from_arguments_lines_and_python(

@@ -101,6 +101,31 @@ def test_settings_of_another_type_are_refused_also_in_python(kind: Any, settings
         kind(**settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patience": -1}, "patience = -1: it must be 0 or more"),
+        ({"patience": 2, "eval_every": 0}, "patience = 2: with eval_every = 0 there is nothing to wait for"),
+        ({"patience": 2, "best_metric": "none"}, "patience = 2: with best_metric = none there is nothing"),
+        ({"best_metric": "average_val_loss"}, "the run keeps no average of the weights"),
+        ({"best_metric": "val_accuracy"}, "best_metric = 'val_accuracy' is not one of 'val_loss'"),
+        *(
+            ({"skip_steps": wrong}, f"skip_steps = {wrong!r}")
+            for wrong in ("0", "5-3", "1,,2", "x", "1-", "2, 3")
+        ),
+    ],
+)
+def test_impossible_settings_of_a_run_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        TrainConfig(**settings)
+
+
+def test_steps_to_skip_are_numbers_and_spans() -> None:
+    config = TrainConfig(skip_steps="3,10-12,7")
+    assert [step for step in range(20) if config.skips(step)] == [3, 7, 10, 11, 12]
+    assert not any(map(TrainConfig().skips, range(20)))
+
+
 def test_a_recipe_takes_settings_by_dotted_names() -> None:
     changed = load_recipe("nano", {"steps": 7, "model.layers": 2, "optim.learning_rate": 1})
     expected = load_recipe("nano")

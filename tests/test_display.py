@@ -71,6 +71,7 @@ def test_a_wait_is_named_before_it_begins(capsys: pytest.CaptureFixture) -> None
 def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.CaptureFixture) -> None:
     display = TrainingDisplay(steps=20)
     display.write(10, {"loss": 1.23456, "tokens_per_second": 12345.6, "grad_norm": 1.0})
+    display.write(11, {"skipped": 1})
     display.write(20, {"val_loss": 2.5, "average_val_loss": 2.25})
     display.write(20, {"sample": "[bold]one[/bold]\ntwo\x1b[2J"})
     display.close()
@@ -79,6 +80,7 @@ def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.
     assert out == ""
     assert lines == [
         "step 10: loss 1.235  12,346 tokens/s",
+        "step 11: no update, as skip_steps says",
         "step 20: val_loss 2.5000",
         "step 20: average_val_loss 2.2500",
         "step 20: sample",

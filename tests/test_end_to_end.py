@@ -142,6 +142,22 @@ def test_rows_after_the_checkpoint_are_written_anew_after_a_kill(
     assert measured(out, *LOSSES) == measured(whole, *LOSSES)
 
 
+def test_a_pretraining_run_that_gets_no_better_ends_early(data: Path, tmp_path: Path, capsys: Any) -> None:
+    """Killed in between, it waits no longer than without: the log tells how long it has waited."""
+    out = tmp_path / "run"
+    waits = ("--patience", "3", "--eval-every", "1", "--steps", "9", "--checkpoint-every", "2", *SILENT)
+    nothing = ("--optim.learning-rate", "1e-30", "--keep-checkpoints", "1")
+    pretrain(out, data, *waits, *nothing)
+    assert "ended early, after 4 steps: the best is val_loss" in capsys.readouterr().err
+    once = measured(out, *LOSSES)
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"1", "4"}
+    shutil.rmtree(out / "checkpoints" / "4")
+    pretrain(out, data, *waits, *nothing)
+    assert "ended early, after 4 steps" in capsys.readouterr().err and measured(out, *LOSSES) == once
+    best, last = (jaxgpt.load(name).params["h"]["attn"]["c_attn"]["bias"] for name in (f"{out}@best", out))
+    assert 0 < np.max(np.abs(best - last)) < 1e-20  # a bias of 0 shows even this learning rate
+
+
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Every file below a folder but the locks, with its bytes and the time it was written."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
@@ -445,7 +461,7 @@ def test_divergence_ends_with_76_and_keeps_what_was_saved(
     pretrain(out, data, "--steps", "20", *SILENT, *huge, code=76)
     assert "diverged at step" in capsys.readouterr().err
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"10", "12"}
-    assert jaxgpt.load(out).config.layers == 2
+    assert jaxgpt.load(out).config.layers == jaxgpt.load(f"{out}@best").config.layers == 2
 
 
 def test_divergence_that_the_validation_loss_sees_first_ends_with_76_too(

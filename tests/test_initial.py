@@ -161,7 +161,7 @@ def test_a_text_is_tokenized_with_the_tokenizer_of_the_weights(tmp_path: Path) -
     turned = RankTokenizer({bytes([255 - byte]): byte for byte in range(256)})
     for folder, tokenizer in (("bytes", BYTES), ("turned", turned)):
         written(tmp_path / folder, SMALL, tokenizer)
-        recipe = TrainConfig(init_from=str(tmp_path / folder))
+        recipe = TrainConfig(init_from=f"{tmp_path / folder}@0")
         _, task = pretraining(recipe, tell=lambda _: None)
         assert task.tokenizer.sha256 == tokenizer.sha256
     assert pretraining(recipe, tell=lambda _: None, stated={"data.tokenizer"})[1].tokenizer.name == "gpt2"

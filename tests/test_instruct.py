@@ -13,9 +13,9 @@ import jaxgpt
 from jaxgpt.cli import main
 from jaxgpt.config import GPTConfig, InstructConfig, read_config
 from jaxgpt.language_model import LanguageModel
+from jaxgpt.log import read_rows
 from jaxgpt.model.gpt import define
 from jaxgpt.text.tokenizer_files import load_tokenizer
-from jaxgpt.training.metrics import read_rows
 
 LETTERS = "abcdefgh"
 ROWS = [
@@ -75,7 +75,7 @@ def test_a_run_learns_to_answer_and_keeps_its_test_dialogues(run: Path) -> None:
 
 def test_the_model_is_talked_to_as_it_was_tuned(run: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Double ab\n"))
-    main(["chat", str(run), "--temperature", "0", "--max-new-tokens", "8"])
+    main(["chat", f"{run}@60", "--temperature", "0", "--max-new-tokens", "8"])
     said = capsys.readouterr()
     assert "phi3" in said.err
     lm = jaxgpt.load(run)
@@ -85,12 +85,12 @@ def test_the_model_is_talked_to_as_it_was_tuned(run: Path, capsys, monkeypatch) 
 
 def test_answers_stand_beside_the_right_ones(run: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "answers.json"
-    main(["answer", str(run), "--out", str(out), "--max-new-tokens", "8"])
+    main(["answer", f"{run}@best", "--out", str(out), "--max-new-tokens", "8"])
     rows, kept = json.loads(out.read_text()), (run / "test.jsonl").read_text().splitlines()
     assert [{k: v for k, v in row.items() if k != "model_response"} for row in rows] == [
         *map(json.loads, kept)
     ]
-    lm = jaxgpt.load(run)
+    lm = jaxgpt.load(f"{run}@best")
     for row in rows[:2]:
         prompt = f"<|user|>\n{row['instruction']}\n\n<|assistant|>\n"
         assert row["model_response"] == lm.generate(prompt, max_new_tokens=8, temperature=0).strip()

@@ -15,6 +15,7 @@ STOREYS = [
     "errors",
     "interrupt",
     "files",
+    "log",
     "doctor",
     "config",
     "hosts",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jaxgpt.errors import DivergedError, StoppedError
+from jaxgpt.log import Best
 from jaxgpt.training.loop import Event, Loop, train
 from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.stop import Stop, StopRequested, stop_on_signal
@@ -32,6 +33,7 @@ class Recorder:
             "save_every": 100,
             "events": [],
             "stop": Stop(),
+            "best": Best("val_loss"),
         } | settings
 
     def loop(self, **changes: Any) -> Loop:
@@ -185,6 +187,64 @@ def test_an_event_that_measures_what_is_not_finite_ends_the_run_too(value: float
     assert caught.value.exit_code == 76
     assert run.steps_of("save") == [number for number in (4, 8) if number < step]
     assert run.logged("val_loss") == [number for number in (0, 4, 8) if number < step]
+
+
+def losses(run: Recorder, *values: float) -> Event:
+    """Validation losses of the steps 0, 2, 4, ..."""
+
+    def measure(state: Any) -> Row:
+        run.calls.append(("val_loss", state))
+        return {"val_loss": values[state // 2]}
+
+    return Event("val_loss", 2, measure)
+
+
+def test_the_step_of_a_new_best_value_is_saved_at_once_and_once() -> None:
+    run = Recorder(save_every=4)
+    run.settings["events"] = [losses(run, 0.5, 5, 4, 6, 3, 8)]
+    assert run.train() == 10
+    assert run.steps_of("save") == [2, 4, 8, 10]
+    assert run.settings["best"].step == 8
+    only = Recorder(save_every=4, best=Best("none"))
+    only.settings["events"] = [losses(only, 0.5, 5, 4, 6, 3, 8)]
+    only.train()
+    assert only.steps_of("save") == [4, 8, 10]
+
+
+def test_training_ends_early_with_all_that_is_due_at_the_end_measured_and_saved() -> None:
+    run = Recorder(best=Best("val_loss", patience=2))
+    run.settings["events"] = [losses(run, 9, 5, 4, 6, 4, 1), run.event("test", 10), run.event("b", 4)]
+    assert run.train() == 8
+    assert run.steps_of("step") == list(range(1, 9))
+    assert (
+        run.steps_of("test") == [0, 8]
+        and run.steps_of("b") == [0, 4, 8]
+        and run.steps_of("save") == [2, 4, 8]
+    )
+    assert run.logged("loss") == [1, 4, 8]
+    again = Recorder(best=Best.of(run.rows, "val_loss", 2))
+    again.settings["events"] = run.settings["events"]
+    run.calls.clear()
+    assert again.train(8, lambda _, name: name != "test") == 8
+    assert run.calls == [("test", 8)] and again.calls == []
+    patient = Recorder(best=Best.of(run.rows, "val_loss", 3))
+    patient.settings["events"] = [losses(patient, 9, 5, 4, 6, 4, 4.5)]
+    assert patient.train(8, lambda *_: True) == 10
+    assert patient.steps_of("step") == [9, 10] and patient.settings["best"].exhausted
+
+
+def test_a_signal_in_the_last_measurement_of_an_early_end_leaves_a_run_that_goes_on() -> None:
+    run = Recorder(best=Best("val_loss", patience=1))
+    with stop_on_signal() as stop:
+        run.settings |= {"stop": stop}
+        run.settings["events"] = [losses(run, 9, 5, 6), run.event("test", 10, cut_short(stop, 4))]
+        with pytest.raises(StoppedError, match="stopped at step 4"):
+            run.train()
+    assert run.steps_of("save") == [2, 4] and run.logged("test") == [0]
+    run.settings |= {"stop": Stop(), "best": Best.of(run.rows, "val_loss", 1)}
+    run.settings["events"] = [losses(run, 9, 5, 6), run.event("test", 10)]
+    assert run.train(4, lambda _, name: name == "val_loss") == 4
+    assert run.logged("test") == [0, 4]
 
 
 def test_tokens_per_second_leave_out_compilation_events_and_saving(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.errors import ConfigError, DataError, StorageError
-from jaxgpt.training.metrics import MetricsLog, TensorBoardSink, check_tensorboard, read_rows
+from jaxgpt.log import read_rows
+from jaxgpt.training.metrics import MetricsLog, TensorBoardSink, check_tensorboard
 
 
 @pytest.fixture

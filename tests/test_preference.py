@@ -12,9 +12,9 @@ from command_line import exit_code
 import jaxgpt
 from jaxgpt.config import GPTConfig, PreferenceConfig, read_config
 from jaxgpt.language_model import LanguageModel
+from jaxgpt.log import read_rows
 from jaxgpt.model.gpt import define
 from jaxgpt.text.tokenizer_files import load_tokenizer
-from jaxgpt.training.metrics import read_rows
 
 LETTERS = "abcdefgh"
 ROWS = [

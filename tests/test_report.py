@@ -15,6 +15,7 @@ from command_line import exit_code
 from jaxgpt.config import DataConfig, GPTConfig, TrainConfig, save_config
 from jaxgpt.errors import DataError, MissingError
 from jaxgpt.evaluation.report import write_report
+from jaxgpt.log import Best
 from jaxgpt.text.tokenizer import TOKENIZER_FILE
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training import devices
@@ -64,6 +65,7 @@ class Run:
             log_every=10,
             sinks=[self.log],
             events=events,
+            best=Best("val_loss"),
             save=lambda state, step: None,
             save_every=1000,
             stop=Stop(),

@@ -1,16 +1,19 @@
 """A run's weights: read to where they belong, or a leaf at a time."""
 
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig, save_config
 from jaxgpt.errors import DataError, MissingError
+from jaxgpt.log import METRICS_FILE
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import mesh_of, shardings
 from jaxgpt.weights import run
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
 from jaxgpt.weights.convert import with_dtype, with_vocab
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params, stored_params
@@ -100,6 +103,42 @@ def test_a_run_without_a_checkpoint_is_a_missing_input(folder: Path) -> None:
     (folder / "checkpoints" / "0").rename(folder / "elsewhere")
     with pytest.raises(MissingError, match="the run saved none yet"):
         open_run(folder)
+
+
+def test_a_checkpoint_is_named_behind_the_run(tmp_path: Path, config: GPTConfig, params: Params) -> None:
+    """Each checkpoint holds another number in the bias of the last LayerNorm: its step."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_config(TrainConfig(model=config), folder)
+    with Checkpoints(folder / CHECKPOINTS, keep=9) as checkpoints:
+        for step in (20, 30, 40):
+            moved = params | {"ln_f": params["ln_f"] | {"bias": np.full(24, step, np.float32)}}
+            checkpoints.save(step, {"params": moved}, {})
+
+    def step_of(name: str) -> float:
+        return float(open_model(name).tensors["ln_f.bias"].read()[0])
+
+    def refused(name: str) -> str:
+        with pytest.raises(MissingError) as caught:
+            open_model(name)
+        return str(caught.value)
+
+    assert step_of(f"{folder}") == step_of(f"{folder}@40") == 40 and step_of(f"{folder}@20") == 20
+    names = f"name one of {folder}@20, {folder}@30, {folder}@40"
+    assert "it has not measured val_loss after a step" in refused(f"{folder}@best")
+    for wanted in ("10", "bests", "", "-1"):
+        assert f"{wanted!r} is not the step of a checkpoint that is kept; {names}" in refused(
+            f"{folder}@{wanted}"
+        )
+    losses = {0: 1.0, 20: 3.0, 30: 2.0, 40: 2.5}
+    rows = [json.dumps({"step": step, "val_loss": loss}) + "\n" for step, loss in losses.items()]
+    (folder / METRICS_FILE).write_text("".join(rows))
+    assert step_of(f"{folder}@best") == 30
+    (folder / METRICS_FILE).write_text("".join(rows) + json.dumps({"step": 50, "val_loss": 1.5}) + "\n")
+    assert f"its best one, of step 50, was not kept; {names}" in refused(f"{folder}@best")
+    folder.rename(tmp_path / "run@best")
+    assert step_of(f"{tmp_path}/run@best") == 40 and step_of(f"{tmp_path}/run@best@30") == 30
+    assert "no model" in refused(f"{folder}@30")
 
 
 def test_a_bias_free_model_of_another_dtype_is_a_run_too(tmp_path: Path) -> None:

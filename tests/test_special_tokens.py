@@ -13,13 +13,13 @@ import jaxgpt
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.language_model import LanguageModel
+from jaxgpt.log import read_rows
 from jaxgpt.model.gpt import define
 from jaxgpt.text.bpe import train
 from jaxgpt.text.characters import CharacterTokenizer
 from jaxgpt.text.special_tokens import with_special_tokens
 from jaxgpt.text.tokenizer import Tokenizer, byte_tokenizer, gpt2_tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
-from jaxgpt.training.metrics import read_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizers"
 MARKERS = ["<|user|>", "<|assistant|>", "[ENDE]"]

@@ -106,6 +106,43 @@ def assert_same(found: Any, expected: Any, *, within: float) -> None:
     assert len(jax.tree.leaves(found)) == len(jax.tree.leaves(expected)) >= 16, compared
 
 
+def test_a_step_that_is_passed_by_changes_nothing_but_the_step_and_the_learning_rate_to_come() -> None:
+    optim = OptimConfig(
+        learning_rate=0.1, warmup_steps=4, weight_decay=0, clip_norm=9, clip_after=3, schedule="constant"
+    )
+    optimizer = adamw(optim, learning_rate(optim, 20))
+    start = start_state({"w": jnp.ones(3)}, optimizer, jax.random.key(0))
+    passed = train_state.pass_by(train_state.pass_by(start))
+    assert int(passed.step) == 2 and passed.trainable is start.trainable
+    updates, _ = optimizer.update({"w": jnp.ones(3)}, passed.opt_state, passed.trainable)
+    # Adam's first update is as large as the learning rate: 0.1 / 4 at step 0, and so on.
+    np.testing.assert_allclose(updates["w"], -0.1 * 3 / 4, rtol=1e-5)
+    [begin] = [each for each in passed.opt_state if isinstance(each, optax.ConditionallyTransformState)]
+    assert int(begin.step) == 2
+    [moments] = [each for each in jax.tree.leaves(passed.opt_state, is_leaf=is_adam) if is_adam(each)]
+    assert int(moments.count) == 0 and not np.any(moments.mu["w"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_losses_of_predictions_stand_in_the_order_of_the_rows(accumulate: int) -> None:
+    """And have the random numbers of their micro-batch, as in training."""
+    start = start_state({"w": jnp.ones(3)}, optax.identity(), jax.random.key(3))
+    rows_B = jnp.arange(8.0)
+
+    def losses(params: Any, batch: Any, key: Any) -> Any:
+        return 10 * batch * params["w"][0] + jax.random.uniform(key)
+
+    found = train_state.prediction_losses(start, rows_B, losses=losses, accumulate=accumulate)
+    key = jax.random.fold_in(start.key, 0)
+    keys = [jax.random.fold_in(key, part) if accumulate > 1 else key for part in range(accumulate)]
+    expected = [10 * row + float(jax.random.uniform(keys[row % accumulate])) for row in range(8)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def is_adam(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
+
+
 @pytest.fixture(scope="module")
 def single(config: GPTConfig) -> tuple[list[float], Any]:
     """The reference: 10 steps on one device."""

@@ -99,6 +99,9 @@ class ClassifyConfig(FinetuneConfig):
     seen: ClassVar[str] = "texts"
     out_dir: str = "runs/classifier"
     """Directory of the run. If it holds an unfinished run, that run is resumed."""
+    best_metric: Literal["val_loss", "val_accuracy", "val_macro_f1", "none"] = "val_loss"
+    """What decides which checkpoint is the best one, RUN@best: the lowest loss, or the highest of the others.
+    none keeps no best one."""
     reads: Literal["last", "first", "mean", "end"] = "last"
     """What the head reads of a text: its last token, its first one, or the mean over its tokens.
     end is the end of the padded row instead, so that padding changes what the model finds."""
@@ -138,6 +141,8 @@ class InstructConfig(AnswerConfig):
     """How often each training dialogue is read, where steps is 0."""
     out_dir: str = "runs/instruct"
     """Directory of the run. If it holds an unfinished run, that run is resumed."""
+    best_metric: Literal["val_loss", "none"] = "val_loss"
+    """The loss that decides which checkpoint is the best one, RUN@best. none keeps no best one."""
     answers_only: bool = True
     """Whether the loss counts only the tokens of the answers. Otherwise it counts the questions as well."""
     pack: bool = False
@@ -155,6 +160,9 @@ class PreferenceConfig(AnswerConfig):
     """How often each training pair is read, where steps is 0."""
     out_dir: str = "runs/dpo"
     """Directory of the run. If it holds an unfinished run, that run is resumed."""
+    best_metric: Literal["val_loss", "val_accuracy", "val_margin", "none"] = "val_loss"
+    """What decides which checkpoint is the best one, RUN@best: the lowest loss, or the highest of the others.
+    none keeps no best one."""
     template: str = "auto"
     """How a question is written: auto, instruction (Alpaca's), phi3, plain, or a file with a Jinja template.
     auto means as the model was tuned that the run begins with."""

@@ -1,5 +1,6 @@
 """The settings of a training run: its data, its optimizer, its mesh and its intervals. Imports no JAX."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -7,6 +8,9 @@ import tyro
 
 from jaxgpt.config.checks import check_types, require, require_fraction, require_positive
 from jaxgpt.config.model import GPTConfig
+from jaxgpt.errors import ConfigError
+
+NO_METRIC = "none"  # as `best_metric`: no checkpoint is the best one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,19 +146,26 @@ class RunConfig:
     accumulate: int = 1
     """Number of micro-batches whose gradients are summed for one optimizer step.
     A step sees batch x accumulate sequences."""
+    skip_steps: str = ""
+    """Steps that make no update, counted from 1, such as 12,40-45. Their data is passed by."""
     log_every: int = 10
     """Number of steps from one line in metrics.jsonl to the next."""
     eval_every: int = 100
     """Number of steps from one evaluation on the validation data to the next. 0 means none."""
+    patience: int = 0
+    """Number of evaluations in a row without a better `best_metric` after which the run ends early.
+    0 means never."""
+    best_metric: str = "val_loss"
+    """The measurement that decides which checkpoint is the best one. none keeps no best one."""
     checkpoint_every: int = 500
     """Number of steps from one checkpoint to the next. The last step is always saved."""
     keep_checkpoints: int = 2
-    """Number of checkpoints that are kept, the latest ones."""
+    """Number of checkpoints that are kept, the latest ones. The best one is kept besides."""
     out_dir: str = "runs/gpt"
     """Directory of the run. If it holds an unfinished run, that run is resumed."""
     init_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Model whose weights a new run starts from. None means random weights.
-    It is a run directory, weights in any format that jaxgpt reads, or a public name such as gpt2.
+    It is a run directory (RUN@best for its best checkpoint), weights in any format, or a public name: gpt2.
     The weights decide the architecture (model.*), and for a text that is not prepared, the tokenizer."""
     blocks: Literal["scan", "unrolled", "auto"] = "auto"
     """How the transformer blocks are compiled.
@@ -176,10 +187,27 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require_positive(self, "batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints")
-        require(self.eval_every >= 0, "eval_every", self.eval_every, "0 or more")
+        for name in ("eval_every", "patience"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        if self.patience and (self.eval_every == 0 or self.best_metric == NO_METRIC):
+            nothing = "eval_every = 0" if self.eval_every == 0 else f"best_metric = {NO_METRIC}"
+            why, fix = f"with {nothing} there is nothing to wait for", "leave out --patience, or evaluate"
+            raise ConfigError(f"patience = {self.patience}", why=why, fix=fix)
+        spelled = re.fullmatch(r"([1-9]\d*(-\d+)?(,[1-9]\d*(-\d+)?)*)?", self.skip_steps)
+        numbers = "numbers and spans of steps, counted from 1, with commas between them"
+        sound = spelled is not None and all(self._skipped())
+        require(sound, "skip_steps", self.skip_steps, numbers, fix="write them like 12,40-45")
         seeds = f"a whole number from 0 to {2**32 - 1}"
         require(0 <= self.seed < 2**32, "seed", self.seed, seeds, fix=f"give {seeds}")
         require(bool(self.out_dir), "out_dir", self.out_dir, "a directory", fix="name a directory")
+
+    def skips(self, step: int) -> bool:
+        """Whether a step, counted from 1, makes no update."""
+        return any(step in span for span in self._skipped())
+
+    def _skipped(self) -> list[range]:
+        ends = [span.split("-") for span in self.skip_steps.split(",") if span]
+        return [range(int(each[0]), int(each[-1]) + 1) for each in ends]
 
     @property
     def sequences(self) -> int:
@@ -202,6 +230,9 @@ class TrainConfig(RunConfig):
     """Length of the sample text that each evaluation writes, in tokens. 0 means no sample."""
     sample_prompt: str = "The"
     """Beginning of the sample text, which the model continues."""
+    best_metric: Literal["val_loss", "average_val_loss", "none"] = "val_loss"
+    """The loss that decides which checkpoint is the best one, RUN@best.
+    average_val_loss is that of the averaged weights. none keeps no best one."""
     loss_chunk: int = 0
     """Number of positions whose logits are computed at a time, to save memory. 0 means all at once."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -209,6 +240,9 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "steps")
+        if self.best_metric == "average_val_loss" and not self.optim.ema_decay:
+            why = "the run keeps no average of the weights"
+            raise ConfigError("best_metric = average_val_loss", why=why, fix="give --optim.ema-decay 0.999")
         for name in ("eval_batches", "sample_tokens", "loss_chunk"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 

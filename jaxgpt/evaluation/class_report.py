@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from jaxgpt.evaluation.classes import Confusion
-from jaxgpt.evaluation.markdown import table
+from jaxgpt.evaluation.document import Heading, Paragraph, Part, Picture, Table
 from jaxgpt.training.devices import Rows
 
 PICTURE_FILE = "confusion.png"
 
 
-def class_parts(rows: Rows, labels: Sequence[str], folder: Path) -> list[str]:
-    """The paragraphs of the report; the confusion matrix is drawn too, where matplotlib is installed."""
+def class_parts(rows: Rows, labels: Sequence[str], folder: Path) -> list[Part]:
+    """The parts of the report; the confusion matrix is drawn too, where matplotlib is installed."""
     measured = [
         (row["step"], name, Confusion(np.array(json.loads(row[f"{name}_confusion"]))))
         for row in rows
@@ -26,24 +26,24 @@ def class_parts(rows: Rows, labels: Sequence[str], folder: Path) -> list[str]:
         if f"{name}_confusion" in row
     ]
     if not measured:
-        return ["## Classes", "No texts were classified."]
+        return [Heading("Classes"), Paragraph("No texts were classified.")]
     step, name, confusion = next((each for each in reversed(measured) if each[1] == "test"), measured[-1])
-    parts = [
-        "## Classes",
-        table(
+    parts: list[Part] = [
+        Heading("Classes"),
+        Table(
             ("step", "texts", "accuracy", "macro F1"),
             [(f"{s:,}", n, f"{found.accuracy:.2%}", f"{found.macro_f1:.4f}") for s, n, found in measured],
         ),
-        f"The {name} texts after {step:,} steps, by class:",
-        table(
+        Paragraph(f"The {name} texts after {step:,} steps, by class:"),
+        Table(
             ("label", "precision", "recall", "F1", "texts"),
             [
                 (label, f"{each.precision:.4f}", f"{each.recall:.4f}", f"{each.f1:.4f}", f"{each.texts:,}")
                 for label, each in zip(labels, confusion.classes, strict=True)
             ],
         ),
-        "Which class (column) the texts of each true class (row) were put into:",
-        table(
+        Paragraph("Which class (column) the texts of each true class (row) were put into:"),
+        Table(
             ("", *labels),
             [
                 (label, *(f"{count:,}" for count in counts_C))
@@ -54,8 +54,8 @@ def class_parts(rows: Rows, labels: Sequence[str], folder: Path) -> list[str]:
     return [*parts, *_picture(confusion, labels, folder / PICTURE_FILE)]
 
 
-def _picture(confusion: Confusion, labels: Sequence[str], path: Path) -> list[str]:
-    """Draw the confusion matrix. Returns the line of the report that shows the picture, if there is one."""
+def _picture(confusion: Confusion, labels: Sequence[str], path: Path) -> list[Part]:
+    """Draw the confusion matrix. Returns the picture, where matplotlib is installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -76,4 +76,4 @@ def _picture(confusion: Confusion, labels: Sequence[str], path: Path) -> list[st
             colour = "white" if count > middle else "black"
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
     figure.savefig(path, dpi=120, metadata={"Software": None})
-    return [f"![confusion matrix]({path.name})"]
+    return [Picture(path, "confusion matrix")]

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from jaxgpt.config import RunConfig, flat, read_config, task_of
 from jaxgpt.errors import ConfigError, unwritable
 from jaxgpt.evaluation.markdown import table
+from jaxgpt.log import METRICS_FILE, latest, read_rows, series
 from jaxgpt.training.flops import count_parameters
-from jaxgpt.training.metrics import METRICS_FILE, latest, read_rows, series
 
 NOT_SHOWN = ("out_dir",)  # it differs always
 # What the table tells of a run's end, where the run has measured it.

@@ -1,6 +1,6 @@
-"""report.md: what a run trained, how its loss fell, what it wrote and how fast it was.
+"""The report of a run: what it trained, how its loss fell, what it wrote and how fast it was.
 
-The same run always gives the same report.
+It is written twice, as report.md and as the page report.html. The same run always gives the same report.
 
 A report uses these entries of the rows of metrics.jsonl, if they exist: `loss`, `val_loss`, `sample` (a
 text), `tokens_per_second`, `unigram_loss` and `bigram_loss` (nats per token on the validation split; the
@@ -8,62 +8,76 @@ latest ones count), and what `device_facts` says of the devices. A row about dev
 speeds after it, up to the next such row, were reached on these devices.
 """
 
-import re
 import statistics
 from pathlib import Path
+from typing import Any
 
-from jaxgpt.config import ClassifyConfig, GPTConfig, RunConfig, read_config
+from jaxgpt.config import ClassifyConfig, GPTConfig, RunConfig, flat, read_config
 from jaxgpt.display import duration
 from jaxgpt.evaluation.class_report import class_parts
-from jaxgpt.evaluation.markdown import table
+from jaxgpt.evaluation.document import Heading, Paragraph, Part, Picture, Table, Verbatim
+from jaxgpt.evaluation.markdown import markdown
+from jaxgpt.evaluation.page import page
+from jaxgpt.log import METRICS_FILE, Best, latest, read_rows, series
 from jaxgpt.text.tokenizer import TOKENIZER_FILE
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.devices import Devices, Rows, stages
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token, utilisation
-from jaxgpt.training.metrics import METRICS_FILE, latest, read_rows, series
 from jaxgpt.training.starts import Starts, read_starts
+from jaxgpt.weights.checkpoint import CHECKPOINTS, finished_steps
 
 REPORT_FILE = "report.md"
+PAGE_FILE = "report.html"
 CURVE_FILE = "loss.png"
 BASELINES = {"unigram_loss": "unigram model", "bigram_loss": "bigram model"}
-CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write report.md and, where matplotlib is installed, loss.png from a run's settings and log.
+    """Write report.md and report.html from a run's settings and log, and draw where matplotlib is installed.
 
     Returns the path of report.md. A run without rows gets a report that says so. Raises MissingError when
     `run_dir` has no config.json, and DataError when config.json or the metrics are damaged.
     """
-    config, rows = read_config(run_dir), read_rows(run_dir / METRICS_FILE)
-    parts = [
-        f"# {run_dir.resolve().name}",
-        _trained(config, rows, run_dir),
-        "## Loss",
-        _curve(rows, run_dir / CURVE_FILE, config.unit),
-        _val_table(rows, config.unit),
-        _preferences(rows),
-        *(class_parts(rows, config.labels, run_dir) if isinstance(config, ClassifyConfig) else _texts(rows)),
-        "## Speed",
-        _speed(config, rows),
-    ]
-    path = run_dir / REPORT_FILE
-    # A sample may contain half of a surrogate pair, which UTF-8 cannot encode.
-    path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8", errors="backslashreplace")
-    return path
+    title, parts = run_dir.resolve().name, report_parts(run_dir)
+    for name, text in ((PAGE_FILE, page(title, parts)), (REPORT_FILE, markdown(title, parts))):
+        # A sample may contain half of a surrogate pair, which UTF-8 cannot encode.
+        (run_dir / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    return run_dir / REPORT_FILE
 
 
 def refresh_report(folder: Path) -> None:
-    """Write report.md where it is missing or older than the log.
+    """Write the report where it is missing or older than the log.
 
     A finished run therefore stays as it is when it is asked for again.
     """
-    report, log = folder / REPORT_FILE, folder / METRICS_FILE
-    if not report.is_file() or report.stat().st_mtime_ns < log.stat().st_mtime_ns:
+    files, log = [folder / REPORT_FILE, folder / PAGE_FILE], folder / METRICS_FILE
+    if not all(file.is_file() and file.stat().st_mtime_ns >= log.stat().st_mtime_ns for file in files):
         write_report(folder)
 
 
-def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> str:
+def report_parts(run_dir: Path) -> list[Part]:
+    """What the report of a run says. The pictures are drawn into its directory."""
+    config, rows = read_config(run_dir), read_rows(run_dir / METRICS_FILE)
+    return [
+        _trained(config, rows, run_dir),
+        Heading("Loss"),
+        _curve(rows, run_dir / CURVE_FILE, config.unit),
+        *_val_losses(rows, config.unit),
+        *_best(config, rows, run_dir),
+        *_preferences(rows),
+        *(
+            class_parts(rows, config.labels, run_dir)
+            if isinstance(config, ClassifyConfig)
+            else _samples(rows)
+        ),
+        Heading("Speed"),
+        *_speed(config, rows),
+        Heading("Settings that differ from the defaults"),
+        _settings(config),
+    ]
+
+
+def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> Table:
     model, steps, tokenizer = config.model, rows[-1]["step"] if rows else 0, run_dir / TOKENIZER_FILE
     name = load_tokenizer(tokenizer).name if tokenizer.is_file() else "of an unknown tokenizer"
     lines = [
@@ -76,6 +90,7 @@ def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> str:
         ("vocabulary", f"{model.vocab:,} tokens ({name})"),
         ("data", config.data.path),
         ("steps", f"{steps:,} of {config.steps:,}"),
+        *([("skipped steps", config.skip_steps)] if config.skip_steps else []),
         (config.seen, f"{steps * config.seen_per_step:,} ({config.seen_per_step:,} a step)"),
         ("batch", f"{config.sequences:,} sequences ({config.batch} x {config.accumulate})"),
         ("learning rate", f"{config.optim.learning_rate:g} at most, {config.optim.schedule}"),
@@ -84,17 +99,19 @@ def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> str:
         ("devices", _hardware(stages(rows))),
         *_started(read_starts(run_dir)),
     ]
-    return table(("", "what was trained"), lines)
+    return Table(("", "what was trained"), lines)
 
 
 def _started(starts: Starts) -> list[tuple[str, str]]:
-    """How long the run took by the clock, and the commands that made it: those that differ, in order."""
+    """How long the run took by the clock, and the commands and versions that made it: each once, in order."""
     if not starts.commands:
         return []
     killed = f", without {starts.killed} of {len(starts.commands)} starts, which were killed"
     took = duration(starts.seconds) + (killed if starts.killed else "")
-    commands = [f"`{line.replace('|', chr(92) + '|')}`" for line in dict.fromkeys(starts.commands)]
-    return [("wall time", took), ("command", ", then ".join(commands))]
+    commands = ", then ".join(f"`{line}`" for line in dict.fromkeys(starts.commands))
+    versions = ", then ".join(dict.fromkeys(starts.environments))
+    lines = [("wall time", took), ("command", commands), ("environment", versions)]
+    return [line for line in lines if line[1]]
 
 
 def _hardware(stages: list[tuple[Devices, Rows]]) -> str:
@@ -105,16 +122,26 @@ def _hardware(stages: list[tuple[Devices, Rows]]) -> str:
     return ", then ".join([*before, str(stages[-1][0])])
 
 
-def _curve(rows: Rows, path: Path, unit: str) -> str:
-    """Draw the losses over the steps. Returns the line of the report that shows the picture."""
+def _settings(config: RunConfig) -> Part:
+    """The settings by their dotted names."""
+    kind: Any = type(config)
+    usual = flat(kind())
+    lines = [(name, f"`{value}`") for name, value in flat(config).items() if value != usual[name]]
+    return Table(("setting", "value"), lines) if lines else Paragraph("There are none.")
+
+
+def _curve(rows: Rows, path: Path, unit: str) -> Part:
+    """Draw the losses over the steps. Returns the picture, or why there is none."""
     train, val = series(rows, "loss"), series(rows, "val_loss")
     if not train and not val:
-        return "No loss was recorded."
+        return Paragraph("No loss was recorded.")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        return "The curve was not drawn: matplotlib is not installed (`pip install 'jaxgpt[plots]'`)."
+        return Paragraph(
+            "The curve was not drawn: matplotlib is not installed (`pip install 'jaxgpt[plots]'`)."
+        )
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel=f"loss (nats per {unit})")
@@ -127,26 +154,22 @@ def _curve(rows: Rows, path: Path, unit: str) -> str:
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
-    return f"![training and validation loss over the steps]({path.name})"
+    return Picture(path, "training and validation loss over the steps")
 
 
-def _val_table(rows: Rows, unit: str) -> str:
+def _val_losses(rows: Rows, unit: str) -> list[Part]:
     measured = series(rows, "val_loss")
     if not measured:
-        return "No validation loss was recorded."
+        return [Paragraph("No validation loss was recorded.")]
     best = min(measured, key=lambda pair: pair[1])
     lines = [(f"{step:,}", f"{loss:.4f}", "best" if (step, loss) == best else "") for step, loss in measured]
     reached = [(label, latest(rows, key)) for key, label in BASELINES.items()]
     baselines = ", ".join(f"a {label} {loss:.4f}" for label, loss in reached if loss is not None)
-    shown = table(("step", "validation loss", ""), lines)
-    return (
-        f"{shown}\n\nIn nats per {unit}. To compare: {baselines}."
-        if baselines
-        else f"{shown}\n\nIn nats per {unit}."
-    )
+    compared = f" To compare: {baselines}." if baselines else ""
+    return [Table(("step", "validation loss", ""), lines), Paragraph(f"In nats per {unit}.{compared}")]
 
 
-def _preferences(rows: Rows) -> str:
+def _preferences(rows: Rows) -> list[Part]:
     """How well chosen and rejected answers were told apart; nothing where there were none."""
     lines = [
         (
@@ -158,38 +181,42 @@ def _preferences(rows: Rows) -> str:
         if "val_margin" in row
     ]
     if not lines:
-        return ""
-    shown = table(("step", "accuracy", "margin", "reward of chosen", "reward of rejected"), lines)
+        return []
     told = (
         "Of the validation pairs. A reward is beta times the change of an answer's log-probability since "
         "step 0. The margin is the reward of the chosen answer minus that of the rejected one, and the "
         "accuracy is the share of pairs whose margin is above 0."
     )
-    return f"## Preferences\n\n{shown}\n\n{told}"
+    head = ("step", "accuracy", "margin", "reward of chosen", "reward of rejected")
+    return [Heading("Preferences"), Table(head, lines), Paragraph(told)]
 
 
-def _texts(rows: Rows) -> list[str]:
-    return ["## Samples", _samples(rows)]
+def _best(config: RunConfig, rows: Rows, run_dir: Path) -> list[Part]:
+    """Which checkpoint is the best one, and whether the run ended early for want of a better one."""
+    best = Best.of(rows, config.best_metric, config.patience)
+    if best.step is None:
+        return []
+    kept = best.step in finished_steps(run_dir / CHECKPOINTS)
+    place = f": `{run_dir.resolve().name}@best`." if kept else ", which was not kept."
+    told = f"The best checkpoint is that of step {best.step:,} ({best.name} {best.value:.4f}){place}"
+    if best.exhausted and rows[-1]["step"] < config.steps:
+        told += (
+            f" The run ended early, because {best.since} evaluations since then were not better "
+            f"(`--patience {best.patience}`)."
+        )
+    return [Paragraph(told)]
 
 
-def _samples(rows: Rows) -> str:
+def _samples(rows: Rows) -> list[Part]:
     samples = series(rows, "sample")
     if not samples:
-        return "No sample was recorded."
-    chosen = sorted({0, len(samples) // 2, len(samples) - 1})
-    return "\n\n".join(f"After {samples[k][0]:,} steps:\n\n{_fenced(samples[k][1])}" for k in chosen)
+        return [Heading("Samples"), Paragraph("No sample was recorded.")]
+    chosen = [samples[place] for place in sorted({0, len(samples) // 2, len(samples) - 1})]
+    pairs = [(Paragraph(f"After {step:,} steps:"), Verbatim(text)) for step, text in chosen]
+    return [Heading("Samples"), *(part for pair in pairs for part in pair)]
 
 
-def _fenced(text: str) -> str:
-    """The text in a fence longer than any run of backticks in it, so that the text cannot end the fence.
-
-    Control characters become their pictures (U+2400 and up), since a NUL would make the report a binary file.
-    """
-    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
-    return f"{fence}text\n{text.translate(CONTROL_PICTURES)}\n{fence}"
-
-
-def _speed(config: RunConfig, rows: Rows) -> str:
+def _speed(config: RunConfig, rows: Rows) -> list[Part]:
     by_devices: dict[Devices, Rows] = {}
     for devices, of_stage in stages(rows):
         by_devices.setdefault(devices, []).extend(of_stage)
@@ -200,13 +227,13 @@ def _speed(config: RunConfig, rows: Rows) -> str:
             told.append(f"On {devices}: {speed:,.0f} tokens a second (median of {count} measurements).")
             told.append(_mfu(config.model, devices, speed, latest(theirs, "matmul_flops")))
     if not told:
-        return "No speed was recorded."
+        return [Paragraph("No speed was recorded.")]
     told.append(
         f"A token takes {train_flops_per_token(config.model):.4g} FLOPs: 6 x parameters + 12 x layers x "
         "width x context (PaLM, appendix B). The parameters include the output head, but not the look-ups. "
         "Causal masking does not lower the count."
     )
-    return "\n\n".join(told)
+    return [Paragraph(text) for text in told]
 
 
 def _mfu(model: GPTConfig, devices: Devices, speed: float, measured: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgpt.text.order import shuffled
+from jaxgpt.text.shown import Shown, token_texts
 from jaxgpt.text.tokenizer import Tokenizer
 
 SHORTEST = 16  # the smallest length that rows are padded to, in tokens
@@ -77,6 +78,19 @@ class Rows:
                 inputs_BT[row, : len(ids)] = ids
                 length_B[row], label_B[row], weight_B[row] = len(ids), data.labels[number], 1
         return TextBatch(inputs_BT, length_B, label_B, weight_B)
+
+
+def shown_texts(
+    batch: TextBatch, losses_B: np.ndarray, *, labels: Sequence[str], tokenizer: Tokenizer
+) -> list[Shown]:
+    """The texts of a batch, each with its label and its loss. Its tokens have no losses of their own."""
+    texts = []
+    for row in np.flatnonzero(np.asarray(batch.weight_B) > 0):
+        ids = [int(token) for token in batch.inputs_BT[row, : int(batch.length_B[row])]]
+        tokens = [(text, None) for text in token_texts(ids, tokenizer)]
+        title = f"row {row + 1}, {labels[int(batch.label_B[row])]}"
+        texts.append(Shown(title, tokens, float(losses_B[row])))
+    return texts
 
 
 class TrainingTexts:

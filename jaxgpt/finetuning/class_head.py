@@ -13,7 +13,7 @@ from jaxgpt.evaluation.validation import Between
 from jaxgpt.finetuning.class_batches import Encoded, Rows, TextBatch
 from jaxgpt.model.gpt import Model, Params
 from jaxgpt.parallel import P, place_rows
-from jaxgpt.training.loss import Loss, cross_entropy
+from jaxgpt.training.loss import Loss, Losses, cross_entropy
 
 Reads = Literal["last", "first", "mean", "end"]
 ROWS = 32  # texts that are classified together at most
@@ -55,6 +55,15 @@ def class_loss(model: Model, reads: Reads) -> Loss:
         return total, jnp.sum(batch.weight_B), {"accuracy": jnp.sum(right_B * batch.weight_B)}
 
     return loss
+
+
+def class_losses(model: Model, reads: Reads) -> Losses:
+    """The loss of each text [B], of which `class_loss` is the weighted sum."""
+
+    def losses(params: Params, batch: TextBatch, key: Array | None) -> Array:
+        return cross_entropy(class_logits(model, params, batch, reads, key), batch.label_B)
+
+    return losses
 
 
 def predictor(model: Model, mesh: Mesh, reads: Reads, form: Rows) -> Callable[..., np.ndarray]:

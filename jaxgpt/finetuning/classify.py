@@ -17,8 +17,8 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.evaluation.classes import Confusion
 from jaxgpt.evaluation.report import refresh_report
 from jaxgpt.finetuning.chosen import chosen_of, steps_of
-from jaxgpt.finetuning.class_batches import Encoded, Rows, TrainingTexts, encoded, padding_of
-from jaxgpt.finetuning.class_head import class_loss, mean_loss, predictor
+from jaxgpt.finetuning.class_batches import Encoded, Rows, TrainingTexts, encoded, padding_of, shown_texts
+from jaxgpt.finetuning.class_head import class_loss, class_losses, mean_loss, predictor
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.labelled import (
     Labelled,
@@ -36,7 +36,7 @@ from jaxgpt.training.initial import with_architecture
 from jaxgpt.training.loop import Event
 from jaxgpt.training.state import TrainState, training_model
 from jaxgpt.training.stop import Stop
-from jaxgpt.training.task import Task, TrainingData
+from jaxgpt.training.task import Details, Task, TrainingData
 
 Tell = Callable[[str], None]
 
@@ -117,6 +117,10 @@ def _task(
         mesh=mesh,
         model=model,
         loss=class_loss(model, config.reads),
+        details=Details(
+            class_losses(model, config.reads),
+            functools.partial(shown_texts, labels=config.labels, tokenizer=tokenizer),
+        ),
         tokenizer=tokenizer,
         chosen=chosen_of(config, always="score/.*"),
         tokens_per_step=tokens * config.sequences,

@@ -38,7 +38,7 @@ from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss, next_token_loss
 from jaxgpt.training.state import TrainState, training_model
 from jaxgpt.training.stop import Stop
-from jaxgpt.training.task import Task, TrainingData
+from jaxgpt.training.task import Task, TrainingData, details_of
 
 Tell = Callable[[str], None]
 TEST_FILE = "test.jsonl"
@@ -146,6 +146,7 @@ def _task(
         chosen=chosen_of(config),
         tokens_per_step=data.train.tokens // len(data.train) * config.sequences,
         open_data=open_data,
+        details=details_of(model, tokenizer),
         report=refresh_report,
         files=template.files() | questions_file(data.test),
     )

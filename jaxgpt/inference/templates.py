@@ -10,6 +10,7 @@ from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.inference.prompts import CHAT_STOP, PREAMBLE, chat_prompt
 from jaxgpt.text.chat_template import TEMPLATE_FILE, ChatTemplate, read_template
 from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.weights.run import named_step
 
 CHAT_FILE = (
     "chat.json"  # a file beside a model's weights; {"chat": "instruction"} says how the model was tuned
@@ -208,7 +209,7 @@ def template_of(
     MissingError and DataError for a file that is not there or is something else.
     """
     if wanted == AUTO:
-        wanted = _stated(Path(model) / CHAT_FILE)
+        wanted = _stated(named_step(model)[0] / CHAT_FILE)
     if wanted in NAMES:
         kinds: dict[str, Callable[[Tokenizer], Template]]
         kinds = {INSTRUCTION: Instruction, PHI3: Phi3, PLAIN: Plain}

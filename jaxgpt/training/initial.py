@@ -23,6 +23,7 @@ from jaxgpt.training.task import Task
 from jaxgpt.weights.convert import with_dtype, without_head
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
+from jaxgpt.weights.run import named_step
 from jaxgpt.weights.tensors import StoredModel
 
 # What a recipe says of these counts for any model: they are not properties of the given one.
@@ -112,7 +113,7 @@ def _origin(recipe: RunConfig) -> Origin | None:
 
 def _name_of(tokenizer: Tokenizer, preferred: str, source: str) -> str:
     """What `data.tokenizer` may hold to mean this tokenizer of a model; `preferred` where nothing does."""
-    path = Path(source)
+    path, _ = named_step(source)
     for spec in (preferred, str(path if path.is_dir() else path.parent), "gpt2"):
         with contextlib.suppress(JaxgptError):
             if load_tokenizer(spec).sha256 == tokenizer.sha256:

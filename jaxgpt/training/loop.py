@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxgpt.errors import DivergedError, StoppedError
+from jaxgpt.log import Best
 from jaxgpt.training.metrics import Sink
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop, StopRequested
@@ -40,11 +41,18 @@ class Loop:
     """`step(state, batch)` returns the next state, and what the step measured."""
     batch_at: Callable[[int], Any]
     """`batch_at(number)` is the global batch of a step. Here alone the steps are counted from 0."""
+    skips: Callable[[int], bool] = lambda _: False
+    """Whether a step makes no update."""
+    pass_by: Callable[[TrainState], TrainState] = lambda state: state
+    """The state after a step that makes no update."""
     steps: int
     tokens_per_step: int
     log_every: int
     sinks: Sequence[Sink]
     events: Sequence[Event]
+    best: Best
+    """The best of what the events have measured so far. The step of a new one is saved. When there was none
+    for long enough, the training ends."""
     save: Callable[[TrainState, int], None]
     save_every: int
     stop: Stop
@@ -73,7 +81,7 @@ class _Clock:
 
 
 def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int, str], bool]) -> TrainState:
-    """Train up to the last step, when `start` steps are done already.
+    """Train up to the last step, or until `loop.best` is exhausted, when `start` steps are done already.
 
     The metrics of a step are read after the next step was launched, so the device never waits for the log.
     `measured(step, name)` says whether the log of a resumed run already holds what an event measured there.
@@ -96,14 +104,20 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
             _write(loop, number, row | clock.rate())
             clock.restart()
 
-    due = [event for event in loop.events if event.due(start, loop.steps) and not measured(start, event.name)]
+    last = start if loop.best.exhausted else loop.steps
+    due = [event for event in loop.events if event.due(start, last) and not measured(start, event.name)]
     stopped = _run_events(loop, state, start, due)
     for number in range(start + 1, loop.steps + 1):
-        if stopped:
+        if stopped or loop.best.exhausted:
             break
-        state, metrics = loop.step(state, loop.batch_at(number - 1))
-        report()
-        pending = number, metrics
+        if loop.skips(number):
+            state = loop.pass_by(state)
+            report()
+            _write(loop, number, {"skipped": 1})
+        else:
+            state, metrics = loop.step(state, loop.batch_at(number - 1))
+            report()
+            pending = number, metrics
         events = [event for event in loop.events if event.due(number, loop.steps)]
         saving = number % loop.save_every == 0 or number == loop.steps
         stopped = loop.stop.agreed(number)
@@ -111,7 +125,10 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
             report()
             if not stopped:
                 stopped = _run_events(loop, state, number, events)
-            if saving or stopped:
+            if not stopped and loop.best.exhausted:  # this has become the last step
+                rest = [event for event in loop.events if event not in events]
+                stopped = _run_events(loop, state, number, rest)
+            if saving or stopped or loop.best.exhausted or loop.best.step == number:
                 loop.save(state, number)
             clock.restart()
         start = number
@@ -136,6 +153,7 @@ def _run_events(loop: Loop, state: TrainState, number: int, events: Sequence[Eve
         numbers = {name: float(value) for name, value in measured.items() if not isinstance(value, str)}
         _refuse_non_finite(number, numbers)
         _write(loop, number, measured)
+        loop.best.see(number, measured)
     return False
 
 

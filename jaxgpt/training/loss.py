@@ -16,6 +16,8 @@ from jaxgpt.model.gpt import Model, Params
 from jaxgpt.text.batch import Batch
 
 Loss = Callable[[Params, Any, Array | None], tuple[Array, Array, dict[str, Array]]]
+Losses = Callable[[Params, Any, Array | None], Array]
+"""`losses(params, batch, key)` is the loss of each prediction: [B, T] of tokens, or [B] of whole texts."""
 
 
 def cross_entropy(logits_V: Array, targets: Array) -> Array:
@@ -55,6 +57,23 @@ def summed_cross_entropy(
 
     with jax.named_scope("loss"):
         return _by_chunks(summed, chunk, x_BTD, batch.targets_BT, batch.weights_BT)
+
+
+def token_losses(model: Model) -> Losses:
+    """The loss of each token [B, T], of which `next_token_loss` is the weighted sum. A row at a time."""
+
+    def losses(params: Params, batch: Batch, key: Array | None) -> Array:
+        x_BTD, _ = model.hidden(
+            params, batch.inputs_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT, key=key
+        )
+
+        def of_row(row: tuple[Array, Array]) -> Array:
+            return cross_entropy(model.unembed(params, row[0]), row[1])
+
+        losses_BT: Array = jax.lax.map(of_row, (x_BTD, batch.targets_BT))
+        return losses_BT
+
+    return losses
 
 
 def _by_chunks(summed: Callable[..., Array], chunk: int, *arrays_BT: Array) -> Array:

@@ -1,20 +1,18 @@
 """Where measurements are written: always to metrics.jsonl, and to TensorBoard too when asked for.
 
-A row is one JSON object on one line. It holds `step`, and whatever was measured at that step. Floats are
-written so that they read back exactly.
+Floats are written so that they read back exactly. `jaxgpt.log` reads the rows.
 """
 
 import importlib.util
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxgpt.errors import ConfigError, DataError, StorageError
-
-METRICS_FILE = "metrics.jsonl"
+from jaxgpt.errors import ConfigError, StorageError
+from jaxgpt.log import read_rows
 
 
 class Sink(Protocol):
@@ -25,36 +23,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish writing."""
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, in order; none when there is no file.
-
-    What follows the last newline is left out, because it is a write that was interrupted. Raises DataError
-    when any other line is not a row.
-    """
-    rows = []
-    complete = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    for number, line in enumerate(complete, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int):
-                raise TypeError
-        except (ValueError, TypeError, KeyError):
-            why = f"line {number} is not a JSON object with a whole number `step`"
-            raise DataError("metrics are damaged", path=path, why=why, fix=f"remove line {number}") from None
-        rows.append(row)
-    return rows
-
-
-def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, Any]]:
-    """The values of one measurement, each with its step."""
-    return [(row["step"], row[key]) for row in rows if key in row]
-
-
-def latest(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
-    """The last value of a measurement, or None."""
-    return next((row[key] for row in reversed(rows) if key in row), None)
 
 
 class MetricsLog:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxgpt.config import RunConfig, TrainConfig, flag_of, flat, is_named, read_config, task_of
 from jaxgpt.errors import ConfigError, MissingError
-from jaxgpt.training.metrics import METRICS_FILE, read_rows
+from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.weights.checkpoint import CHECKPOINTS, latest_step, read_meta
 
 
@@ -31,6 +31,7 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "steps",
         "log_every",
         "eval_every",
+        "patience",
         "eval_batches",
         "sample_tokens",
         "sample_prompt",
@@ -57,6 +58,7 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
     Change.BY_NAME: (
         "model.dropout",
         "model.compute_dtype",
+        "skip_steps",
         "optim.learning_rate",
         "optim.schedule",
         "optim.warmup_steps",
@@ -74,6 +76,7 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "seed",
         "batch x accumulate",
         "init_from",
+        "best_metric",
         "reads",
         "trains",
         "layers",
@@ -169,8 +172,12 @@ def accepted(found: Found, recipe: RunConfig, named: Collection[str], folder: Pa
     fixes = []
     if found.step > recipe.steps:
         problems.append(f"steps: it has done {found.step}, but {recipe.steps} are asked for")
+    if recipe.skip_steps != found.recipe.skip_steps:
+        both = recipe, found.recipe
+        done = [n for n in range(1, found.step + 1) if len({each.skips(n) for each in both}) > 1]
+        problems += [f"skip_steps: step {number} is done already" for number in done[:1]]
     if unnamed:
-        flags = " ".join(f"{flag_of(name)} {now[name]}" for name in unnamed)
+        flags = " ".join(f"{flag_of(name)} {shlex.quote(str(now[name]))}" for name in unnamed)
         fixes.append(f"to change {', '.join(unnamed)} on purpose, say so on the command line: {flags}")
     if len(problems) > len(unnamed):
         fixes.append("name another --out-dir, or give the settings that the run in this directory has")

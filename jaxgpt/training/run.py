@@ -10,29 +10,21 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from jaxgpt import hosts
 from jaxgpt.config import RunConfig, flat
 from jaxgpt.display import waiting
 from jaxgpt.errors import ConfigError
-from jaxgpt.parallel import check_batch, place_rows
+from jaxgpt.log import METRICS_FILE, Best, read_rows
+from jaxgpt.parallel import check_batch
 from jaxgpt.training.devices import device_facts
-from jaxgpt.training.initial import initial_state
 from jaxgpt.training.loop import Loop, stopped_error, train
-from jaxgpt.training.metrics import (
-    METRICS_FILE,
-    MetricsLog,
-    Sink,
-    TensorBoardSink,
-    check_tensorboard,
-    read_rows,
-)
-from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.metrics import MetricsLog, Sink, TensorBoardSink, check_tensorboard
 from jaxgpt.training.resume import Found, accepted, find_run
-from jaxgpt.training.run_directory import DATA, locked, restore_state, save_state, write_settings
+from jaxgpt.training.run_directory import DATA, locked, save_state, write_settings
+from jaxgpt.training.setup import set_up
 from jaxgpt.training.starts import recorded
-from jaxgpt.training.state import StepPrograms, abstract_state, compile_step, train_step
+from jaxgpt.training.state import StepPrograms, compile_step, pass_by
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
@@ -70,16 +62,24 @@ def run(
         found = hosts.decide(lambda: find_run(folder))
         if found:
             recipe = accepted(found, recipe, named, folder)
-        data = _open_data(task, recipe, stop, found)
-        if found and found.step == recipe.steps and found.measured >= {event.name for event in data.events}:
+        data = open_data(task, recipe, stop, found)
+        best = hosts.decide(lambda: _best_so_far(folder, recipe, found))
+        step, names = found.step if found else 0, {event.name for event in data.events}
+        if recipe.patience and "val_loss" not in names:
+            why, fix = "there is nothing to evaluate on", "leave out --patience, or raise --data.val-fraction"
+            raise ConfigError(f"patience = {recipe.patience}", why=why, fix=fix)
+        measured = found is not None and found.measured >= names
+        if found and found.step == recipe.steps and measured:
             tell(f"{folder} has done its {found.step} steps; ask for more with --steps")
-        else:
-            _train(recipe, task, data, found, stop=stop, tell=tell, sinks=sinks)
+        elif not (found and best.exhausted and measured):
+            step = _train(recipe, task, data, found, best, stop=stop, tell=tell, sinks=sinks)
+        if step < recipe.steps:
+            tell(_ended_early(step, best))
         if hosts.is_first():
             task.report(folder)
 
 
-def _open_data(task: Task, recipe: RunConfig, stop: Stop, found: Found | None) -> TrainingData:
+def open_data(task: Task, recipe: RunConfig, stop: Stop, found: Found | None) -> TrainingData:
     """The task's data. Raises ConfigError where the run that was found trained on other data."""
     folder = Path(recipe.out_dir)
     own = folder / DATA
@@ -110,43 +110,52 @@ def _before_the_first_step(stop: Stop) -> Iterator[None]:
         raise stopped_error(stop, "before the first step") from None
 
 
+def _best_so_far(folder: Path, recipe: RunConfig, found: Found | None) -> Best:
+    """The best of what the run has measured up to the step where it continues."""
+    step = found.step if found else 0
+    rows = [row for row in read_rows(folder / METRICS_FILE) if row["step"] <= step]
+    return Best.of(rows, recipe.best_metric, recipe.patience)
+
+
+def _ended_early(step: int, best: Best) -> str:
+    return (
+        f"ended early, after {step:,} steps: the best is {best}, and {best.since} evaluations since then "
+        "were no better; to go on, give a larger --patience, or 0 for no early end"
+    )
+
+
 def _train(
     recipe: RunConfig,
     task: Task,
     data: TrainingData,
     found: Found | None,
+    best: Best,
     *,
     stop: Stop,
     tell: Tell,
     sinks: Sequence[Sink],
-) -> None:
+) -> int:
+    """Train. Returns the number of steps that are done at the end."""
     folder, mesh, start, since = Path(recipe.out_dir), task.mesh, found.step if found else 0, perf_counter()
-    schedule = learning_rate(recipe.optim, recipe.steps)
-    optimizer = adamw(recipe.optim, schedule)
-
-    def batch_at(step: int) -> Any:
-        return place_rows(functools.partial(data.rows, step), recipe.sequences, mesh)
-
+    setup = set_up(recipe, task, data)
     if found:
         tell(f"going on from step {start} of {folder}")
         with waiting(f"reading checkpoint {start}", tell):
-            target = abstract_state(task.model, optimizer, mesh, task.chosen)
-            state = restore_state(folder, start, target)
+            state = setup.restored(folder, start)
     else:
-        state = initial_state(recipe, task, optimizer, tell)
+        state = setup.initial(recipe, tell)
         with _before_the_first_step(stop):
             data.begin(state)
-    step = functools.partial(
-        train_step, loss=task.loss, optimizer=optimizer, schedule=schedule, accumulate=recipe.accumulate
-    )
-    programs = StepPrograms(compile_step(step, state, mesh))
+    programs = StepPrograms(compile_step(setup.step, state, mesh))
     with waiting("compiling the training step", tell):
-        programs.of(state, batch_at(start))
+        programs.of(state, setup.batch_at(start))
     write_settings(folder, recipe, task.tokenizer, found, tell, task.files)  # until here nothing was changed
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
             stack.enter_context(recorded(folder, start, since))
-        checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=recipe.keep_checkpoints))
+        checkpoints = stack.enter_context(
+            Checkpoints(folder / CHECKPOINTS, keep=recipe.keep_checkpoints, best=lambda: best.step)
+        )
         own = [stack.enter_context(contextlib.closing(sink)) for sink in _sinks(recipe, folder, start)]
         if own:
             facts = device_facts(mesh, recipe.model, read_rows(folder / METRICS_FILE))
@@ -154,7 +163,9 @@ def _train(
                 own[0].write(start, facts)
         loop = Loop(
             step=programs,
-            batch_at=batch_at,
+            batch_at=setup.batch_at,
+            skips=recipe.skips,
+            pass_by=pass_by,
             steps=recipe.steps,
             tokens_per_step=task.tokens_per_step,
             log_every=recipe.log_every,
@@ -162,11 +173,18 @@ def _train(
             stop=stop,
             save_every=recipe.checkpoint_every,
             events=data.events,
+            best=best,
             save=functools.partial(save_state, checkpoints, data.fingerprint),
         )
-        train(state, loop, start=start, measured=lambda _, name: found is not None and name in found.measured)
+        state = train(state, loop, start=start, measured=functools.partial(_measured, found))
         with waiting("saving", tell):
             checkpoints.wait()
+    return int(state.step)
+
+
+def _measured(found: Found | None, _: int, name: str) -> bool:
+    """Whether the log of a resumed run holds a measurement of the step where it continues."""
+    return found is not None and name in found.measured
 
 
 def _sinks(recipe: RunConfig, folder: Path, start: int) -> list[Sink]:

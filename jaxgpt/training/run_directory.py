@@ -1,8 +1,8 @@
 """A run directory: locking it, writing its settings, and saving and restoring its state.
 
 It holds `config.json`, `settings.jsonl` (a line for each time that settings were changed), `starts.jsonl` (by
-which commands it was run, and how long), `metrics.jsonl`, `checkpoints/`, the tokenizer's file, `report.md`,
-and `data/` if the run prepared its own tokens.
+which commands and versions it was run, and how long), `metrics.jsonl`, `checkpoints/`, the tokenizer's file,
+`report.md` and `report.html`, and `data/` if the run prepared its own tokens.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ from jaxgpt import hosts
 from jaxgpt.config import RunConfig, save_config
 from jaxgpt.errors import BusyError, unwritable
 from jaxgpt.files import write_atomically
+from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.parallel import abstract, shardings
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
-from jaxgpt.training.metrics import METRICS_FILE, MetricsLog, read_rows
+from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.resume import Found, changes
 from jaxgpt.training.state import TrainState

@@ -1,8 +1,10 @@
-"""starts.jsonl: each time that a run began or went on, by which command, and how long it ran."""
+"""starts.jsonl: each time that a run began or went on, by which command and versions, and how long it ran."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
+import platform
 import shlex
 import sys
 import time
@@ -21,6 +23,8 @@ class Starts(NamedTuple):
 
     commands: list[str]
     """The command of each start, in order."""
+    environments: list[str]
+    """The versions and the system of each start that recorded them, in order."""
     seconds: float
     """How long they ran together, by the clock on the wall. Those that were killed do not count."""
     killed: int
@@ -34,7 +38,7 @@ def recorded(folder: Path, step: int, since: float) -> Iterator[None]:
     `since` is the time, as `time.perf_counter` has it, from which the duration counts. Raises StorageError
     when the file cannot be written.
     """
-    _append(folder, {"step": step, "command": command()})
+    _append(folder, {"step": step, "command": command(), "environment": environment()})
     try:
         yield
     finally:
@@ -48,6 +52,13 @@ def command() -> str:
     return shlex.join(["jaxgpt", *sys.argv[1:]])
 
 
+def environment() -> str:
+    """The versions that decide what a run computes, and the system that it runs on."""
+    packages = [f"{name} {importlib.metadata.version(name)}" for name in ("jaxgpt", "jax", "jaxlib", "flax")]
+    system = f"{platform.system()} on {platform.machine()}"
+    return ", ".join([*packages, f"Python {platform.python_version()}", system])
+
+
 def read_starts(folder: Path) -> Starts:
     """Read what is known. Older runs have no such file, and a line that was cut off does not count."""
     path = folder / STARTS_FILE
@@ -57,8 +68,9 @@ def read_starts(folder: Path) -> Starts:
         with contextlib.suppress(ValueError):  # a process was killed while it wrote
             rows.append(json.loads(line))
     commands = [row["command"] for row in rows if "command" in row]
+    environments = [row["environment"] for row in rows if "environment" in row]
     seconds = [row["seconds"] for row in rows if "seconds" in row]
-    return Starts(commands, sum(seconds), len(commands) - len(seconds))
+    return Starts(commands, environments, sum(seconds), len(commands) - len(seconds))
 
 
 def _append(folder: Path, row: dict[str, int | float | str]) -> None:

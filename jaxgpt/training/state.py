@@ -1,5 +1,6 @@
 """The training state, and the training step, which is a pure function of a state and a batch."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxgpt.config import GPTConfig
 from jaxgpt.model.gpt import Model, Params, define
 from jaxgpt.parallel import P, Placement, abstract, shardings
-from jaxgpt.training.loss import Loss
+from jaxgpt.training.loss import Loss, Losses
 from jaxgpt.training.trainable import EVERYTHING, Chosen, combine, partition
 
 Blocks = Literal["scan", "unrolled", "auto"]
@@ -120,6 +121,40 @@ def train_step(
     have different weights. Returns the new state and the metrics: the mean `loss` (nats), `grad_norm` (before
     clipping), `learning_rate`, and the mean of whatever else the loss reports.
     """
+    grads, metrics = gradients(state, batch, loss=loss, accumulate=accumulate)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
+    trainable = optax.apply_updates(state.trainable, updates)
+    return TrainState(state.step + 1, state.key, trainable, state.frozen, opt_state, state.chosen), metrics
+
+
+def pass_by(state: TrainState) -> TrainState:
+    """The state after a step without an update. What goes by the step goes on: the learning rate, and where
+    clipping begins.
+    """
+    by_step = optax.ScaleByScheduleState, optax.ConditionallyTransformState
+
+    def later(node: Any) -> Any:
+        match node:
+            case optax.ScaleByScheduleState(count=count):
+                return node._replace(count=_increased(count))
+            case optax.ConditionallyTransformState(step=step):
+                return node._replace(step=_increased(step))
+        return node
+
+    opt_state = jax.tree.map(later, state.opt_state, is_leaf=lambda node: isinstance(node, by_step))
+    return dataclasses.replace(state, step=_increased(state.step), opt_state=opt_state)
+
+
+def _increased(count: Array) -> Array:
+    one_more: Array = jax.jit(lambda count: count + 1, out_shardings=count.sharding)(count)
+    return one_more
+
+
+def gradients(
+    state: TrainState, batch: Any, *, loss: Loss, accumulate: int = 1
+) -> tuple[Params, dict[str, Array]]:
+    """The gradients of a step, before clipping, and the means of what the loss reports. See `train_step`."""
     key = jax.random.fold_in(state.key, state.step)
 
     def objective(trainable: Params, part: Any, key: Array) -> tuple[Array, tuple[Array, dict[str, Array]]]:
@@ -129,11 +164,27 @@ def train_step(
     grads, sums, weight = _accumulated(objective, state.trainable, batch, key, accumulate)
     weight = jnp.maximum(weight, np.finfo(np.float32).tiny)
     grads = jax.tree.map(lambda grad: grad / weight, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    metrics = {name: total / weight for name, total in sums.items()}
-    metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
-    trainable = optax.apply_updates(state.trainable, updates)
-    return TrainState(state.step + 1, state.key, trainable, state.frozen, opt_state, state.chosen), metrics
+    return grads, {name: total / weight for name, total in sums.items()}
+
+
+def prediction_losses(state: TrainState, batch: Any, *, losses: Losses, accumulate: int = 1) -> Array:
+    """The loss of each prediction of a step's batch, [B, T] or [B], with the random numbers of that step."""
+    key = jax.random.fold_in(state.key, state.step)
+    if accumulate == 1:
+        return losses(state.params, batch, key)
+
+    def one(numbered: tuple[Array, Any]) -> Array:
+        return losses(state.params, numbered[1], jax.random.fold_in(key, numbered[0]))
+
+    found: Array = jax.lax.map(one, (jnp.arange(accumulate), _micro_batches(batch, accumulate)))
+    return jnp.moveaxis(found, 0, 1).reshape(-1, *found.shape[2:])
+
+
+def _micro_batches(batch: Any, parts: int) -> Any:
+    """[parts * b, ...] -> [parts, b, ...]. Micro-batch n has every row n, n + parts, n + 2 * parts, ..., so
+    that every row stays on its device.
+    """
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), batch)
 
 
 def _accumulated(
@@ -149,16 +200,11 @@ def _accumulated(
     if parts == 1:
         return one(batch, key)
 
-    def every_nth_row(
-        leaf: Array,
-    ) -> Array:  # [parts * b, ...] -> [parts, b, ...]; every row stays on its device
-        return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
-
     def add(total: Any, numbered: Any) -> tuple[Any, None]:
         number, micro_batch = numbered
         return jax.tree.map(jnp.add, total, one(micro_batch, jax.random.fold_in(key, number))), None
 
-    micro_batches = jax.tree.map(every_nth_row, batch)
+    micro_batches = _micro_batches(batch, parts)
     shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], micro_batches), key)
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     total: tuple[Params, dict[str, Array], Array]

@@ -4,17 +4,20 @@ Pretraining is one task. Anything else that trains a model by gradient steps is 
 (`training.run`) is the same for all of them.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxgpt.model.gpt import Model
+from jaxgpt.text.shown import Shown, shown_texts
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.loop import Event
-from jaxgpt.training.loss import Loss
+from jaxgpt.training.loss import Loss, Losses, token_losses
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop
 from jaxgpt.training.trainable import EVERYTHING, Chosen
@@ -39,6 +42,15 @@ class TrainingData:
     """What a new run writes into its log at step 0, such as the losses of simpler models."""
 
 
+class Details(NamedTuple):
+    """What can be said of each text of a training batch."""
+
+    losses: Losses
+    """The loss of each prediction of a batch, as the training loss adds them up."""
+    texts: Callable[[Any, np.ndarray], list[Shown]]
+    """`texts(batch, losses)` are the batch's texts with these losses, for a person to read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Everything that a training run needs besides its recipe."""
@@ -60,5 +72,12 @@ class Task:
 
     Where that takes long, it calls `stop.check` from time to time.
     """
+    details: Details | None = None
+    """What `jaxgpt replay` shows of a batch. None where the task has no such thing to show."""
     report: Callable[[Path], None]
     """`report(directory)` writes the report of a finished run, unless its report is up to date."""
+
+
+def details_of(model: Model, tokenizer: Tokenizer) -> Details:
+    """The details of batches of sequences, for tasks with the loss of a language model."""
+    return Details(token_losses(model), functools.partial(shown_texts, tokenizer=tokenizer))

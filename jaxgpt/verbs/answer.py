@@ -20,7 +20,8 @@ class AnswerArgs(SamplingFlags, EngineFlags):
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    """A run directory, weights in any format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+    RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = None
     """Dialogues, as `jaxgpt finetune instruct` takes them; the last answer of each is the right one.
     None means the test dialogues that the run in the folder MODEL has kept."""
@@ -88,8 +89,9 @@ def run(args: AnswerArgs) -> None:
 def _questions(args: AnswerArgs) -> Path:
     """The file of questions. Raises ConfigError where none is named and the model has none."""
     from jaxgpt.finetuning.instruct import TEST_FILE
+    from jaxgpt.weights.run import named_step
 
-    own = Path(args.model) / TEST_FILE
+    own = named_step(args.model)[0] / TEST_FILE
     if args.file is None and not own.is_file():
         raise ConfigError(
             "no questions",

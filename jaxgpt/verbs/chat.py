@@ -41,7 +41,8 @@ class ChatArgs(SamplingFlags, EngineFlags):
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME."""
+    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME.
+    RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     chat_template: str = "auto"
     """How your lines become a prompt: a file with a Jinja template, instruction (the book's), or plain text.
     auto means what chat.json in the model's folder says, else the model's own template, else plain."""

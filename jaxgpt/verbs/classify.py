@@ -20,7 +20,8 @@ class ClassifyArgs:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory of `jaxgpt finetune`, or a folder of Hugging Face's GPT2ForSequenceClassification."""
+    """A run directory of `jaxgpt finetune`, or a folder of Hugging Face's GPT2ForSequenceClassification.
+    RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")] = ()
     """The texts. Without any, or for `-`, each line of standard input is a text."""
     file: Path | None = None

@@ -21,7 +21,8 @@ class ConvertArgs:
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """A run directory, a folder or file of weights, or a name on the Hugging Face hub (gpt2, OWNER/NAME)."""
+    """A run directory, a folder or file of weights, or a name on the Hugging Face hub (gpt2, OWNER/NAME).
+    RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to make. For nanogpt and llmc it may also be a file, NAME.pt or NAME.bin."""
     to: Literal["huggingface", "jaxgpt", "llmc", "nanogpt"] = "huggingface"

@@ -22,7 +22,8 @@ class EvaluateArgs:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME."""
+    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME.
+    RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     data: Path | None = None
     """A text (`-` for standard input), a folder that `jaxgpt prepare` made, or a run directory that has one.
     Loss, perplexity and bits per byte of the whole text are measured; of a folder, of its validation split.

@@ -38,7 +38,8 @@ class GenerateArgs(SamplingFlags, DecoderFlags):
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME."""
+    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME.
+    RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT...")] = ()
     """Texts to continue. An empty text starts a new one, and so does none."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1

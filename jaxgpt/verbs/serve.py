@@ -23,7 +23,8 @@ class ServeArgs(EngineFlags):
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME."""
+    """A run directory, weights in any format, or a name on the Hugging Face hub: gpt2, or OWNER/NAME.
+    RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     host: str = "127.0.0.1"
     """Address to listen on. Every address except this machine's own (127.0.0.1, localhost) needs a key."""
     port: int = 8000

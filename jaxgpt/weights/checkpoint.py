@@ -6,6 +6,7 @@ table with the caller's entries and a digest of every leaf. Orbax alone would re
 
 import itertools
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ CHECKPOINTS = "checkpoints"  # the name of their directory in a run directory
 class Checkpoints:
     """The checkpoints of one run directory. As a context manager, it waits for the last save at the end."""
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        """Open or make the directory `folder`, in which only the newest `keep` checkpoints stay."""
+    def __init__(self, folder: Path, *, keep: int = 2, best: Callable[[], int | None] = lambda: None) -> None:
+        """Open or make the directory `folder`, in which only the newest `keep` checkpoints stay.
+
+        The step that `best()` names at a save stays besides.
+        """
         self.folder = folder.absolute()
         hosts.decide(lambda: _set_aside_unfinished(self.folder))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=_Kept(keep, best),
             cleanup_tmp_directories=True,
             # Orbax would otherwise make directories in the background. When that fails, its threads keep the
             # process waiting long after the error was reported.
@@ -86,6 +90,19 @@ class Checkpoints:
         )
 
 
+class _Kept:
+    """Keep the newest checkpoints and the best one. Orbax's own way to keep the best lets NaN win."""
+
+    def __init__(self, keep: int, best: Callable[[], int | None]) -> None:
+        self._keep, self._best = keep, best
+
+    def should_preserve(self, checkpoints: Sequence[Any], **_: object) -> Sequence[bool]:
+        """Answer for each checkpoint, as Orbax asks before it deletes any."""
+        steps, best = [checkpoint.step for checkpoint in checkpoints], self._best()
+        newest = set(sorted(steps)[-self._keep :])
+        return [step in newest or step == best for step in steps]
+
+
 def latest_step(folder: Path) -> int | None:
     """Return the newest finished step in a directory of checkpoints, or None when there is none.
 
@@ -95,6 +112,11 @@ def latest_step(folder: Path) -> int | None:
     for path in unfinished:
         warnings.warn(f"{path} is not a finished checkpoint and is ignored", stacklevel=2)
     return max((int(path.name) for path in finished), default=None)
+
+
+def finished_steps(folder: Path) -> list[int]:
+    """Return the steps of all finished checkpoints in a directory, in order."""
+    return sorted(int(path.name) for path in _named_after_steps(folder)[0])
 
 
 def _named_after_steps(folder: Path) -> tuple[list[Path], list[Path]]:

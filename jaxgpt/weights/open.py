@@ -19,7 +19,7 @@ from jaxgpt.weights.formats.nanogpt import CHECKPOINT, META, open_meta, open_nan
 from jaxgpt.weights.formats.openai import HPARAMS, open_openai
 from jaxgpt.weights.hub import PUBLIC, fetch, repository_of
 from jaxgpt.weights.names import listed
-from jaxgpt.weights.run import is_run, open_run
+from jaxgpt.weights.run import is_run, named_step, open_run
 from jaxgpt.weights.tensors import StoredModel
 
 GPT2_VOCAB = 50257
@@ -37,12 +37,13 @@ OTHER_TOKENIZERS = (
 def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -> StoredModel:
     """Open a run directory, a folder or file of weights in any format, or a name on the hub such as `gpt2`.
 
-    A file or folder of that name goes before the model on the hub, which is fetched. `layer_norm_epsilon` is
-    only for OpenAI's files, which do not state it. No tensor is read yet. Raises MissingError when there is
+    `RUN@best` is the best checkpoint of a run directory and `RUN@500` that of step 500. A file or folder of
+    that name goes before the model on the hub, which is fetched. `layer_norm_epsilon` is only for OpenAI's
+    files, which do not state it. No tensor is read yet. Raises MissingError when there is
     no such model, DataError when it is damaged or is not a GPT-2 in one of the formats, ConfigError for an
     epsilon that the files state themselves, StorageError when reading fails.
     """
-    path = Path(source)
+    path, step = named_step(source)
     if not path.exists():
         if repository_of(str(source)) is None:
             raise MissingError(
@@ -58,7 +59,7 @@ def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -
             fix=f"leave it out: only a folder with OpenAI's {HPARAMS} needs it",
         )
     try:
-        model = _open(path, layer_norm_epsilon)
+        model = open_run(path, step) if is_run(path) else _open(path, layer_norm_epsilon)
         folder = path if path.is_dir() else path.parent
         ends, ends_notes = ends_in(folder, model.config.vocab)
         templates, template_notes = _templates(folder)
@@ -85,8 +86,6 @@ def _templates(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
 def _open(path: Path, layer_norm_epsilon: float | None) -> StoredModel:
     if path.is_file():
         return _open_file(path)
-    if is_run(path):
-        return open_run(path)
     if (path / HPARAMS).is_file():
         return open_openai(path, layer_norm_epsilon=layer_norm_epsilon)
     if (path / CONFIG_FILE).is_file():

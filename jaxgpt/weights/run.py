@@ -20,12 +20,23 @@ from jaxgpt.config import (
     save_config,
 )
 from jaxgpt.errors import MissingError
+from jaxgpt.log import METRICS_FILE, Best, read_rows
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import abstract, mesh_of
-from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, read_meta, restore, restore_leaf
+from jaxgpt.weights.checkpoint import (
+    CHECKPOINTS,
+    Checkpoints,
+    finished_steps,
+    latest_step,
+    read_meta,
+    restore,
+    restore_leaf,
+)
 from jaxgpt.weights.names import Place, leaf_at, leaf_shapes, places, tree_of
 from jaxgpt.weights.params import RestorableTensors, part_of, read_params
 from jaxgpt.weights.tensors import DTYPES, Head, StoredModel, Tensor
+
+BEST = "best"  # as a step: that of the best checkpoint
 
 
 def one_device() -> Mesh:
@@ -38,16 +49,31 @@ def is_run(folder: Path) -> bool:
     return (folder / CHECKPOINTS).is_dir()
 
 
-def open_run(folder: Path) -> StoredModel:
-    """Return the newest parameters of a run, averaged if the run keeps an average, in their stored dtype.
+def named_step(source: str | Path) -> tuple[Path, str | None]:
+    """Return what names a model as a path and, of `RUN@STEP`, the step: a number, or `best`.
+
+    A file or folder of that very name goes first.
+    """
+    folder, _, step = str(source).rpartition("@")
+    if Path(source).exists() or not folder or not is_run(Path(folder)):
+        return Path(source), None
+    return Path(folder), step
+
+
+def open_run(folder: Path, wanted: str | None = None) -> StoredModel:
+    """Return the parameters of a run, averaged if the run keeps an average, in their stored dtype.
+
+    `wanted` is the step of a checkpoint, or `best` for the one that the run's `best_metric` decides. None
+    means the newest.
 
     The config has no dropout, computes in float32 and draws as GPT-2 does, however the run was trained.
     `read_params` restores these parameters straight to a mesh; a single tensor is read with its leaf when it
-    is asked for. Raises MissingError when the run has no finished checkpoint, DataError when the checkpoint
-    is damaged.
+    is asked for. Raises MissingError when the run has no such checkpoint, DataError when the checkpoint is
+    damaged.
     """
     train = read_config(folder)
-    config, step, item, shapes = _newest(folder, train)
+    step = _step_of(folder, train, wanted)
+    config, item, shapes = _saved(folder, train, step)
     head = Head(train.labels, train.reads) if isinstance(train, ClassifyConfig) else None
     one = abstract(shapes, one_device())
 
@@ -67,23 +93,41 @@ def open_run(folder: Path) -> StoredModel:
     return StoredModel(config, RestorableTensors(tensors, restored), head=head)
 
 
-def _newest(folder: Path, train: RunConfig) -> tuple[GPTConfig, int, str, Params]:
-    """Return a run's config, its newest step, the name of the item with the weights, and their shapes."""
-    step = latest_step(folder / CHECKPOINTS)
-    if step is None:
+def _step_of(folder: Path, train: RunConfig, wanted: str | None) -> int:
+    """Return the step of the checkpoint that is wanted. Raises MissingError when it is not there."""
+    newest = latest_step(folder / CHECKPOINTS)
+    if newest is None:
         raise MissingError(
             "no checkpoint",
             path=folder,
             why="the run saved none yet",
             fix="train it until it saves one (--checkpoint-every)",
         )
+    if wanted is None:
+        return newest
+    kept = finished_steps(folder / CHECKPOINTS)
+    best = Best.of(read_rows(folder / METRICS_FILE), train.best_metric)
+    step = best.step if wanted == BEST else int(wanted) if wanted.isdecimal() else None
+    if step not in kept:
+        if wanted == BEST:
+            none = f"it has not measured {train.best_metric} after a step"
+            why = none if step is None else f"its best one, of step {step}, was not kept"
+        else:
+            why = f"{wanted!r} is not the step of a checkpoint that is kept"
+        names = ", ".join(f"{folder}@{number}" for number in kept)
+        raise MissingError(f"no checkpoint {folder}@{wanted}", why=why, fix=f"name one of {names}")
+    return step
+
+
+def _saved(folder: Path, train: RunConfig, step: int) -> tuple[GPTConfig, str, Params]:
+    """Return the config of a checkpoint, the name of the item with the weights, and their shapes."""
     config = dataclasses.replace(train.model, dropout=0.0, compute_dtype="float32", init="gpt2")
     item = "average" if train.optim.ema_decay else "params"
     saved = read_meta(folder / CHECKPOINTS, step)["digests"].get(item, {})
     shapes = {
         path: jax.ShapeDtypeStruct(shape, _dtype(saved, path)) for path, shape in leaf_shapes(config).items()
     }
-    return config, step, item, tree_of(shapes)
+    return config, item, tree_of(shapes)
 
 
 def _dtype(saved: dict[str, Any], path: str) -> np.dtype:

@@ -1,0 +1,50 @@
+"""What a recipe and its task make together: the optimizer, the training step, batches, the first state."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optax
+
+from jaxgpt.config import RunConfig
+from jaxgpt.parallel import place_rows
+from jaxgpt.training.initial import initial_state
+from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.run_directory import restore_state
+from jaxgpt.training.state import TrainState, abstract_state, train_step
+from jaxgpt.training.task import Task, TrainingData
+
+
+class Setup(NamedTuple):
+    """A run that is ready to train."""
+
+    task: Task
+    optimizer: optax.GradientTransformation
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+    """The training step, to be compiled."""
+    batch_at: Callable[[int], Any]
+    """The global batch of a step, in its place on the mesh. Steps are counted from 0."""
+
+    def initial(self, recipe: RunConfig, tell: Callable[[str], None]) -> TrainState:
+        """The state before the first step (`training.initial`)."""
+        return initial_state(recipe, self.task, self.optimizer, tell)
+
+    def restored(self, folder: Path, step: int) -> TrainState:
+        """The state that the run in a directory has saved after a step."""
+        target = abstract_state(self.task.model, self.optimizer, self.task.mesh, self.task.chosen)
+        return restore_state(folder, step, target)
+
+
+def set_up(recipe: RunConfig, task: Task, data: TrainingData) -> Setup:
+    """Make ready what a run trains with. Nothing is compiled yet."""
+    schedule = learning_rate(recipe.optim, recipe.steps)
+    optimizer = adamw(recipe.optim, schedule)
+    step = functools.partial(
+        train_step, loss=task.loss, optimizer=optimizer, schedule=schedule, accumulate=recipe.accumulate
+    )
+
+    def batch_at(number: int) -> Any:
+        return place_rows(functools.partial(data.rows, number), recipe.sequences, task.mesh)
+
+    return Setup(task, optimizer, step, batch_at)
