@@ -3,11 +3,12 @@
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxgpt.errors import unwritable
+from jaxgpt.errors import ConfigError, unwritable
 
 
 @contextlib.contextmanager
@@ -30,6 +31,39 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raise ConfigError unless there is nothing at `path`, or an empty folder."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ConfigError(
+            "something is there already",
+            path=path,
+            why="writing would destroy it",
+            fix="name a path that does not exist yet",
+        )
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which becomes `path` after the block. After an error nothing is there.
+
+    Raises ConfigError when something is there already, StorageError when writing fails.
+    """
+    refuse_occupied(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        if part.exists():  # one that was killed left it
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        yield part
+        if path.is_dir():
+            path.rmdir()  # it is empty
+        part.rename(path)
+    except OSError as error:
+        raise unwritable(path, error, "cannot write the model") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

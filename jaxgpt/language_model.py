@@ -200,18 +200,23 @@ class LanguageModel:
 
 
 def load(
-    model: str | Path, *, mesh: Mesh | None = None, layer_norm_epsilon: float | None = None
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    mesh: Mesh | None = None,
+    layer_norm_epsilon: float | None = None,
 ) -> LanguageModel:
     """Load MODEL: a run directory, a folder or file of weights in any format, or a public name such as
     `gpt2`.
 
     Parameters keep their stored dtype and go straight to their place on `mesh` (default: this process's first
     device). Of a run, the newest checkpoint is taken, averaged where it keeps an average. `RUN@best` names
-    the best one, `RUN@500` that of step 500.
+    the best one, `RUN@500` that of step 500. An `adapter`, a run that trained one (LoRA) or a folder of
+    PEFT's, is merged into the model, in float32.
     `layer_norm_epsilon` is for OpenAI's files, which do not state it. Raises MissingError when there is no
-    such model, DataError when it is damaged.
+    such model, DataError when it is damaged, or when the adapter was trained on another model.
     """
-    stored = open_model(model, layer_norm_epsilon=layer_norm_epsilon)
+    stored = open_model(model, adapter=adapter, layer_norm_epsilon=layer_norm_epsilon)
     for note in stored.notes:
         warnings.warn(note, stacklevel=2)
     params = read_params(stored, mesh or one_device())

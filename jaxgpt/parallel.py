@@ -46,6 +46,12 @@ PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
     (r"h/mlp/c_fc/bias", P(None, "tensor")),
     (r"h/mlp/c_proj/kernel", P(None, "tensor", "fsdp")),
     (r"h/mlp/c_proj/bias", P()),
+    # Adapters (LoRA): as the kernels beside them, and whole along the rank, which is small.
+    (r"h/(attn/c_attn|mlp/c_fc)/lora_A", P(None, "fsdp")),
+    (r"h/attn/c_attn/lora_B", P(None, None, None, "tensor")),
+    (r"h/mlp/c_fc/lora_B", P(None, None, "tensor")),
+    (r"h/(attn|mlp)/c_proj/lora_A", P(None, "tensor")),
+    (r"h/(attn|mlp)/c_proj/lora_B", P(None, None, "fsdp")),
     (r"ln_f/(scale|bias)", P()),
     (r"score/kernel", P("fsdp")),
     (r"step|count|key", P()),
@@ -122,6 +128,11 @@ NOWHERE = Placement()
 def path_of(key_path: Any) -> str:
     """A leaf's place in a tree as text: `h/attn/c_attn/kernel`."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    return {path_of(place): leaf for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def partition_spec(path: str) -> PartitionSpec:

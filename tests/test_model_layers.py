@@ -26,7 +26,7 @@ class Adapted(nnx.Module):
         self.down = nnx.Param(jax.random.normal(rngs.params(), (inputs, rank)))
         self.up = nnx.Param(jnp.zeros((rank, *outputs)))
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, /, *, key: Array | None = None) -> Array:
         return self.base(x) + jnp.tensordot(x @ self.down[...], self.up[...], 1)
 
 
@@ -37,6 +37,7 @@ class AdaptedLayers:
     def linear(
         self,
         config: GPTConfig,
+        name: str,
         inputs: int,
         outputs: tuple[int, ...],
         rngs: nnx.Rngs,

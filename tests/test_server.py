@@ -12,21 +12,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import jaxgpt
+from jaxgpt.config import LoraConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.prompts import chat_prompt
 from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.templates import Instruction
 from jaxgpt.language_model import LanguageModel
+from jaxgpt.model.lora import adapter_shapes
+from jaxgpt.parallel import by_path
 from jaxgpt.text.tokenizer import RankTokenizer
 from jaxgpt.verbs import serve
+from jaxgpt.weights.adapter import Adapter, Base
+from jaxgpt.weights.formats.peft import write_peft
 
 pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -38,6 +45,7 @@ from jaxgpt.serving.metrics import Metrics
 from jaxgpt.serving.running import HttpServer
 from jaxgpt.serving.scheduler import Scheduler
 from jaxgpt.serving.server import create_app
+from jaxgpt.serving.service import Hosted
 
 BYTES = RankTokenizer({bytes([byte]): byte for byte in range(256)})
 SECRET = "SECRET7351"
@@ -87,14 +95,17 @@ class Served:
         patience: float = 25,
         connections: int = 64,
         cors: tuple[str, ...] = (),
+        others: Sequence[Hosted] = (),
     ) -> None:
         self.engine = Paced(model.served, slots=2, ends={BYTES.end_of_text}, steps=4)
         self.scheduler = Scheduler(self.engine, waiting=queue)
         limits = Limits(body=20_000, choices=8, tokens=180)
         reader = Reader("tiny", BYTES, model.config.context, limits, Instruction(BYTES))
         counted = Metrics()
-        app = create_app(self.scheduler, reader, counted, key=key, patience=patience, cors=cors)
-        self.server = HttpServer(app, self.scheduler, counted, drain=drain, connections=connections)
+        hosted = [Hosted(reader, self.scheduler), *others]
+        app = create_app(hosted, counted, key=key, patience=patience, cors=cors)
+        schedulers = [each.scheduler for each in hosted]
+        self.server = HttpServer(app, schedulers, counted, drain=drain, connections=connections)
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a slow reader is soon felt
         self.port = listener.getsockname()[1]
@@ -536,6 +547,46 @@ def saved(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+@pytest.fixture(scope="module")
+def adapter(model: LanguageModel, saved: Path) -> Path:
+    """An adapter of the served model, which moves its text."""
+    lora, draw = LoraConfig(rank=2, alpha=8), np.random.default_rng(0)
+    leaves = {
+        path: draw.normal(size=shape).astype(np.float32)
+        for path, shape in adapter_shapes(model.config, lora).items()
+    }
+    path = saved.with_name("adapter")
+    write_peft(Adapter(lora, (0,), leaves, Base(str(saved))), path)
+    return path
+
+
+def test_an_adapter_is_a_further_model_that_shares_what_it_does_not_change(
+    model: LanguageModel, saved: Path, adapter: Path
+) -> None:
+    args = serve.ServeArgs(model=str(saved), adapter=(f"other={adapter}",), slots=2)
+    first, other = serve._hosted(args, lambda: None)
+    base, moved = (each.scheduler._engine.served.params for each in (first, other))
+    own = [path for path, leaf in by_path(moved).items() if leaf is not by_path(base)[path]]
+    assert own == ["h/0/attn/c_attn/kernel"]
+    served = Served(model, others=[other])
+    try:
+        names = [each["id"] for each in json.loads(served.ask("GET", "/v1/models")[2])["data"]]
+        assert names == ["tiny", "other"] and served.ask("GET", "/v1/models/other")[0] == 200
+        expected = jaxgpt.load(saved, adapter=adapter).generate("abc", max_new_tokens=20, temperature=0)
+        said = {
+            name: served.complete(prompt="abc", max_tokens=20, **named)["choices"][0]["text"]
+            for name, named in (("", {}), ("tiny", {"model": "tiny"}), ("other", {"model": "other"}))
+        }
+        assert said["other"] == expected and said[""] == said["tiny"] != expected
+        answer = served.complete(prompt="abc", max_tokens=1, model="other")
+        assert answer["model"] == "other"
+        assert served.ask("POST", "/v1/completions", {"prompt": "a", "model": "third"})[0] == 404
+        assert b"jaxgpt_slots 4" in served.ask("GET", "/metrics")[2]
+    finally:
+        served.stop()
+    assert not other.scheduler.alive
+
+
 @contextlib.contextmanager
 def process_of(saved: Path, before: str = "", **settings: Any) -> Iterator[tuple[Any, int, HTTPConnection]]:
     """The verb in a process of its own, its port, and a connection on which a stream was asked for."""
@@ -635,6 +686,9 @@ def test_an_engine_that_hangs_can_be_stopped(saved: Path) -> None:
         ({"cors": ("*",)}, "--cors '*' without a key"),
         ({"cors": ("example.org",)}, "--cors example.org"),
         ({"cors": ("https://example.org/",)}, "--cors https://example.org/"),
+        ({"adapter": ("runs/lora",)}, "--adapter runs/lora: it names no adapter; write NAME=PATH"),
+        ({"adapter": ("a=b", "a=c")}, "--adapter a=c: a model is called a already"),
+        ({"adapter": ("none=b",)}, "--adapter none=b: a model is called none already"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:

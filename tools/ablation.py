@@ -41,6 +41,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "last token, head alone": {"trains": "head"},
     "last token, last two blocks": {"layers": -2},
     "last token, all layers": {"trains": "all"},
+    "last token, LoRA": {"trains": "lora", "lora.rank": 16, "lora.alpha": 16.0, "lora.targets": ".*"},
     RANDOM: {"trains": "all"},
 }
 

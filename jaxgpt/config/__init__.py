@@ -7,6 +7,7 @@ from jaxgpt.config.finetuning import (
     FinetuneConfig,
     InstructConfig,
     LabelledConfig,
+    LoraConfig,
     PairConfig,
     PreferenceConfig,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "GPTConfig",
     "InstructConfig",
     "LabelledConfig",
+    "LoraConfig",
     "MeshConfig",
     "OptimConfig",
     "PairConfig",

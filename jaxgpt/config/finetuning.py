@@ -1,10 +1,11 @@
 """The settings of runs that make a trained model solve a problem. Imports no JAX."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from jaxgpt.config.checks import require
+from jaxgpt.config.checks import check_types, require, require_fraction, require_positive
 from jaxgpt.config.recipe import OptimConfig, RunConfig, SourceConfig
 
 
@@ -65,6 +66,46 @@ class PairConfig(DialogueConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters of low rank (LoRA), which train in place of the matrices of linear layers: `trains = "lora"`.
+
+    A layer with the matrix W then computes with W + scale x A B, and only A and B train.
+    """
+
+    rank: int = 8
+    """Number of columns of A, and of rows of B."""
+    alpha: float = 16.0
+    """How strongly the adapters count: scale is alpha / rank."""
+    dropout: float = 0.0
+    """Probability of setting a value of an adapter's input to 0 in training."""
+    targets: str = "c_attn"
+    """Linear layers that get an adapter: a regular expression for their names, or for the ends of these.
+    The names are h/attn/c_attn, h/attn/c_proj, h/mlp/c_fc and h/mlp/c_proj. For all of them, write .*"""
+    rslora: bool = False
+    """Whether scale is alpha / the square root of rank, which suits large ranks (rank-stabilised LoRA)."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require_positive(self, "rank", "alpha")
+        require_fraction(self, "dropout")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            require(
+                False, "targets", self.targets, f"a regular expression ({error})", fix="write c_attn or .*"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the product of A and B is multiplied with (Hu et al. 2021; rsLoRA: Kalajdzievski 2023)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def adapts(self, layer: str) -> bool:
+        """Whether the linear layer of this name, such as `h/attn/c_attn`, gets an adapter."""
+        return re.fullmatch(rf"(.*/)?({self.targets})", layer) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunConfig):
     """What the settings of all runs that begin with a trained model have in common."""
 
@@ -75,10 +116,11 @@ class FinetuneConfig(RunConfig):
     eval_every: int = 50
     """Number of steps from one evaluation on the validation examples to the next. 0 means none."""
     trains: str = "all"
-    """What trains: head (of the model itself, nothing), last-block (and the last LayerNorm), or all.
+    """What trains: head (of the model itself, nothing), last-block (and the last LayerNorm), all, or lora.
     Anything else is a regular expression for the paths of parameters, such as h/mlp/.*"""
     layers: str | None = None
     """Layers of the blocks that train, as first:end, such as 10:12. None means what `trains` says."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(learning_rate=5e-5, schedule="constant", warmup_steps=0)
     )
@@ -89,6 +131,19 @@ class FinetuneConfig(RunConfig):
         require(self.epochs > 0, "epochs", self.epochs, "greater than 0")
         span = self.layers is None or re.fullmatch(r"\d+:\d+", self.layers) is not None
         require(span, "layers", self.layers, "two numbers such as 10:12", fix="write first:end")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the run trains adapters (LoRA), and keeps the model that it began with as it is."""
+        return self.trains == "lora"
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The first of the layers that `layers` names, and the first one behind them."""
+        if self.layers is None:
+            return None
+        first, _, end = self.layers.partition(":")
+        return int(first), int(end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +161,7 @@ class ClassifyConfig(FinetuneConfig):
     """What the head reads of a text: its last token, its first one, or the mean over its tokens.
     end is the end of the padded row instead, so that padding changes what the model finds."""
     trains: str = "last-block"
-    """What trains besides the head: head (nothing), last-block (and the last LayerNorm), or all.
+    """What trains besides the head: head (nothing), last-block (and the last LayerNorm), all, or lora.
     Anything else is a regular expression for the paths of parameters, such as h/mlp/.*"""
     labels: tuple[str, ...] = ()
     """The labels in the order of their classes. Empty means those of the data, in alphabetical order."""

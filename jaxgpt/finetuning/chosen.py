@@ -4,7 +4,7 @@ from jaxgpt.config import FinetuneConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.training.trainable import EVERYTHING, Chosen
 
-TRAINS = {"head": "", "last-block": "h/.*|ln_f/.*", "all": ".*"}
+TRAINS = {"head": "", "last-block": "h/.*|ln_f/.*", "all": ".*", "lora": ".*/lora_[AB]"}
 
 
 def chosen_of(config: FinetuneConfig, always: str = "") -> Chosen:
@@ -13,10 +13,7 @@ def chosen_of(config: FinetuneConfig, always: str = "") -> Chosen:
     Raises ConfigError where nothing would train.
     """
     pattern, last = TRAINS.get(config.trains, config.trains), config.model.layers
-    layers = (last - 1, last) if config.trains == "last-block" else None
-    if config.layers is not None:
-        first, _, end = config.layers.partition(":")
-        layers = int(first), int(end)
+    layers = config.span or ((last - 1, last) if config.trains == "last-block" else None)
     if pattern == ".*" and layers is None:
         return EVERYTHING
     patterns = "|".join(each for each in (always, pattern) if each)
@@ -26,7 +23,7 @@ def chosen_of(config: FinetuneConfig, always: str = "") -> Chosen:
             why="this task has no head, so that nothing would train",
             fix="write --trains all, or --trains last-block",
         )
-    return Chosen(pattern=patterns, layers=layers)
+    return Chosen(pattern=patterns, layers=layers, alone=config.adapts)
 
 
 def steps_of(config: FinetuneConfig, rows: int) -> int:

@@ -19,6 +19,7 @@ from jaxgpt.evaluation.report import refresh_report
 from jaxgpt.finetuning.chosen import chosen_of, steps_of
 from jaxgpt.finetuning.class_batches import Encoded, Rows, TrainingTexts, encoded, padding_of, shown_texts
 from jaxgpt.finetuning.class_head import class_loss, class_losses, mean_loss, predictor
+from jaxgpt.finetuning.lora import finetuned_model
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.labelled import (
     Labelled,
@@ -34,7 +35,7 @@ from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.initial import with_architecture
 from jaxgpt.training.loop import Event
-from jaxgpt.training.state import TrainState, training_model
+from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop
 from jaxgpt.training.task import Details, Task, TrainingData
 
@@ -88,7 +89,7 @@ def classification(
 def _task(
     config: ClassifyConfig, tokenizer: Tokenizer, data: LabelledData, mesh: Mesh, progress: Progress
 ) -> Task:
-    model = training_model(config.model, mesh, remat=config.remat, blocks=config.blocks)
+    model = finetuned_model(config, mesh)
     rows_of = Rows(
         context=config.model.context,
         padding=padding_of(tokenizer),

@@ -27,6 +27,7 @@ from jaxgpt.finetuning.dialogue_batches import (
     encode,
     spoken,
 )
+from jaxgpt.finetuning.lora import finetuned_model, plain_params
 from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.templates import Plain, Template, template_of
 from jaxgpt.parallel import mesh_of
@@ -36,7 +37,7 @@ from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.initial import with_architecture
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss, next_token_loss
-from jaxgpt.training.state import TrainState, training_model
+from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop
 from jaxgpt.training.task import Task, TrainingData, details_of
 
@@ -129,7 +130,7 @@ def _task(
     config: InstructConfig, tokenizer: Tokenizer, template: Template, data: DialogueData, progress: Progress
 ) -> Task:
     mesh = mesh_of(config.mesh)
-    model = training_model(config.model, mesh, remat=config.remat, blocks=config.blocks)
+    model = finetuned_model(config, mesh)
     loss = next_token_loss(model, chunk=config.loss_chunk)
     training = TrainingRows(data.train, sequences=config.sequences, seed=config.seed)
 
@@ -186,6 +187,7 @@ def sample_answers(
         shown=tokenizer.decode(question),
         tokens=config.sample_tokens,
         sampling=GREEDY,
+        plain=plain_params(config),
         show=show,
     )
     return [Event("sample", config.eval_every, write)]

@@ -20,6 +20,7 @@ from jaxgpt.finetuning import reference
 from jaxgpt.finetuning.chosen import chosen_of, steps_of
 from jaxgpt.finetuning.dialogue_batches import OrderedRows, TrainingRows
 from jaxgpt.finetuning.instruct import questions_file, sample_answers
+from jaxgpt.finetuning.lora import finetuned_model
 from jaxgpt.finetuning.preference_batches import EncodedPair, PairRows, encode_pairs
 from jaxgpt.finetuning.preference_loss import answer_log_probabilities, preference_loss
 from jaxgpt.inference.templates import Plain, Template, template_of
@@ -33,7 +34,7 @@ from jaxgpt.training.initial import with_architecture
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss
 from jaxgpt.training.resume import find_run
-from jaxgpt.training.state import TrainState, training_model
+from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop
 from jaxgpt.training.task import Task, TrainingData
 from jaxgpt.weights.open import open_model
@@ -139,7 +140,7 @@ def _task(
     progress: Progress,
 ) -> Task:
     mesh = mesh_of(config.mesh)
-    model = training_model(config.model, mesh, remat=config.remat, blocks=config.blocks)
+    model = finetuned_model(config, mesh)
     measure = answer_log_probabilities(model, answer=config.answer, chunk=config.loss_chunk)
     loss = preference_loss(measure, beta=config.beta, label_smoothing=config.label_smoothing)
     bare = {name: PairRows(getattr(data, name), context=config.model.context) for name in ("train", "val")}

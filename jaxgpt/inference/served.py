@@ -4,6 +4,7 @@ Each layer has arrays of its own, in the dtype they are computed with; kernels a
 faster; weights are int8 on request.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -74,6 +75,17 @@ class Served:
     def model(self) -> Model:
         """The model's pure functions; they take `params`."""
         return define(self.config, layers=self.layers)
+
+    def sharing(self, other: "Served") -> "Served":
+        """The same model, whose arrays are those of the other model wherever they hold the same numbers.
+
+        What this model alone held of these is freed with it. Both must have one architecture and one layout.
+        """
+
+        def shared(mine: Array, theirs: Array) -> Array:
+            return theirs if bool(jnp.array_equal(mine, theirs)) else mine
+
+        return dataclasses.replace(self, params=jax.tree.map(shared, self.params, other.params))
 
     def on_heads(self, cache: KVCache) -> KVCache:
         """The same cache laid out as `heads` says, inside a compiled program."""

@@ -30,6 +30,7 @@ class ServedLayers:
     def linear(
         self,
         config: GPTConfig,
+        name: str,  # noqa: ARG002  All are made alike.
         inputs: int,
         outputs: tuple[int, ...],
         rngs: nnx.Rngs,  # noqa: ARG002  Nothing is drawn: the numbers come from a trained model.
@@ -63,7 +64,7 @@ class ServedLinear(nnx.Module):
         self.kernel_scale = nnx.Param(jnp.zeros(outputs)) if layers.int8 else None
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, /, *, key: Array | None = None) -> Array:  # noqa: ARG002  No dropout here.
         """[..., inputs] to [..., *outputs]."""
         x_LI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = product(x_LI, self.kernel[...].astype(self.dtype), turned=self.turned)

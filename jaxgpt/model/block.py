@@ -53,8 +53,12 @@ class Attention(nnx.Module):
 
     def __init__(self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers, placement: Placement) -> None:
         self.config, self.placement = config, placement
-        self.c_attn = layers.linear(config, config.width, (3, config.width), rngs, bias=config.qkv_bias)
-        self.c_proj = layers.linear(config, config.width, (config.width,), rngs, std=residual_std(config))
+        self.c_attn = layers.linear(
+            config, "h/attn/c_attn", config.width, (3, config.width), rngs, bias=config.qkv_bias
+        )
+        self.c_proj = layers.linear(
+            config, "h/attn/c_proj", config.width, (config.width,), rngs, std=residual_std(config)
+        )
 
     def __call__(
         self,
@@ -69,7 +73,7 @@ class Attention(nnx.Module):
         config = self.config
         q_BTHK, k_BTHK, v_BTHK = (
             self.placement("heads", split_heads(part, config.heads))
-            for part in jnp.moveaxis(self.c_attn(x_BTD), -2, 0)
+            for part in jnp.moveaxis(self.c_attn(x_BTD, key=_folded(key, 1)), -2, 0)
         )
         if config.position == "rotary":
             q_BTHK, k_BTHK = (rotate_by_position(x, positions_BT) for x in (q_BTHK, k_BTHK))
@@ -95,7 +99,8 @@ class Attention(nnx.Module):
             context_BTHK = attend_cached(
                 q_BTHK, keys_BHSK, values_BHSK, cached.start_B, scale=scale, slopes_H=slopes_H
             )
-        return self.c_proj(join_heads(context_BTHK)), (keys_BHSK, values_BHSK)
+        update_BTD = self.c_proj(join_heads(context_BTHK), key=_folded(key, 2))
+        return update_BTD, (keys_BHSK, values_BHSK)
 
 
 class MLP(nnx.Module):
@@ -103,12 +108,15 @@ class MLP(nnx.Module):
 
     def __init__(self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers) -> None:
         self.activation = ACTIVATIONS[config.activation]
-        self.c_fc = layers.linear(config, config.width, (config.mlp_size,), rngs)
-        self.c_proj = layers.linear(config, config.mlp_size, (config.width,), rngs, std=residual_std(config))
+        self.c_fc = layers.linear(config, "h/mlp/c_fc", config.width, (config.mlp_size,), rngs)
+        self.c_proj = layers.linear(
+            config, "h/mlp/c_proj", config.mlp_size, (config.width,), rngs, std=residual_std(config)
+        )
 
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BTD: Array, key: Array | None) -> Array:
         """What the MLP adds to the residual stream, [B, T, D]."""
-        return self.c_proj(self.activation(self.c_fc(x_BTD)))
+        hidden_BTF = self.activation(self.c_fc(x_BTD, key=_folded(key, 1)))
+        return self.c_proj(hidden_BTF, key=_folded(key, 2))
 
 
 class Block(nnx.Module):
@@ -145,5 +153,10 @@ class Block(nnx.Module):
             )
         x_BTD = self.placement("stream", x_BTD + drop(update_BTD, self.dropout, keys[1]))
         with jax.named_scope("mlp"):
-            x_BTD = x_BTD + drop(self.mlp(self.ln_2(x_BTD)), self.dropout, keys[2])
+            x_BTD = x_BTD + drop(self.mlp(self.ln_2(x_BTD), keys[2]), self.dropout, keys[2])
         return self.placement("stream", x_BTD), keys_values
+
+
+def _folded(key: Array | None, number: int) -> Array | None:
+    """A key for something else of the same layer: a key may decide only one thing."""
+    return None if key is None else jax.random.fold_in(key, number)

@@ -5,7 +5,6 @@ The factory here, AS_TRAINED, makes what a model is trained with and what is sto
 float32. Another factory may store or compute the same layers in another way (`inference.served_layers`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,23 +26,32 @@ class Table(Protocol):
         """The product of each row of x with every embedding, float32 [L, V]."""
 
 
+class Layer(Protocol):
+    """A linear layer."""
+
+    def __call__(self, x: Array, /, *, key: Array | None = None) -> Array:
+        """[..., inputs] to [..., *outputs]. `key` turns dropout on, in layers that have any."""
+
+
 class Layers(Protocol):
     """A factory of layers. It must be hashable: factories are static arguments of compiled programs."""
 
     def linear(
         self,
         config: GPTConfig,
+        name: str,
         inputs: int,
         outputs: tuple[int, ...],
         rngs: nnx.Rngs,
         *,
         std: float = INIT_STD,
         bias: bool = True,
-    ) -> Callable[[Array], Array]:
+    ) -> Layer:
         """An NNX module that maps the last axis: [..., inputs] to [..., *outputs].
 
-        `std` is the standard deviation of a new kernel, where GPT-2's way of drawing is asked for. `bias`
-        says whether the layer has biases in a model with biases.
+        `name` is the layer's path in the parameters, such as `h/attn/c_attn`. `std` is the standard deviation
+        of a new kernel, where GPT-2's way of drawing is asked for. `bias` says whether the layer has biases
+        in a model with biases.
         """
 
     def table(self, config: GPTConfig, rngs: nnx.Rngs, *, head: bool = False) -> Table:
@@ -82,7 +90,13 @@ class Linear(nnx.LinearGeneral):
             rngs=rngs,
         )
 
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+    def __call__(
+        self,
+        inputs: Array,
+        out_sharding: Any = None,
+        *,
+        key: Array | None = None,  # noqa: ARG002  It has no dropout.
+    ) -> Array:
         """[..., inputs] to [..., *outputs]."""
         y = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
         return y.reshape(*inputs.shape[:-1], *y.shape[1:])
@@ -112,6 +126,7 @@ class TrainedLayers:
     def linear(
         self,
         config: GPTConfig,
+        name: str,  # noqa: ARG002  All are made alike.
         inputs: int,
         outputs: tuple[int, ...],
         rngs: nnx.Rngs,

@@ -203,8 +203,8 @@ class Reader:
 
 
 def unknown_model() -> ApiError:
-    """Return the error for a request that names another model than the one that is served."""
-    message = "there is no such model; GET /v1/models names the one that is served"
+    """Return the error for a request that names a model that is not served."""
+    message = "there is no such model; GET /v1/models names those that are served"
     return ApiError(404, message, "model", code="model_not_found")
 
 

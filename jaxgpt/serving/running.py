@@ -10,6 +10,7 @@ import logging
 import resource
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, cast
 
@@ -32,7 +33,13 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(
-        self, app: ASGIApp, scheduler: Scheduler, metrics: Metrics, *, drain: float, connections: int = 512
+        self,
+        app: ASGIApp,
+        schedulers: Sequence[Scheduler],
+        metrics: Metrics,
+        *,
+        drain: float,
+        connections: int = 512,
     ) -> None:
         protocol = functools.partial(
             Connection, most=connections, count=functools.partial(metrics.count_request, "other")
@@ -51,7 +58,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
             )
         )
-        self._scheduler, self._drain, self._hurry = scheduler, drain, False
+        self._schedulers, self._drain, self._hurry = schedulers, drain, False
 
     def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
         """Stop at the first signal, and stop draining at the second. No signal ends the process by itself."""
@@ -73,7 +80,8 @@ class HttpServer(uvicorn.Server):
         latest = time.monotonic() + self._drain
         while time.monotonic() < latest and not self._hurry:
             await asyncio.sleep(0.05)
-        self._scheduler.end()
+        for scheduler in self._schedulers:
+            scheduler.end()
         await asyncio.sleep(LAST_SECONDS)
         for connection in list(self.server_state.connections):
             connection.transport.abort()

@@ -1,13 +1,14 @@
-"""The server's routes, which use a scheduler.
+"""The server's routes, which use a scheduler for each model.
 
 GET  /                      the page
 GET  /health                200 while the engine works, 503 when it has failed or hangs; never needs a key
 GET  /metrics               counters for Prometheus
-GET  /v1/models             the one model that is served
+GET  /v1/models             the models that are served: one, and one more for each adapter
 POST /v1/completions        continues prompts, with echo, logprobs, n, stop and stream
 POST /v1/chat/completions   answers a conversation, if the model has a chat template
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -21,19 +22,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from jaxgpt.serving.api import Reader
 from jaxgpt.serving.fields import ApiError
 from jaxgpt.serving.guard import Guard, error_response
 from jaxgpt.serving.metrics import Metrics
-from jaxgpt.serving.scheduler import Scheduler
-from jaxgpt.serving.service import Service
+from jaxgpt.serving.service import Hosted, Service
 
 PATIENCE = 25.0  # seconds
 
 
 def create_app(
-    scheduler: Scheduler,
-    reader: Reader,
+    hosted: Sequence[Hosted],
     metrics: Metrics,
     *,
     key: str | None = None,
@@ -41,12 +39,12 @@ def create_app(
     patience: float = PATIENCE,
     cors: Sequence[str] = (),
 ) -> ASGIApp:
-    """Return the ASGI app, which starts the scheduler and stops it at the end.
+    """Return the ASGI app, which starts the schedulers and stops them at the end.
 
     `Guard` explains `key`, `local` and `metrics`. A step of the engine that takes longer than `patience`
     seconds shows in /health. Pages of the origins in `cors` may use the server from a browser.
     """
-    service = Service(scheduler, reader, metrics, patience)
+    service = Service(hosted, metrics, patience)
     routes = [
         Route("/", service.page),
         Route("/health", service.health),
@@ -59,9 +57,10 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        scheduler.start()
+        for each in hosted:
+            each.scheduler.start()
         yield
-        await scheduler.stop()
+        await asyncio.gather(*(each.scheduler.stop() for each in hosted))
 
     handlers: Any = {ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_fault}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)

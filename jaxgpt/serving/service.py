@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -16,7 +16,7 @@ from jaxgpt.serving.answers import Answer, Choice, Piece
 from jaxgpt.serving.api import Reader, unknown_model
 from jaxgpt.serving.body import read_body, while_connected
 from jaxgpt.serving.call import Call
-from jaxgpt.serving.fields import ApiError
+from jaxgpt.serving.fields import ApiError, parse_object
 from jaxgpt.serving.job import EngineFailed, Job
 from jaxgpt.serving.metrics import CONTENT_TYPE, Metrics
 from jaxgpt.serving.scheduler import QueueFull, Scheduler
@@ -25,12 +25,19 @@ RETRY_SECONDS = 1
 AT_ONCE = 1 << 16  # bytes of an answer that are sent at a time
 
 
-class Service:
-    """What the routes do."""
+class Hosted(NamedTuple):
+    """A model that is served: what reads its bodies, and what runs its engine."""
 
-    def __init__(self, scheduler: Scheduler, reader: Reader, metrics: Metrics, patience: float) -> None:
-        self.scheduler, self.reader, self.metrics = scheduler, reader, metrics
-        self._patience = patience
+    reader: Reader
+    scheduler: Scheduler
+
+
+class Service:
+    """What the routes do. A request that names no model means the first one."""
+
+    def __init__(self, hosted: Sequence[Hosted], metrics: Metrics, patience: float) -> None:
+        self._hosted = {each.reader.model: each for each in hosted}
+        self._first, self.metrics, self._patience = hosted[0], metrics, patience
         self._since = int(time.time())
 
     async def page(self, _: Request) -> Response:
@@ -39,63 +46,79 @@ class Service:
 
     async def health(self, _: Request) -> Response:
         """Answer GET /health: 200, or 503 when the engine has failed, or a step takes longer than allowed."""
-        if self.scheduler.failed or not self.scheduler.alive:
+        schedulers = [each.scheduler for each in self._hosted.values()]
+        if any(scheduler.failed or not scheduler.alive for scheduler in schedulers):
             return JSONResponse({"status": "failed"}, 503)
-        if (seconds := self.scheduler.busy_seconds) > self._patience:
+        if (seconds := max(scheduler.busy_seconds for scheduler in schedulers)) > self._patience:
             return JSONResponse({"status": "stuck", "seconds": round(seconds)}, 503)
         return JSONResponse({"status": "ok"})
 
     async def show_metrics(self, _: Request) -> Response:
         """Answer GET /metrics."""
-        s = self.scheduler
-        text = self.metrics.text(slots=s.slots, slots_in_use=s.running, queue_length=s.waiting)
+        schedulers = [each.scheduler for each in self._hosted.values()]
+        text = self.metrics.text(
+            slots=sum(scheduler.slots for scheduler in schedulers),
+            slots_in_use=sum(scheduler.running for scheduler in schedulers),
+            queue_length=sum(scheduler.waiting for scheduler in schedulers),
+        )
         return Response(text, media_type=CONTENT_TYPE)
 
     async def models(self, _: Request) -> Response:
-        """Answer GET /v1/models with a list of the one model."""
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        """Answer GET /v1/models with a list of the models, the first of which is the one with no adapter."""
+        return JSONResponse({"object": "list", "data": list(map(self._model, self._hosted))})
 
     async def model(self, request: Request) -> Response:
-        """Answer GET /v1/models/NAME, with 404 for any name but that of the one model."""
-        if request.path_params["model"] != self.reader.model:
+        """Answer GET /v1/models/NAME, with 404 for any name but those of the models."""
+        if (name := request.path_params["model"]) not in self._hosted:
             raise unknown_model()
-        return JSONResponse(self._model())
+        return JSONResponse(self._model(name))
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
+        reader = self._hosted[name].reader
         return {
-            "id": self.reader.model,
+            "id": name,
             "object": "model",
             "created": self._since,
             "owned_by": "jaxgpt",
-            "context_length": self.reader.context,
-            "max_tokens": self.reader.limits.tokens,
-            "chat": self.reader.template is not None,
+            "context_length": reader.context,
+            "max_tokens": reader.limits.tokens,
+            "chat": reader.template is not None,
         }
 
     async def completions(self, request: Request) -> "Response | EventStream":
         """Answer POST /v1/completions."""
-        return await self._answer(request, self.reader.completion)
+        return await self._answer(request, Reader.completion)
 
     async def chat(self, request: Request) -> "Response | EventStream":
         """Answer POST /v1/chat/completions."""
-        return await self._answer(request, self.reader.chat)
+        return await self._answer(request, Reader.chat)
 
-    async def _answer(self, request: Request, read: Callable[[bytes], Call]) -> "Response | EventStream":
-        body = await read_body(request, self.reader.limits.body)
-        call = await asyncio.to_thread(read, body)  # a long prompt takes a while to encode
-        answer = Answer(call, self.reader.model, self.reader.tokenizer)
+    async def _answer(
+        self, request: Request, read: Callable[[Reader, bytes], Call]
+    ) -> "Response | EventStream":
+        body = await read_body(request, self._first.reader.limits.body)
+        hosted = await asyncio.to_thread(self._asked, body)
+        call = await asyncio.to_thread(read, hosted.reader, body)  # a long prompt takes a while to encode
+        answer = Answer(call, hosted.reader.model, hosted.reader.tokenizer)
         if call.stream:
-            return EventStream(self, answer)
-        with self.open(call) as job:
+            return EventStream(self, hosted.scheduler, answer)
+        with self.open(hosted.scheduler, call) as job:
             return Whole(await while_connected(request.receive, self._whole(answer, job)))
 
-    def open(self, call: Call) -> Job:
+    def _asked(self, body: bytes) -> Hosted:
+        """The model that a body names. The first one for any other name, which its reader then refuses."""
+        if len(self._hosted) == 1:
+            return self._first
+        name = parse_object(body).get("model")
+        return self._hosted.get(name, self._first) if isinstance(name, str) else self._first
+
+    def open(self, scheduler: Scheduler, call: Call) -> Job:
         """Hand a call to the scheduler. Raises ApiError if it is full (429) or has failed (503)."""
         texts = [prompt.ids for prompt in call.prompts] if call.echo and call.logprobs is not None else []
-        if self.scheduler.failed:
+        if scheduler.failed:
             raise failure()
         try:
-            job = self.scheduler.job(call.requests(), texts, call.logprobs or 0)
+            job = scheduler.job(call.requests(), texts, call.logprobs or 0)
         except QueueFull as error:
             headers = {"Retry-After": str(RETRY_SECONDS)}
             message = "too many requests are waiting; try again later"
@@ -168,12 +191,12 @@ class Whole(Response):
 class EventStream:
     """The answer to a call, as server-sent events. It is an ASGI app, like a response of Starlette."""
 
-    def __init__(self, service: Service, answer: Answer) -> None:
-        self._service, self._answer = service, answer
+    def __init__(self, service: Service, scheduler: Scheduler, answer: Answer) -> None:
+        self._service, self._scheduler, self._answer = service, scheduler, answer
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send the events until the answer ends or the client goes away."""
-        with self._service.open(self._answer.call) as job, contextlib.suppress(ApiError):
+        with self._service.open(self._scheduler, self._answer.call) as job, contextlib.suppress(ApiError):
             await while_connected(receive, self._send_all(job, send))
 
     async def _send_all(self, job: Job, send: Send) -> None:

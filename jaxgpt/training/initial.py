@@ -14,13 +14,14 @@ from jaxgpt import hosts
 from jaxgpt.config import GPTConfig, RunConfig, is_named
 from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.model.gpt import Params
-from jaxgpt.parallel import shardings
+from jaxgpt.parallel import by_path, shardings
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.resume import find_run
 from jaxgpt.training.state import TrainState, create_state
 from jaxgpt.training.task import Task
 from jaxgpt.weights.convert import with_dtype, without_head
+from jaxgpt.weights.names import tree_of
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
 from jaxgpt.weights.run import named_step
@@ -133,20 +134,23 @@ def initial_state(
         return create_state(task.model, optimizer, recipe.seed, task.mesh, chosen=task.chosen)
     given = _opened(recipe, task.tokenizer, tell)
     params = read_params(given, task.mesh)
-    if recipe.model.classes > given.config.classes:
-        params |= _new_head(recipe, task)
+    if head := recipe.model.classes > given.config.classes:
         tell("the head of the classifier begins with random numbers")
+    if head or task.chosen.alone:
+        params = _completed(params, recipe, task)
     return create_state(task.model, optimizer, recipe.seed, task.mesh, params=params, chosen=task.chosen)
 
 
-def _new_head(recipe: RunConfig, task: Task) -> Params:
-    """The parameters of a classifier's head before training, in their place on the mesh."""
+def _completed(params: Params, recipe: RunConfig, task: Task) -> Params:
+    """The parameters with those that the given model does not have, new, in their place on the mesh."""
+    given = by_path(params)
 
-    def head() -> Params:
-        return {"score": task.model.init(jax.random.key(recipe.seed))["score"]}
+    def missing() -> dict[str, jax.Array]:
+        new = by_path(task.model.init(jax.random.key(recipe.seed)))
+        return {path: leaf for path, leaf in new.items() if path not in given}
 
-    new: Params = jax.jit(head, out_shardings=shardings(jax.eval_shape(head), task.mesh))()
-    return new
+    new = jax.jit(missing, out_shardings=shardings(jax.eval_shape(missing), task.mesh))()
+    return tree_of(given | new)
 
 
 def _opened(recipe: RunConfig, tokenizer: Tokenizer, tell: Callable[[str], None]) -> StoredModel:

@@ -12,7 +12,7 @@ from jaxgpt.config import OptimConfig
 from jaxgpt.parallel import path_of
 
 # Chosen by name and not by rank: the blocks are stacked, so that a bias has rank 2 like a matrix.
-DECAYED = ("kernel", "embedding")
+DECAYED = ("kernel", "embedding", "lora_A", "lora_B")
 
 
 def learning_rate(config: OptimConfig, steps: int) -> Callable[[Array], Array]:
@@ -53,7 +53,7 @@ def _warm_up(config: OptimConfig, step: Array) -> Array:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: matrices and embeddings."""
+    """True for the leaves that weight decay applies to: matrices, embeddings and adapters."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path_of(path).rpartition("/")[2] in DECAYED, params
     )

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
+import jax
+
 from jaxgpt import hosts
 from jaxgpt.config import RunConfig, flat
 from jaxgpt.display import waiting
@@ -146,6 +148,11 @@ def _train(
         state = setup.initial(recipe, tell)
         with _before_the_first_step(stop):
             data.begin(state)
+    if base := setup.base_of(state):
+        moving, fixed = (
+            sum(leaf.size for leaf in jax.tree.leaves(t)) for t in (state.trainable, state.frozen)
+        )
+        tell(f"{moving:,} parameters train, and {fixed:,} stay as they are in {base.name}")
     programs = StepPrograms(compile_step(setup.step, state, mesh))
     with waiting("compiling the training step", tell):
         programs.of(state, setup.batch_at(start))
@@ -174,7 +181,7 @@ def _train(
             save_every=recipe.checkpoint_every,
             events=data.events,
             best=best,
-            save=functools.partial(save_state, checkpoints, data.fingerprint),
+            save=functools.partial(save_state, checkpoints, data.fingerprint, base=base),
         )
         state = train(state, loop, start=start, measured=functools.partial(_measured, found))
         with waiting("saving", tell):

@@ -6,6 +6,7 @@ which commands and versions it was run, and how long), `metrics.jsonl`, `checkpo
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -30,6 +31,8 @@ from jaxgpt.training.optim import averaged
 from jaxgpt.training.resume import Found, changes
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.trainable import partition
+from jaxgpt.weights.adapted import ADAPTER, saved_base
+from jaxgpt.weights.adapter import Base, check_base
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, restore
 
 DATA = "data"
@@ -120,17 +123,22 @@ def _append_changes(folder: Path, found: Found, recipe: RunConfig) -> None:
             file.write(json.dumps({"step": found.step, "changed": changed}) + "\n")
 
 
-def save_state(checkpoints: Checkpoints, fingerprint: str, state: TrainState, step: int) -> None:
+def save_state(
+    checkpoints: Checkpoints, fingerprint: str, state: TrainState, step: int, *, base: Base | None = None
+) -> None:
     """Begin to save a state. `fingerprint` is the fingerprint of the data.
 
     The checkpoint has an item for the parameters, one for their average if the run keeps it, and one for what
-    only training needs.
+    only training needs. Of a run that trains adapters on a `base`, it has the adapters in place of the
+    parameters, and says which base they belong to.
     """
-    items = {"params": state.params, "rest": _rest(state)}
+    kept = {"params": state.params} if base is None else {ADAPTER: state.trainable}
+    items = kept | {"rest": _rest(state)}
     average = averaged(state.opt_state)
     if average is not None:
         items["average"] = average
-    checkpoints.save(step, items, {"position": {"fingerprint": fingerprint}})
+    meta: dict[str, Any] = {"position": {"fingerprint": fingerprint}}
+    checkpoints.save(step, items, meta if base is None else meta | {"base": base._asdict()})
 
 
 def restore_state(folder: Path, step: int, target: TrainState) -> TrainState:
@@ -148,6 +156,20 @@ def restore_state(folder: Path, step: int, target: TrainState) -> TrainState:
     placed = shardings(jax.eval_shape(divide, whole), mesh)
     trainable, frozen = jax.jit(divide, out_shardings=placed)(params)
     return TrainState(trainable=trainable, frozen=frozen, chosen=target.chosen, **rest)
+
+
+def restore_adapter(folder: Path, step: int, begun: TrainState, base: Base) -> TrainState:
+    """The state saved at a step by a run that trains adapters; `begun` is the state that it began with.
+
+    Raises DataError where the run began with another base.
+    """
+    check_base(saved_base(folder, step), base, folder)
+    mesh: Mesh = jax.tree.leaves(begun.frozen)[0].sharding.mesh
+    target, rest = (abstract(tree, mesh) for tree in (begun.trainable, _rest(begun)))
+    trainable = restore(folder / CHECKPOINTS, step, ADAPTER, target)
+    return dataclasses.replace(
+        begun, trainable=trainable, **restore(folder / CHECKPOINTS, step, "rest", rest)
+    )
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

@@ -11,14 +11,17 @@ from jaxgpt.config import RunConfig
 from jaxgpt.parallel import place_rows
 from jaxgpt.training.initial import initial_state
 from jaxgpt.training.optim import adamw, learning_rate
-from jaxgpt.training.run_directory import restore_state
+from jaxgpt.training.run_directory import restore_adapter, restore_state
 from jaxgpt.training.state import TrainState, abstract_state, train_step
 from jaxgpt.training.task import Task, TrainingData
+from jaxgpt.weights.adapter import Base
+from jaxgpt.weights.digests import model_digest
 
 
 class Setup(NamedTuple):
     """A run that is ready to train."""
 
+    recipe: RunConfig
     task: Task
     optimizer: optax.GradientTransformation
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
@@ -32,8 +35,20 @@ class Setup(NamedTuple):
 
     def restored(self, folder: Path, step: int) -> TrainState:
         """The state that the run in a directory has saved after a step."""
-        target = abstract_state(self.task.model, self.optimizer, self.task.mesh, self.task.chosen)
-        return restore_state(folder, step, target)
+        if not self.task.chosen.alone:
+            target = abstract_state(self.task.model, self.optimizer, self.task.mesh, self.task.chosen)
+            return restore_state(folder, step, target)
+        begun = self.initial(self.recipe, lambda _: None)
+        base = self.base_of(begun)
+        assert base is not None, "adapters alone are kept, so that they have a base"
+        return restore_adapter(folder, step, begun, base)
+
+    def base_of(self, state: TrainState) -> Base | None:
+        """The base that the adapters of a state belong to; None of a run that trains none."""
+        if not self.task.chosen.alone:
+            return None
+        vocab = self.recipe.model.vocab
+        return Base(str(self.recipe.init_from), vocab, model_digest(state.frozen, vocab))
 
 
 def set_up(recipe: RunConfig, task: Task, data: TrainingData) -> Setup:
@@ -47,4 +62,4 @@ def set_up(recipe: RunConfig, task: Task, data: TrainingData) -> Setup:
     def batch_at(number: int) -> Any:
         return place_rows(functools.partial(data.rows, number), recipe.sequences, task.mesh)
 
-    return Setup(task, optimizer, step, batch_at)
+    return Setup(recipe, task, optimizer, step, batch_at)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.model.gpt import Model, Params, define
+from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.parallel import P, Placement, abstract, shardings
 from jaxgpt.training.loss import Loss, Losses
 from jaxgpt.training.trainable import EVERYTHING, Chosen, combine, partition
@@ -46,14 +47,21 @@ class TrainState:
         return combine(self.trainable, self.frozen, self.chosen)
 
 
-def training_model(config: GPTConfig, mesh: Mesh, *, remat: bool = False, blocks: Blocks = "auto") -> Model:
-    """The model as a run on this mesh computes it.
+def training_model(
+    config: GPTConfig,
+    mesh: Mesh,
+    *,
+    remat: bool = False,
+    blocks: Blocks = "auto",
+    layers: Layers = AS_TRAINED,
+) -> Model:
+    """The model as a run on this mesh computes it, with layers of this kind.
 
     With `blocks="auto"`, blocks are unrolled on CPU and scanned elsewhere, whichever is faster there.
     """
     placement = Placement(mesh)
     unrolled = blocks == "unrolled" or (blocks == "auto" and placement.platform == "cpu")
-    return define(config, remat=remat, unrolled=unrolled, placement=placement)
+    return define(config, remat=remat, unrolled=unrolled, layers=layers, placement=placement)
 
 
 def start_state(
@@ -93,7 +101,8 @@ def create_state(
     _, key = jax.random.split(jax.random.key(seed))
     begin = functools.partial(start_state, optimizer=optimizer, key=key, chosen=chosen)
     target = shardings(jax.eval_shape(begin, params), mesh)
-    begun: TrainState = jax.jit(begin, out_shardings=target, donate_argnums=0)(params)
+    given = () if chosen.layers else (0,)  # a leaf that is cut in two cannot become its parts in place
+    begun: TrainState = jax.jit(begin, out_shardings=target, donate_argnums=given)(params)
     return begun
 
 

@@ -4,13 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgpt.errors import ConfigError
 from jaxgpt.model.gpt import Params
-from jaxgpt.parallel import path_of
+from jaxgpt.parallel import by_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,9 @@ class Chosen:
     """A regular expression that the whole path of a leaf must match, such as `h/.*|ln_f/.*`."""
     layers: tuple[int, int] | None = None
     """The first layer that trains, and the first one after them that does not. None trains all layers."""
+    alone: bool = False
+    """Whether checkpoints hold what trains alone. The rest is then read from the model that the run began
+    with."""
 
     @property
     def is_everything(self) -> bool:
@@ -47,8 +49,7 @@ def partition(params: Params, chosen: Chosen) -> tuple[Params, Params]:
         return params, {}
     trainable: Params = {}
     frozen: Params = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = path_of(key_path)
+    for path, leaf in by_path(params).items():
         if not re.fullmatch(chosen.pattern, path):
             _put(frozen, path, leaf)
         elif chosen.layers is None or not path.startswith("h/"):
@@ -59,10 +60,9 @@ def partition(params: Params, chosen: Chosen) -> tuple[Params, Params]:
             if last - first < leaf.shape[0]:
                 _put(frozen, path, jnp.concatenate([leaf[:first], leaf[last:]]))
     if not trainable:
-        paths = [path_of(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(params)]
         raise ConfigError(
             f"nothing trains: no parameter is called {chosen.pattern!r}",
-            why=f"the parameters are called {', '.join(paths)}",
+            why=f"the parameters are called {', '.join(by_path(params))}",
             fix="choose a pattern that matches some of these names",
         )
     return trainable, frozen
@@ -73,10 +73,7 @@ def combine(trainable: Params, frozen: Params, chosen: Chosen) -> Params:
     if chosen.is_everything:
         return trainable
     params: Params = {}
-    parts = [
-        {path_of(place): leaf for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (trainable, frozen)
-    ]
+    parts = by_path(trainable), by_path(frozen)
     for path in sorted(parts[0].keys() | parts[1].keys()):
         mine, rest = (part.get(path) for part in parts)
         _put(params, path, rest if mine is None else mine if rest is None else _joined(mine, rest, chosen))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxgpt.errors import DataError
-from jaxgpt.verbs.flags import EngineFlags, SamplingFlags
+from jaxgpt.verbs.flags import AdapterFlags, EngineFlags, SamplingFlags, home_of
 
 if TYPE_CHECKING:
     from jaxgpt.inference.conversation import Conversation
@@ -29,7 +29,7 @@ STEPS = 4  # the number of tokens between two looks at the keyboard
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatArgs(SamplingFlags, EngineFlags):
+class ChatArgs(SamplingFlags, EngineFlags, AdapterFlags):
     """Talk with MODEL, one line at a time. Answers go to stdout, everything else to stderr.
 
     A model with a chat template gets your line in it. Any other model continues one growing text: your line
@@ -59,8 +59,9 @@ def run(args: ChatArgs) -> None:
     from jaxgpt.inference.templates import Plain, template_of
 
     sampling = args.sampling()
-    lm = args.load(args.model)
-    found = template_of(lm.tokenizer, args.chat_template, args.model, lm.chat_template)
+    lm = args.load(args.model, args.adapter)
+    home = home_of(args.model, args.adapter)
+    found = template_of(lm.tokenizer, args.chat_template, home, lm.chat_template)
     template = found or Plain(lm.tokenizer)
     engine = Engine(args.served(lm), slots=1, ends=lm.ends, steps=STEPS)
     request = Request(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from jaxgpt.errors import ConfigError
+
 if TYPE_CHECKING:
     from jaxgpt.weights.tensors import StoredModel
 
@@ -25,8 +27,8 @@ class ConvertArgs:
     RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to make. For nanogpt and llmc it may also be a file, NAME.pt or NAME.bin."""
-    to: Literal["huggingface", "jaxgpt", "llmc", "nanogpt"] = "huggingface"
-    """Format of DST."""
+    to: Literal["huggingface", "jaxgpt", "llmc", "nanogpt", "peft"] = "huggingface"
+    """Format of DST. peft writes the adapter of SRC alone; the others write it merged into its base."""
     check: bool = False
     """Read DST back and compare it with SRC. The file parity.json says what was compared.
     If anything differs, the exit code is 65."""
@@ -41,6 +43,9 @@ class ConvertArgs:
 
 def run(args: ConvertArgs) -> None:
     """Convert, say on stderr what was done, and check the result if asked to."""
+    if args.to == "peft":
+        _write_adapter(args)
+        return
     from jaxgpt.display import note
     from jaxgpt.weights.convert import with_dtype, with_vocab, write_model
     from jaxgpt.weights.open import open_model
@@ -56,6 +61,24 @@ def run(args: ConvertArgs) -> None:
     note(f"{destination}: {len(wanted.tensors)} tensors, {wanted.dtype}, {args.to}")
     if args.check:
         _prove(args, source, wanted)
+
+
+def _write_adapter(args: ConvertArgs) -> None:
+    """Write a folder of PEFT's. Raises ConfigError for flags that are about whole models."""
+    from jaxgpt.display import note
+    from jaxgpt.weights.adapted import open_adapter
+    from jaxgpt.weights.formats.peft import write_peft
+
+    for flag in ("check", "dtype", "vocab", "layer_norm_epsilon"):
+        if getattr(args, flag):
+            flag = f"--{flag.replace('_', '-')}"
+            why = "it is about whole models, and peft holds an adapter alone"
+            raise ConfigError(f"--to peft with {flag}", why=why, fix=f"leave out {flag}")
+    adapter, destination = open_adapter(args.source), Path(args.destination)
+    write_peft(adapter, destination)
+    for text in adapter.notes:
+        note(text)
+    note(f"{destination}: an adapter of rank {adapter.lora.rank} for {adapter.base.name}, peft")
 
 
 def _prove(args: ConvertArgs, source: "StoredModel", wanted: "StoredModel") -> None:

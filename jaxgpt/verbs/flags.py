@@ -101,8 +101,11 @@ class EngineFlags:
     tensor: int = 1
     """Number of devices over which every matrix and the attention heads are split."""
 
-    def load(self, model: str) -> "LanguageModel":
-        """Return the model, on these devices. Raises ConfigError if there are fewer devices."""
+    def load(self, model: str, adapter: str | None = None) -> "LanguageModel":
+        """Return the model on these devices, with an adapter merged into it where one is named.
+
+        Raises ConfigError if there are fewer devices.
+        """
         import jax
 
         from jaxgpt.language_model import load
@@ -115,7 +118,8 @@ class EngineFlags:
                 why=f"there are {len(devices)} devices",
                 fix=f"give a number from 1 to {len(devices)}",
             )
-        lm = load(model, mesh=mesh_of(MeshConfig(data=1, tensor=self.tensor), devices[: self.tensor]))
+        mesh = mesh_of(MeshConfig(data=1, tensor=self.tensor), devices[: self.tensor])
+        lm = load(model, adapter=adapter, mesh=mesh)
         return dataclasses.replace(
             lm, config=dataclasses.replace(lm.config, compute_dtype=self.compute_dtype)
         )
@@ -125,6 +129,21 @@ class EngineFlags:
         from jaxgpt.inference.served import Served
 
         return Served.of(lm.text_config, lm.params, int8=self.int8, consume=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFlags:
+    """An adapter beside the model: the flag that generate and chat share."""
+
+    adapter: str | None = None
+    """Adapter (LoRA) that is merged into MODEL: a run that trained one, or a folder of PEFT's."""
+
+
+def home_of(model: str, adapter: str | None) -> str:
+    """Where chat.json is looked for: in the adapter's folder if it has one, otherwise in the model's."""
+    from jaxgpt.inference.templates import CHAT_FILE
+
+    return adapter if adapter and (Path(adapter) / CHAT_FILE).is_file() else model
 
 
 def check_output(flag: str, path: Path | None) -> None:

@@ -14,7 +14,7 @@ import tyro
 
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.verbs.decoders import DecoderFlags
-from jaxgpt.verbs.flags import SamplingFlags
+from jaxgpt.verbs.flags import AdapterFlags, SamplingFlags
 
 if TYPE_CHECKING:
     from jaxgpt.inference.requests import Request
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArgs(SamplingFlags, DecoderFlags):
+class GenerateArgs(SamplingFlags, DecoderFlags, AdapterFlags):
     """Continue each PROMPT, and write the prompt and its continuation to stdout.
 
     Several texts are told apart by lines such as `==> prompt 2, seed 8 <==`. Each is drawn with a seed of its
@@ -77,7 +77,7 @@ def run(args: GenerateArgs) -> None:
             few_shot_prompt(query, instruction=args.instruction, examples=examples) for query in prompts
         ]
         stop += FEW_SHOT_STOP
-    lm = args.load(args.model)
+    lm = args.load(args.model, args.adapter)
     requests, outputs = _texts_to_write(args, lm, prompts, asks=asks)
     slots = 1 if args.stream else min(MOST_SLOTS, 1 << (len(requests) - 1).bit_length())
     with args.decoder(lm, requests, slots=slots) as decoder:

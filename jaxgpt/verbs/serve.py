@@ -4,13 +4,18 @@ import errno
 import ipaddress
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxgpt.verbs.flags import EngineFlags
+from jaxgpt.verbs.flags import EngineFlags, home_of
+
+if TYPE_CHECKING:
+    from jaxgpt.inference.served import Served
+    from jaxgpt.serving.service import Hosted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,10 @@ class ServeArgs(EngineFlags):
     """How a conversation becomes a prompt: a file with a Jinja template, or instruction (the book's).
     auto means what chat.json in the model's folder says, else the model's own template.
     Without any, /v1/chat/completions says that the model has none."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=PATH serves MODEL with an adapter (LoRA) as a further model, which requests choose by this name.
+    PATH is a run that trained one, or a folder of PEFT's. The flag may be given several times.
+    Each adapter has slots and a queue of its own, and memory for the matrices that it changes."""
     name: str | None = None
     """Name of the model in the API. None means the last part of MODEL."""
     slots: int = 8
@@ -73,7 +82,7 @@ class ServeArgs(EngineFlags):
 
 def run(args: ServeArgs) -> None:
     """Serve until a signal comes. The address is written to stderr."""
-    from jaxgpt.display import note, waiting
+    from jaxgpt.display import note
     from jaxgpt.errors import ConfigError, JaxgptError
     from jaxgpt.interrupt import end_process
 
@@ -89,53 +98,92 @@ def run(args: ServeArgs) -> None:
         raise ConfigError(
             f"no {package}", why="the server's packages are not installed", fix="pip install 'jaxgpt[serve]'"
         ) from error
-    from jaxgpt.inference.engine import Engine
-    from jaxgpt.inference.templates import Plain, template_of
-    from jaxgpt.serving.api import Reader
-    from jaxgpt.serving.call import Limits
     from jaxgpt.serving.metrics import Metrics
-    from jaxgpt.serving.scheduler import Scheduler
 
     with _bound(args.host, args.port) as listener:
-        with waiting(f"loading {args.model}"):
-            lm = args.load(args.model)
-            tokenizer = lm.tokenizer
-            template = template_of(tokenizer, args.chat_template, args.model, lm.chat_template)
-            template = None if isinstance(template, Plain) else template  # it has no turns
-            engine = Engine(args.served(lm), slots=args.slots, ends=lm.ends, steps=args.steps)
-        if args.warm_up:
-            with waiting("compiling"):
-                engine.warm_up()
-        name, context = args.name or Path(args.model).resolve().name, lm.config.context
-        del lm
-        limits = Limits(body=args.max_body, choices=args.max_choices, tokens=args.max_tokens)
-        scheduler = Scheduler(engine, waiting=args.queue, on_failure=lambda: stop())
-        metrics = Metrics()
+        hosted = _hosted(args, lambda: stop())
+        metrics, schedulers = Metrics(), [each.scheduler for each in hosted]
         app = create_app(
-            scheduler,
-            Reader(name, tokenizer, context, limits, template),
-            metrics,
-            cors=args.cors,
-            key=key,
-            local=_is_loopback(args.host),
-            patience=args.patience,
+            hosted, metrics, cors=args.cors, key=key, local=_is_loopback(args.host), patience=args.patience
         )
         connections = connections_allowed(args.max_connections)
         if connections < args.max_connections:
             note(f"{connections} connections at most: the limit of open files (ulimit -n) leaves no more")
-        server = HttpServer(app, scheduler, metrics, drain=args.drain, connections=connections)
+        server = HttpServer(app, schedulers, metrics, drain=args.drain, connections=connections)
 
         def stop() -> None:
             server.should_exit = True
 
         _listen(args, listener)
-        _tell_address(args, listener, name, key)
+        _tell_address(args, listener, ", ".join(each.reader.model for each in hosted), key)
         server.run(sockets=[listener])
-    if scheduler.failed:
+    if any(scheduler.failed for scheduler in schedulers):
         raise JaxgptError("the engine failed", why="the traceback is above", fix="start the server again")
-    if scheduler.alive:
+    if any(scheduler.alive for scheduler in schedulers):
         note("the engine did not end its last step, which is cut off")
         end_process(0)
+
+
+def _hosted(args: ServeArgs, on_failure: Callable[[], None]) -> "list[Hosted]":
+    """The model, and the same model with each adapter, ready to be served.
+
+    Parameters that an adapter does not change are in memory once.
+    """
+    from jaxgpt.display import waiting
+    from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.templates import Plain, template_of
+    from jaxgpt.serving.api import Reader
+    from jaxgpt.serving.call import Limits
+    from jaxgpt.serving.scheduler import Scheduler
+    from jaxgpt.serving.service import Hosted
+
+    limits = Limits(body=args.max_body, choices=args.max_choices, tokens=args.max_tokens)
+    paths: dict[str, str | None] = {_name_of(args): None, **_adapters(args)}
+    hosted: list[Hosted] = []
+    first: Served | None = None
+    for name, path in paths.items():
+        with waiting(f"loading {path or args.model}"):
+            lm = args.load(args.model, path)
+            home = home_of(args.model, path)
+            template = template_of(lm.tokenizer, args.chat_template, home, lm.chat_template)
+            template = None if isinstance(template, Plain) else template  # it has no turns
+            served = args.served(lm)
+            first = first or served
+            engine = Engine(
+                served if served is first else served.sharing(first),
+                slots=args.slots,
+                ends=lm.ends,
+                steps=args.steps,
+            )
+            reader = Reader(name, lm.tokenizer, lm.config.context, limits, template)
+            del lm, served
+        if args.warm_up:
+            with waiting("compiling"):
+                engine.warm_up()
+        hosted.append(Hosted(reader, Scheduler(engine, waiting=args.queue, on_failure=on_failure)))
+    return hosted
+
+
+def _name_of(args: ServeArgs) -> str:
+    """The name of the model without an adapter."""
+    return args.name or Path(args.model).resolve().name
+
+
+def _adapters(args: ServeArgs) -> dict[str, str]:
+    """The paths of the adapters by their names. Raises ConfigError where a name is missing or comes twice."""
+    from jaxgpt.errors import ConfigError
+
+    found: dict[str, str] = {}
+    for given in args.adapter:
+        own, is_named, path = given.partition("=")
+        if not (own and is_named and path):
+            why, fix = "it names no adapter", "write NAME=PATH, such as --adapter spam=runs/spam"
+            raise ConfigError(f"--adapter {given}", why=why, fix=fix)
+        if own in (_name_of(args), *found):
+            why, fix = f"a model is called {own} already", "give each adapter a name of its own"
+            raise ConfigError(f"--adapter {given}", why=why, fix=fix)
+        found[own] = path
+    return found
 
 
 def _listen(args: ServeArgs, listener: socket.socket) -> None:
@@ -191,6 +239,7 @@ def _check(args: ServeArgs, key: str | None) -> None:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
             why, fix = "it is not an origin", "give scheme and host, such as https://example.org"
             raise ConfigError(f"--cors {origin}", why=why, fix=fix)
+    _adapters(args)
     if 2 * args.max_choices > args.slots + args.queue:  # with echo, each prompt is also scored
         most = (args.slots + args.queue) // 2
         raise ConfigError(

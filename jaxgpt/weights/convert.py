@@ -5,7 +5,6 @@ What a format needs in addition, such as biases of zeros, is added and stated in
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.errors import ConfigError, DataError, unwritable
+from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.files import new_folder, refuse_occupied
 from jaxgpt.text.chat_template import write_templates
 from jaxgpt.weights.ends import as_stated, write_generation
 from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, SCORE, write_huggingface
@@ -139,36 +139,19 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
     Raises ConfigError when something is there already or the format cannot state what the model is, DataError
     when a tensor is damaged, StorageError when writing fails.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ConfigError(
-            "something is there already",
-            path=path,
-            why="writing would destroy it",
-            fix="name a path that does not exist yet",
-        )
+    refuse_occupied(path)
     model = sayable(model, to)
     fmt = FORMATS[to]
     if fmt.file and path.suffix == Path(fmt.file).suffix:
         fmt.write(model, path)
         return model
-    part = path.with_name(path.name + ".part")
-    try:
-        if part.exists():  # a conversion that was killed left it
-            shutil.rmtree(part)
-        part.mkdir(parents=True)
+    with new_folder(path) as part:
         fmt.write(model, part / fmt.file if fmt.file else part)
         if fmt.file and model.tokenizer and model.tokenizer.name != "gpt2":
             model.tokenizer.save_in(part)
         write_templates(part, model.templates)
         if to != "huggingface" and model.stated_ends:
             write_generation(part, {"eos_token_id": as_stated(model.stated_ends)})
-        if path.is_dir():
-            path.rmdir()  # it is empty, as the check above saw
-        part.rename(path)
-    except OSError as error:
-        raise unwritable(path, error, "cannot write the model") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return model
 
 

@@ -1,12 +1,15 @@
-"""A digest of every array of a pytree, by which a checkpoint is verified."""
+"""A digest of every array of a pytree, by which a checkpoint is verified, and one of a whole model."""
 
+import functools
+import hashlib
+import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgpt.parallel import path_of
+from jaxgpt.parallel import by_path, path_of
 
 
 def digests(tree: Any) -> dict[str, str]:
@@ -21,6 +24,25 @@ def digests(tree: Any) -> dict[str, str]:
         path_of(path): f"{kind(leaf)}:{int(low):08x}{int(high):08x}"
         for (path, leaf), (low, high) in zip(leaves, sums, strict=True)
     }
+
+
+def model_digest(params: Any, vocab: int) -> str:
+    """Return one digest of a language model's first `vocab` tokens and all its other parameters.
+
+    It does not depend on where the parameters came from: they are taken in float32, and without the rows of
+    the tables behind these tokens. Adapters and the head of a classifier do not count.
+    """
+    counted = {
+        path: _rows(leaf, vocab) if path in ("wte/embedding", "lm_head/embedding") else leaf.astype("float32")
+        for path, leaf in by_path(params).items()
+        if path != "score/kernel" and "/lora_" not in path
+    }
+    return hashlib.sha256(json.dumps(digests(counted), sort_keys=True).encode()).hexdigest()
+
+
+@functools.partial(jax.jit, static_argnames="vocab")
+def _rows(table_VD: Array, vocab: int) -> Array:
+    return table_VD[:vocab].astype("float32")
 
 
 def kind(leaf: Any) -> str:

@@ -19,7 +19,7 @@ import jax
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.model.gpt import define
-from jaxgpt.parallel import path_of
+from jaxgpt.parallel import by_path
 from jaxgpt.weights.tensors import FLOATS, Tensor
 
 # (path of our leaf, GPT-2's name, OpenAI's variable). Rows whose path begins with `h/` stand for one tensor a
@@ -95,7 +95,7 @@ def foreign_config(path: Path, **fields: Any) -> GPTConfig:
 def leaf_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter of this model, by its path."""
     shapes = jax.eval_shape(define(config).init, jax.random.key(0))
-    return {path_of(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    return {path: leaf.shape for path, leaf in by_path(shapes).items()}
 
 
 @functools.lru_cache(maxsize=8)

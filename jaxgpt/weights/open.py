@@ -12,6 +12,8 @@ from jaxgpt.text.chat_template import templates_in
 from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
 from jaxgpt.text.tokenizer import Tokenizer, gpt2_tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
+from jaxgpt.weights.adapted import is_adapter, open_adapter, with_adapter
+from jaxgpt.weights.adapter import Adapter
 from jaxgpt.weights.ends import ends_in
 from jaxgpt.weights.formats.huggingface import open_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, is_llmc, open_llmc
@@ -34,16 +36,26 @@ OTHER_TOKENIZERS = (
 )
 
 
-def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -> StoredModel:
+def open_model(
+    source: str | Path, *, adapter: str | Path | None = None, layer_norm_epsilon: float | None = None
+) -> StoredModel:
     """Open a run directory, a folder or file of weights in any format, or a name on the hub such as `gpt2`.
 
     `RUN@best` is the best checkpoint of a run directory and `RUN@500` that of step 500. A file or folder of
-    that name goes before the model on the hub, which is fetched. `layer_norm_epsilon` is only for OpenAI's
-    files, which do not state it. No tensor is read yet. Raises MissingError when there is
+    that name goes before the model on the hub, which is fetched. An `adapter`, the path of a run that trained
+    one or of a folder of PEFT's, is merged into the model. Such a path is also a model by itself: the base
+    that it names, with it merged. `layer_norm_epsilon` is only for OpenAI's files, which do not state it. No
+    tensor is read yet. Raises MissingError when there is
     no such model, DataError when it is damaged or is not a GPT-2 in one of the formats, ConfigError for an
     epsilon that the files state themselves, StorageError when reading fails.
     """
+    if adapter is not None:
+        base = open_model(source, layer_norm_epsilon=layer_norm_epsilon)
+        return _adapted(base, str(source), open_adapter(adapter), adapter)
     path, step = named_step(source)
+    if is_adapter(path):
+        found = open_adapter(source)
+        return _adapted(_base_of(found, path, layer_norm_epsilon), found.base.name, found, source)
     if not path.exists():
         if repository_of(str(source)) is None:
             raise MissingError(
@@ -73,6 +85,29 @@ def open_model(source: str | Path, *, layer_norm_epsilon: float | None = None) -
         templates=templates,
         notes=(*model.notes, *notes, *ends_notes, *template_notes),
     )
+
+
+def _base_of(adapter: Adapter, path: Path, layer_norm_epsilon: float | None) -> StoredModel:
+    """Return the base that an adapter names."""
+    try:
+        return open_model(adapter.base.name, layer_norm_epsilon=layer_norm_epsilon)
+    except MissingError as error:
+        raise MissingError(
+            f"the adapter's base {adapter.base.name!r} is not here",
+            path=path,
+            why="only the adapter is in this folder, and its base cannot be opened",
+            fix="name the base, and this folder as its adapter: load(BASE, adapter=...), --adapter",
+        ) from error
+
+
+def _adapted(base: StoredModel, name: str, adapter: Adapter, source: str | Path) -> StoredModel:
+    """Return a base with the adapter of `source`, and with the tokenizer beside it, if there is one."""
+    path, _ = named_step(source)
+    model = with_adapter(base, adapter, path, name=name)
+    if not tokenizer_in(path):
+        return model
+    tokenizer, notes = tokenizer_of(path, model.config.vocab)
+    return dataclasses.replace(model, tokenizer=tokenizer, notes=(*model.notes, *notes))
 
 
 def _templates(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:

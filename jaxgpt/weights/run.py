@@ -72,9 +72,8 @@ def open_run(folder: Path, wanted: str | None = None) -> StoredModel:
     damaged.
     """
     train = read_config(folder)
-    step = _step_of(folder, train, wanted)
+    step = step_of(folder, train, wanted)
     config, item, shapes = _saved(folder, train, step)
-    head = Head(train.labels, train.reads) if isinstance(train, ClassifyConfig) else None
     one = abstract(shapes, one_device())
 
     def restored(mesh: Mesh) -> Params:
@@ -90,10 +89,15 @@ def open_run(folder: Path, wanted: str | None = None) -> StoredModel:
         return Tensor(place.shape, dtype, lambda: part_of(leaf(place.path), place))
 
     tensors = {place.name: tensor(place) for place in places(config)}
-    return StoredModel(config, RestorableTensors(tensors, restored), head=head)
+    return StoredModel(config, RestorableTensors(tensors, restored), head=head_of(train))
 
 
-def _step_of(folder: Path, train: RunConfig, wanted: str | None) -> int:
+def head_of(train: RunConfig) -> Head | None:
+    """Return what the head of a run's classifier means; None of other runs."""
+    return Head(train.labels, train.reads) if isinstance(train, ClassifyConfig) else None
+
+
+def step_of(folder: Path, train: RunConfig, wanted: str | None) -> int:
     """Return the step of the checkpoint that is wanted. Raises MissingError when it is not there."""
     newest = latest_step(folder / CHECKPOINTS)
     if newest is None:
