@@ -12,13 +12,14 @@ import pytest
 from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig, load_recipe, read_config, with_settings
 from jaxgpt.errors import BusyError, StorageError
 from jaxgpt.model.gpt import define
-from jaxgpt.parallel import mesh_of, shardings
+from jaxgpt.parallel import abstract, mesh_of, shardings
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.optim import adamw, averaged, learning_rate
 from jaxgpt.training.resume import Found
 from jaxgpt.training.run_directory import locked, restore_state, save_state, write_settings
 from jaxgpt.training.state import abstract_state, create_state
-from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
+from jaxgpt.training.trainable import Chosen
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, restore
 
 BYTES = load_tokenizer("bytes")
 NANO = load_recipe("nano")
@@ -127,3 +128,15 @@ def test_a_state_is_restored_as_it_was_on_another_mesh(tmp_path: Path, config: G
     ):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     assert averaged(restored.opt_state) is not None
+
+
+def test_the_average_of_a_run_that_trains_a_part_is_saved_as_a_whole_model(
+    tmp_path: Path, config: GPTConfig
+) -> None:
+    optim, chosen = OptimConfig(ema_decay=0.5), Chosen(pattern="h/.*", layers=(1, 3))
+    optimizer, mesh = adamw(optim, learning_rate(optim, 10)), mesh_of(MeshConfig(data=1), jax.devices()[:1])
+    state = create_state(define(config), optimizer, 3, mesh, chosen=chosen)
+    with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
+        save_state(checkpoints, "abc", state, 7)
+    saved = restore(tmp_path / CHECKPOINTS, 7, "average", abstract(state.params, mesh))
+    jax.tree.map(assert_same, saved, state.params)  # an average begins with the parameters

@@ -30,7 +30,7 @@ from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.resume import Found, changes
 from jaxgpt.training.state import TrainState
-from jaxgpt.training.trainable import partition
+from jaxgpt.training.trainable import combine, partition
 from jaxgpt.weights.adapted import ADAPTER, saved_base
 from jaxgpt.weights.adapter import Base, check_base
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, restore
@@ -135,8 +135,8 @@ def save_state(
     kept = {"params": state.params} if base is None else {ADAPTER: state.trainable}
     items = kept | {"rest": _rest(state)}
     average = averaged(state.opt_state)
-    if average is not None:
-        items["average"] = average
+    if average is not None:  # it has what trains, and every reader of a run expects a whole model
+        items["average"] = combine(average, state.frozen, state.chosen) if base is None else average
     meta: dict[str, Any] = {"position": {"fingerprint": fingerprint}}
     checkpoints.save(step, items, meta if base is None else meta | {"base": base._asdict()})
 
