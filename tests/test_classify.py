@@ -81,6 +81,7 @@ def test_a_run_that_goes_on_equals_one_that_went_through(
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_no_better_ends_early_and_keeps_its_best(
     lm_folder: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

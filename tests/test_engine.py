@@ -268,6 +268,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_gives_others(served: Se
     assert texts(engine, [request([1, 2, 3], 12, WILD, seed=5)]) == [one]
 
 
+@pytest.mark.slow
 def test_a_context_of_one_or_two_tokens_still_generates() -> None:
     for context in (1, 2):
         config = GPTConfig(vocab=11, context=context, layers=1, heads=1, width=4, vocab_multiple=8)

@@ -319,6 +319,7 @@ def test_a_loaded_classifier_is_the_one_that_was_trained(run: Path) -> None:
     np.testing.assert_array_equal(classifier.params["score"]["kernel"], adapter.score)
 
 
+@pytest.mark.slow
 def test_instructions_are_learned_by_adapters_and_samples_are_written_with_them(
     base: Path, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_from_python_with_only_some_layers_and_the_mean(base: Path, pairs: Path, tmp_path: Path) -> None:
     recipe = PreferenceConfig(trains="last-block", answer="mean", batch=8, steps=2, eval_every=0)
     changed = {"init_from": str(base), "data.path": str(pairs), "out_dir": str(tmp_path / "run")}

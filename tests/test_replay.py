@@ -198,6 +198,7 @@ def test_data_that_has_changed_is_refused(run: Path, text: Path, tmp_path: Path,
     assert "it has trained on other tokens" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_steps_that_are_skipped_make_no_update_and_the_log_says_so(
     run: Path, text: Path, tmp_path: Path, capsys: Any
 ) -> None:

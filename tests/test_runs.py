@@ -75,6 +75,7 @@ def test_without_validation_data_it_is_said_before_anything_slow_how_to_train_wi
         train(tmp_path / "run", **{"data.path": str(tmp_path / "data")})
 
 
+@pytest.mark.slow
 def test_a_text_that_changed_is_no_reason_to_delete_the_runs_data(
     train: Callable[..., jaxgpt.Run], text: Path, tmp_path: Path
 ) -> None:

@@ -163,6 +163,7 @@ def test_of_many_tokens_those_are_drawn_that_the_filters_keep(settings: dict[str
         )
 
 
+@pytest.mark.slow
 def test_an_accelerator_draws_the_same() -> None:
     """By another way, which the plan's platform decides, and not the machine that compiles the program."""
     samplings = [Sampling(), Sampling(top_k=5), Sampling(top_p=0.5), Sampling(top_k=400), Sampling(min_p=0.1)]
