@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest -q
 PROMPT ?= The function
 
-.PHONY: demo test slow lint bench clean dev
+.PHONY: demo test slow notebooks lint bench clean dev
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## train a small model on the built-in text and let it write
@@ -24,6 +24,9 @@ test: dev  ## everything that takes seconds
 
 slow: dev  ## everything that takes minutes, one after another: initialising GPT-2 XL takes 18 GB
 	$(PYTEST) -m slow
+
+notebooks: dev  ## runs every notebook, without a network; the executed copies are left in build/notebooks
+	$(PYTEST) -m notebook tests/test_notebooks.py
 
 lint: dev
 	$(BIN)/ruff check .

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from book import book_params
 from jax import Array
-from torch_rng import TorchGenerator, linear, shuffled_epoch
 
+from jaxgpt.book.torch_random import TorchGenerator, linear, shuffled_epoch
+from jaxgpt.book.weights import book_params
 from jaxgpt.config import GPTConfig, TrainConfig, load_recipe
 from jaxgpt.model import attend, block, gpt
 from jaxgpt.model.gpt import Params, define

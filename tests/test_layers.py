@@ -23,6 +23,7 @@ STOREYS = [
     "parallel",
     "text",
     "model",
+    "book",
     "weights",
     "training",
     "inference",

@@ -4,8 +4,8 @@ Source: the code of chapters 3 to 5 of "Build a Large Language Model (From Scrat
 """
 
 import numpy as np
-from torch_rng import TorchGenerator, linear
 
+from jaxgpt.book.torch_random import TorchGenerator, linear
 from jaxgpt.config import GPTConfig
 from jaxgpt.model.gpt import Params
 
