@@ -17,11 +17,13 @@ from jaxgpt.evaluation.windows import check_stride
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.served import Served
 from jaxgpt.language_model import LanguageModel, load
+from jaxgpt.weights.adapted import loaded_already
 
 
 def evaluate(
     model: str | Path | LanguageModel,
     *,
+    adapter: str | Path | None = None,
     data: str | Path | None = None,
     tasks: Sequence[str] = (),
     data_dir: str | Path | None = None,
@@ -34,10 +36,11 @@ def evaluate(
 ) -> dict[str, Figure]:
     """The figures of a model by their names: how well it predicts a text, and how it does at tasks.
 
-    `model` names one, or is one that `load` returned. `tasks` has names such as `lambada:harness`, or
+    `model` names one, or is one that `load` returned; `adapter` is for one that is named, and is explained at
+    `load`. `tasks` has names such as `lambada:harness`, or
     `lm-eval:NAME` for a task of lm-evaluation-harness. The rest is explained at `data_figures`,
-    `task_figures` and `lm_eval_figures`. Raises ConfigError when there is nothing to score on, and what
-    `load` and these three raise.
+    `task_figures` and `lm_eval_figures`. Raises ConfigError when there is nothing to score on and for
+    an adapter of a model that is loaded already, and what `load` and these three raise.
     """
     if data is None and not tasks:
         raise ConfigError(
@@ -45,6 +48,8 @@ def evaluate(
             why="neither data nor tasks were given",
             fix='pass data=, such as a text, or tasks=["lambada"]',
         )
+    if isinstance(model, LanguageModel) and adapter is not None:
+        raise loaded_already(adapter)
     if data is not None:
         is_text(Path(data))  # what is missing is told of before a model is read
     ours, theirs = parted(tasks)
@@ -52,7 +57,7 @@ def evaluate(
     asked = open_tasks(ours, folder, show)
     if theirs:
         check_installed()
-    lm = model if isinstance(model, LanguageModel) else load(model)
+    lm = model if isinstance(model, LanguageModel) else load(model, adapter=adapter)
     figures: list[Figure] = []
     if data is not None:
         figures += data_figures(lm, data, stride=stride, protocol=protocol, batch=batch, int8=int8, show=show)

@@ -262,6 +262,44 @@ def test_a_run_that_goes_on_equals_one_that_went_through(
     np.testing.assert_array_equal(ours.score, theirs.score)
 
 
+def test_every_verb_takes_the_adapter_beside_its_base(run: Path, base: Path, tmp_path: Path, capsys) -> None:
+    """Which then does what the run does, and not what the base does."""
+    own, text = tmp_path / "run", tmp_path / "a text.txt"
+    shutil.copytree(run, own)
+    (own / "chat.json").write_text('{"chat": "phi3"}')
+    (own / "test.jsonl").write_text('{"instruction": "3 plus 4", "input": "", "output": "7"}\n')
+    text.write_text("A tale of 3 plus 4. " * 5)
+    texts, lm = ["3 plus 5", "a tale of 9 and 4"], jaxgpt.load(run)
+    assert jaxgpt.classify(base, texts, adapter=own) == jaxgpt.classify(run, texts)
+    outputs = []
+    for named in ([base, "--adapter", f"{own}@12"], [run]):
+        assert exit_code("classify", *named, *texts, "--json") == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and '"label": "tale"' in outputs[0]
+    assert exit_code("classify", base, "a") == 65 and "no head for classes" in capsys.readouterr().err
+    found, plain = jaxgpt.evaluate(base, adapter=own, data=text), jaxgpt.evaluate(base, data=text)
+    assert found == jaxgpt.evaluate(lm, data=text) and found["val_loss"].value != plain["val_loss"].value
+    figures = ["--data", text, "--json", tmp_path / "a.json"]
+    assert exit_code("evaluate", base, "--adapter", own, *figures) == 0
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert (kept["model"], kept["adapter"]) == (str(base), str(own))
+    assert kept["val_loss"] == found["val_loss"].value
+    out = ["--out", tmp_path / "answers.json", "--max-new-tokens", "8"]
+    assert exit_code("answer", base, "--adapter", f"{own}@12", *out) == 0
+    [row] = json.loads((tmp_path / "answers.json").read_text())
+    prompt = "<|user|>\n3 plus 4\n\n<|assistant|>\n"
+    said, else_said = (
+        each.generate(prompt, max_new_tokens=8, temperature=0) for each in (lm, jaxgpt.load(base))
+    )
+    assert row["instruction"] == "3 plus 4" and row["model_response"] == said.strip() != else_said.strip()
+    for call in (
+        lambda: jaxgpt.evaluate(lm, adapter=own, data=text),
+        lambda: jaxgpt.classify(load_classifier(run), texts, adapter=own),
+    ):
+        with pytest.raises(ConfigError, match=r"of a loaded model: .*load\(MODEL, adapter=...\)"):
+            call()
+
+
 def test_another_base_is_refused(run: Path, base: Path, table: Path, tmp_path: Path, capsys) -> None:
     lm, elsewhere = jaxgpt.load(base), tmp_path / "base"
     bent = {**lm.params, "ln_f": {**lm.params["ln_f"], "bias": lm.params["ln_f"]["bias"] + 1e-3}}

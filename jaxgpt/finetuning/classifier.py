@@ -17,6 +17,7 @@ from jaxgpt.finetuning.class_head import Reads, predictor
 from jaxgpt.model.gpt import Params
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.state import training_model
+from jaxgpt.weights.adapted import loaded_already
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
 from jaxgpt.weights.run import one_device
@@ -73,13 +74,16 @@ class Classifier:
         return predictor(model, self.mesh, cast(Reads, self.head.reads), form)
 
 
-def load_classifier(model: str | Path, *, mesh: Mesh | None = None) -> Classifier:
+def load_classifier(
+    model: str | Path, *, adapter: str | Path | None = None, mesh: Mesh | None = None
+) -> Classifier:
     """Load a classifier: a run of `jaxgpt finetune`, or a folder of GPT2ForSequenceClassification.
 
-    Raises MissingError when there is no such model, DataError when it is damaged, has no tokenizer, or is no
-    classifier.
+    An `adapter`, a run that trained one (LoRA) or a folder of PEFT's, is merged into the model, and brings
+    its head. Raises MissingError when there is no such model, DataError when it is damaged, has no tokenizer,
+    or is no classifier, or when the adapter was trained on another model.
     """
-    stored = open_model(model)
+    stored = open_model(model, adapter=adapter)
     if stored.head is None or stored.tokenizer is None:
         raise DataError(
             "no classifier",
@@ -95,11 +99,17 @@ def load_classifier(model: str | Path, *, mesh: Mesh | None = None) -> Classifie
     return Classifier(stored.config, read_params(stored, place), stored.tokenizer, stored.head, place)
 
 
-def classify(model: str | Path | Classifier, texts: Sequence[str]) -> list[Classified]:
+def classify(
+    model: str | Path | Classifier, texts: Sequence[str], *, adapter: str | Path | None = None
+) -> list[Classified]:
     """The label of each text, and the probabilities of all labels, by a trained classifier.
 
-    `model` names one, or is one that `load_classifier` returned. Raises what `load_classifier` and
-    `Classifier.classify` raise.
+    `model` names one, or is one that `load_classifier` returned; `adapter` is for one that is named, and is
+    explained there. Raises what `load_classifier` and `Classifier.classify` raise, and ConfigError for an
+    adapter of a model that is loaded already.
     """
-    classifier = model if isinstance(model, Classifier) else load_classifier(model)
-    return classifier.classify(texts)
+    if not isinstance(model, Classifier):
+        model = load_classifier(model, adapter=adapter)
+    elif adapter is not None:
+        raise loaded_already(adapter)
+    return model.classify(texts)

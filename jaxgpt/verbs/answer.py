@@ -9,11 +9,11 @@ from typing import Annotated
 import tyro
 
 from jaxgpt.errors import ConfigError, StorageError, unwritable
-from jaxgpt.verbs.flags import EngineFlags, SamplingFlags
+from jaxgpt.verbs.flags import AdapterFlags, EngineFlags, SamplingFlags, home_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerArgs(SamplingFlags, EngineFlags):
+class AnswerArgs(SamplingFlags, EngineFlags, AdapterFlags):
     """Have MODEL answer every question of FILE, and write its answers beside the right ones.
 
     A question that is longer than the context leaves room for is asked without its beginning.
@@ -24,7 +24,7 @@ class AnswerArgs(SamplingFlags, EngineFlags):
     RUN@best is a run's best checkpoint, RUN@500 that of step 500."""
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = None
     """Dialogues, as `jaxgpt finetune instruct` takes them; the last answer of each is the right one.
-    None means the test dialogues that the run in the folder MODEL has kept."""
+    None means the test dialogues that the run in the folder MODEL, or that of the adapter, has kept."""
     out: Path = Path("answers.json")
     """The JSON file to write. Each row has a model_response."""
     chat_template: str = "auto"
@@ -43,7 +43,7 @@ def run(args: AnswerArgs) -> None:
     from jaxgpt.files import write_atomically
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.requests import Request
-    from jaxgpt.inference.templates import Plain, template_of
+    from jaxgpt.inference.templates import CHAT_FILE, Plain, template_of
     from jaxgpt.language_model import MOST_SLOTS
     from jaxgpt.text.dialogues import read_dialogues
 
@@ -59,8 +59,9 @@ def run(args: AnswerArgs) -> None:
     dialogues, notes = read_dialogues(path)
     for text in notes:
         note(text)
-    lm = args.load(args.model)
-    found = template_of(lm.tokenizer, args.chat_template, args.model, lm.chat_template)
+    lm = args.load(args.model, args.adapter)
+    home = home_of(CHAT_FILE, args.model, args.adapter)
+    found = template_of(lm.tokenizer, args.chat_template, home, lm.chat_template)
     template = found or Plain(lm.tokenizer)
     asked = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling)
     room = max(1, lm.config.context - args.max_new_tokens)
@@ -91,7 +92,7 @@ def _questions(args: AnswerArgs) -> Path:
     from jaxgpt.finetuning.instruct import TEST_FILE
     from jaxgpt.weights.run import named_step
 
-    own = named_step(args.model)[0] / TEST_FILE
+    own = named_step(home_of(TEST_FILE, args.model, args.adapter))[0] / TEST_FILE
     if args.file is None and not own.is_file():
         raise ConfigError(
             "no questions",

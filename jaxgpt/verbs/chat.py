@@ -56,11 +56,11 @@ def run(args: ChatArgs) -> None:
     from jaxgpt.inference.conversation import Conversation, room_for_prompt
     from jaxgpt.inference.engine import Engine
     from jaxgpt.inference.requests import Request
-    from jaxgpt.inference.templates import Plain, template_of
+    from jaxgpt.inference.templates import CHAT_FILE, Plain, template_of
 
     sampling = args.sampling()
     lm = args.load(args.model, args.adapter)
-    home = home_of(args.model, args.adapter)
+    home = home_of(CHAT_FILE, args.model, args.adapter)
     found = template_of(lm.tokenizer, args.chat_template, home, lm.chat_template)
     template = found or Plain(lm.tokenizer)
     engine = Engine(args.served(lm), slots=1, ends=lm.ends, steps=STEPS)

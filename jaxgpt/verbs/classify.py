@@ -10,10 +10,11 @@ from typing import Annotated
 import tyro
 
 from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
+from jaxgpt.verbs.flags import AdapterFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyArgs:
+class ClassifyArgs(AdapterFlags):
     """Put each TEXT into one of the classes that MODEL was trained to tell apart.
 
     Each text gets a line: its label, the label's probability, and the text.
@@ -35,7 +36,7 @@ def run(args: ClassifyArgs) -> None:
     texts = _texts(args)
     from jaxgpt.finetuning.classifier import classify
 
-    for text, found in zip(texts, classify(args.model, texts), strict=True):
+    for text, found in zip(texts, classify(args.model, texts, adapter=args.adapter), strict=True):
         if args.json:
             row = {"text": text, "label": found.label, "probabilities": found.probabilities}
             print(json.dumps(row, ensure_ascii=False))

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxgpt.errors import ConfigError
+from jaxgpt.verbs.flags import AdapterFlags
 
 if TYPE_CHECKING:
     from jaxgpt.evaluation.figures import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArgs:
+class EvaluateArgs(AdapterFlags):
     """Score MODEL on a text (--data), on known tasks (--tasks), on examples of one's own (--examples).
 
     Each figure is printed with the protocol it was measured by.
@@ -94,7 +95,7 @@ def run(args: EvaluateArgs) -> None:
         asked = open_tasks(ours, args.data_dir, show)
     if theirs:
         check_installed()
-    lm = load(args.model)
+    lm = load(args.model, adapter=args.adapter)
     figures: list[Figure] = []
     if args.data:
         with waiting(f"scoring {args.data}"), progress_bar() as show:
@@ -130,13 +131,14 @@ def run(args: EvaluateArgs) -> None:
             )
     _show(figures)
     if args.json:
-        found = json.dumps(_as_json(args.model, figures), indent=2, ensure_ascii=False)
+        found = json.dumps(_as_json(args, figures), indent=2, ensure_ascii=False)
         args.json.write_text(found + "\n", encoding="utf-8")
 
 
-def _as_json(model: str, figures: list["Figure"]) -> dict[str, Any]:
+def _as_json(args: EvaluateArgs, figures: list["Figure"]) -> dict[str, Any]:
     """The figures by their names, and under headings of their own what belongs to them."""
-    found: dict[str, Any] = {"model": model} | {figure.name: figure.value for figure in figures}
+    found: dict[str, Any] = {"model": args.model} | ({"adapter": args.adapter} if args.adapter else {})
+    found |= {figure.name: figure.value for figure in figures}
     found["protocols"] = {figure.name: f"{figure.measure}; {figure.protocol}" for figure in figures}
     found["standard_errors"] = {
         figure.name: figure.standard_error for figure in figures if _known(figure.standard_error)

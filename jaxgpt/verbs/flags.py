@@ -133,17 +133,17 @@ class EngineFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFlags:
-    """An adapter beside the model: the flag that generate and chat share."""
+    """An adapter beside the model: the flag of the verbs that use one model."""
 
     adapter: str | None = None
     """Adapter (LoRA) that is merged into MODEL: a run that trained one, or a folder of PEFT's."""
 
 
-def home_of(model: str, adapter: str | None) -> str:
-    """Where chat.json is looked for: in the adapter's folder if it has one, otherwise in the model's."""
-    from jaxgpt.inference.templates import CHAT_FILE
+def home_of(file: str, model: str, adapter: str | None) -> str:
+    """Where a file of this name is looked for: with the adapter if it has one, otherwise with the model."""
+    from jaxgpt.weights.run import named_step
 
-    return adapter if adapter and (Path(adapter) / CHAT_FILE).is_file() else model
+    return adapter if adapter and (named_step(adapter)[0] / file).is_file() else model
 
 
 def check_output(flag: str, path: Path | None) -> None:

@@ -131,7 +131,7 @@ def _hosted(args: ServeArgs, on_failure: Callable[[], None]) -> "list[Hosted]":
     """
     from jaxgpt.display import waiting
     from jaxgpt.inference.engine import Engine
-    from jaxgpt.inference.templates import Plain, template_of
+    from jaxgpt.inference.templates import CHAT_FILE, Plain, template_of
     from jaxgpt.serving.api import Reader
     from jaxgpt.serving.call import Limits
     from jaxgpt.serving.scheduler import Scheduler
@@ -144,7 +144,7 @@ def _hosted(args: ServeArgs, on_failure: Callable[[], None]) -> "list[Hosted]":
     for name, path in paths.items():
         with waiting(f"loading {path or args.model}"):
             lm = args.load(args.model, path)
-            home = home_of(args.model, path)
+            home = home_of(CHAT_FILE, args.model, path)
             template = template_of(lm.tokenizer, args.chat_template, home, lm.chat_template)
             template = None if isinstance(template, Plain) else template  # it has no turns
             served = args.served(lm)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgpt.config import FinetuneConfig, read_config
-from jaxgpt.errors import DataError, MissingError
+from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.model.gpt import Params
 from jaxgpt.model.lora import adapter_shapes, merged
 from jaxgpt.parallel import abstract, by_path, shardings
@@ -48,6 +48,12 @@ def open_adapter(path: str | Path) -> Adapter:
     if not is_adapter(path):
         raise DataError("not an adapter", path=path, why="it holds none", fix=fix)
     return _of_run(path, step) if is_run(path) else open_peft(path)
+
+
+def loaded_already(adapter: str | Path) -> ConfigError:
+    """The error for an adapter that is named beside a model in memory."""
+    why, fix = "it is merged into a model while that is loaded", "name it there, as load(MODEL, adapter=...)"
+    return ConfigError(f"adapter {str(adapter)!r} of a loaded model", why=why, fix=fix)
 
 
 def _of_run(folder: Path, named: str | None) -> Adapter:
