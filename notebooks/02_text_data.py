@@ -16,6 +16,7 @@ import sys
 
 if "google.colab" in sys.modules and importlib.util.find_spec("jaxgpt") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "jaxgpt[plots]"], check=True)
+    print("Now choose Runtime > Restart session in Colab's menu, and run this notebook from its first cell.")
 
 # %% tags=["parameters"]
 merges = 60  # how many pairs are merged when we learn a vocabulary

@@ -16,6 +16,7 @@ import sys
 
 if "google.colab" in sys.modules and importlib.util.find_spec("jaxgpt") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "jaxgpt[plots]"], check=True)
+    print("Now choose Runtime > Restart session in Colab's menu, and run this notebook from its first cell.")
 
 # %% tags=["parameters"]
 dropout_rate = 0.1  # the share that the library's dropout sets to zero
@@ -149,7 +150,7 @@ def heat_map(panel, weights_TS, title):
     panel.set_xticklabels(words, rotation=45, ha="right")
     panel.set_yticklabels(words)
     for (row, column), weight in np.ndenumerate(np.asarray(weights_TS)):
-        colour = "white" if weight > largest / 2 else "black"
+        colour = "white" if weight > 0.6 * largest else "black"
         panel.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=7, color=colour)
 
 

@@ -54,7 +54,8 @@ def test_there_is_no_other_file_for_colab() -> None:
 @SOURCES
 def test_cells_are_short_and_the_first_one_installs(source: Path) -> None:
     cells = code_cells(source)
-    assert cells[0] == code_cells(sources()[0])[0] and "google.colab" in cells[0]
+    installs = code_cells(sources()[0])[0]
+    assert "google.colab" in installs and cells[0] == installs, "copy the first cell of the first notebook"
     assert [cell for cell in cells if len(cell.splitlines()) > MOST_LINES] == []
     tags = [tag for cell in notebook_of(source).cells for tag in cell.metadata.get("tags", ())]
     assert tags.count("parameters") == 1 and set(tags) <= {"parameters", "eight-devices"}
