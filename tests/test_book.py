@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax import Array
 
+from jaxgpt.book.printed import assert_printed
 from jaxgpt.book.torch_random import TorchGenerator, linear, shuffled_epoch
 from jaxgpt.book.weights import book_params
 from jaxgpt.config import GPTConfig, TrainConfig, load_recipe
@@ -73,6 +74,17 @@ def test_random_numbers_are_those_of_pytorch() -> None:
         np.testing.assert_allclose(found, expected, **within, err_msg=name)
     for name, found in zip(("weight", "bias"), linear(generator, 7, 3, bias=True), strict=True):
         np.testing.assert_array_equal(found, EXPECTED[f"random_linear_{name}"])
+
+
+def test_what_is_printed_is_compared_in_every_digit() -> None:
+    assert_printed(np.float32([0.95444, -1.4755]), [0.9544, -1.4755])
+    assert_printed(10.987583, 10.98758, digits=5)
+    assert_printed([["a", "b"]], [["a", "b"]])
+    numbers = [([2.0, 0.9545], [2.0, 0.9544]), ([1.0, 1.0], [1.0]), (124412161, 124412160), (np.nan, 1.0)]
+    wrong: list[tuple[Any, Any]] = [*numbers, (["a"], ["b"])]
+    for ours, printed in wrong:
+        with pytest.raises(AssertionError, match=r"ours"):
+            assert_printed(ours, printed)
 
 
 @pytest.mark.parametrize(
