@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,6 +70,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises StorageError, which leaves the old file unchanged."""
     with replacing(path) as file:
         file.write(content)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, by their paths in it, each whole or not at all. Raises StorageError."""
+    for name, content in files.items():
+        write_atomically(folder / name, content)
 
 
 def file_sha256(path: Path) -> str:

@@ -26,7 +26,7 @@ from jaxgpt.text.prepare import OtherDataError, prepare
 from jaxgpt.text.shards import TokenStream, open_split
 from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from jaxgpt.text.tokenizer_files import load_ranks
-from jaxgpt.training.initial import with_architecture
+from jaxgpt.training.initial import companions_of, with_architecture
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss, next_token_loss
 from jaxgpt.training.optim import averaged
@@ -93,6 +93,7 @@ def pretraining(
         model=model,
         loss=loss,
         tokenizer=tokenizer,
+        files=companions_of(recipe),
         tokens_per_step=recipe.tokens_per_step,
         open_data=open_data,
         details=details_of(model, tokenizer),

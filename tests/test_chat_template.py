@@ -12,9 +12,10 @@ import pytest
 
 import jaxgpt
 from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.files import write_files
 from jaxgpt.inference.templates import Own
 from jaxgpt.text import chat_template
-from jaxgpt.text.chat_template import ChatTemplate, read_template, templates_in, write_templates
+from jaxgpt.text.chat_template import ChatTemplate, read_template, template_files, templates_in
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.weights.convert import FORMATS, write_model
 from jaxgpt.weights.open import open_model
@@ -134,7 +135,7 @@ def test_a_folder_states_its_templates_in_files_or_in_its_settings(tmp_path: Pat
     assert templates_in(tmp_path) == {"default": "two", "tool_use": "three"}
     (tmp_path / "chat_template.jinja").write_bytes(b"four\r\n")
     assert templates_in(tmp_path) == {"default": "four\n"}
-    write_templates(tmp_path / "new", {"default": "a", "rag": "b\n"})
+    write_files(tmp_path / "new", template_files({"default": "a", "rag": "b\n"}))
     assert templates_in(tmp_path / "new") == {"default": "a", "rag": "b\n"}
 
 

@@ -1,6 +1,7 @@
 """`jaxgpt convert`: what it writes, what it says, what it proves."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,13 @@ def test_a_checked_conversion_leaves_its_certificate(tmp_path: Path, capsys: Any
 def test_the_certificate_of_a_single_file_lies_beside_it(tmp_path: Path) -> None:
     assert convert(GOLDEN / "plain", tmp_path / "model.bin", "--to", "llmc", "--check") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.parity.json"]
+
+
+def test_a_single_file_says_what_else_it_leaves_out(tmp_path: Path, capsys: Any) -> None:
+    given = Path(shutil.copytree(GOLDEN / "plain", tmp_path / "given"))
+    (given / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert convert(given, tmp_path / "out" / "model.bin", "--to", "llmc", "--check") == 0
+    assert "where its texts end and its chat templates are left out" in capsys.readouterr().err
 
 
 def test_a_conversion_that_changes_the_model_fails_its_check(tmp_path: Path, capsys: Any) -> None:

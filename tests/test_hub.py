@@ -353,10 +353,13 @@ def test_a_path_in_a_folder_that_exists_is_no_name(
     assert repository_of(source) == repository
 
 
+TEMPLATES = {"chat_template.jinja": b"hi", "additional_chat_templates/rag.jinja": b"read"}
+
+
 @pytest.fixture
 def other_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub that has somebody's GPT-2, and that models are fetched from."""
-    with FakeHub("some-one/small", stored("plain") | {"chat_template.jinja": b"hi"}) as hub:
+    with FakeHub("some-one/small", stored("plain") | TEMPLATES) as hub:
         here = functools.partial(fetch, endpoint=hub.endpoint, cache=tmp_path / "cache")
         monkeypatch.setattr("jaxgpt.weights.open.fetch", here)
         monkeypatch.chdir(tmp_path)
@@ -365,7 +368,8 @@ def other_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeH
 
 def test_any_gpt2_on_the_hub_can_be_named(other_hub: FakeHub, tmp_path: Path) -> None:
     model = open_model("some-one/small")
-    assert model.config == open_huggingface(GOLDEN / "plain").config and model.templates == {"default": "hi"}
+    assert model.config == open_huggingface(GOLDEN / "plain").config
+    assert model.templates == {"default": "hi", "rag": "read"}
     (tmp_path / "some-one").mkdir()  # now it is a path
     with pytest.raises(
         MissingError, match="no model 'some-one/small': it is neither a file or folder here nor"

@@ -1,6 +1,7 @@
 """What a new run begins with: the weights of a given model, in the state as if they had been drawn."""
 
 import dataclasses
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,8 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+import jaxgpt
 from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from jaxgpt.errors import ConfigError
+from jaxgpt.files import write_files
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
 from jaxgpt.pretraining import pretraining
@@ -88,6 +91,31 @@ def test_the_rest_of_the_state_is_that_of_a_random_beginning(tmp_path: Path) -> 
     )
     assert_equal(ours.opt_state, random.opt_state)
     assert not np.allclose(ours.params["wte"]["embedding"], random.params["wte"]["embedding"])
+
+
+def test_a_run_keeps_where_texts_end_and_how_to_chat(tmp_path: Path) -> None:
+    beside = {
+        "generation_config.json": b'{\n  "eos_token_id": 10\n}\n',
+        "chat_template.jinja": b"hi",
+        "additional_chat_templates/rag.jinja": b"read",
+    }
+    written(tmp_path / "model", SMALL)
+    write_files(tmp_path / "model", beside)
+    (tmp_path / "text").write_text("a text of a few words " * 20)
+    recipe = TrainConfig(
+        model=SMALL,
+        init_from=str(tmp_path / "model"),
+        data=dataclasses.replace(DATA, path=str(tmp_path / "text"), val_fraction=0),
+        out_dir=str(tmp_path / "run"),
+        steps=1,
+        batch=8,  # of one row for each device
+        eval_every=0,
+    )
+    model = jaxgpt.train(recipe, progress=False).model
+    assert model.ends == {10} and model.templates == {"default": "hi", "rag": "read"}
+    assert all((tmp_path / "run" / name).read_bytes() == content for name, content in beside.items())
+    shutil.rmtree(tmp_path / "model")  # a run that is resumed does not need it
+    assert pretraining(recipe, tell=print)[1].files == {}
 
 
 def test_a_model_of_another_tokenizer_is_refused_though_it_has_as_many_ids(tmp_path: Path) -> None:

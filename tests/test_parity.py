@@ -68,6 +68,18 @@ def test_another_number_fails_by_the_logits_too(model: StoredModel) -> None:
     assert proof["kl_divergence"]["largest"] > 1e-3
 
 
+def test_other_ends_and_chat_templates_fail_by_their_names(model: StoredModel) -> None:
+    given = dataclasses.replace(model, stated_ends=frozenset([3]), templates={"default": "a", "rag": "b"})
+    written = dataclasses.replace(model, stated_ends=frozenset([4]), templates={"default": "a", "tool": "b"})
+    assert certificate(given, given, written)["problems"] == [
+        "a text ends at the ids [3] there, and at [4] in what was written",
+        "the chat template 'rag' reads back otherwise",
+        "the chat template 'tool' reads back otherwise",
+    ]
+    proof = certificate(given, given, given)
+    assert proof["passed"] and proof["ends"] == [3] and proof["chat_templates"] == ["default", "rag"]
+
+
 def test_another_config_fails_by_its_name(model: StoredModel) -> None:
     written = dataclasses.replace(model, config=dataclasses.replace(model.config, activation="gelu"))
     proof = certificate(model, model, written)

@@ -680,6 +680,8 @@ def test_an_engine_that_hangs_can_be_stopped(saved: Path) -> None:
         ({"port": 70000}, "--port 70000"),
         ({"queue": -1}, "--max-choices"),
         ({"max_tokens": 0}, "--max-tokens 0"),
+        ({"slots": 0}, "--slots 0"),
+        ({"steps": 0}, "--steps 0"),
         ({"max_choices": 40}, "--max-choices 40"),
         ({"api_key": "a", "api_key_file": Path("b")}, "leave out --api-key"),
         ({"host": "192.0.2.1", "api_key": "a"}, "--host"),

@@ -43,6 +43,14 @@ def certificate(source: StoredModel, wanted: StoredModel, written: StoredModel) 
     tensors, problems = _compared_tensors(source, wanted, written)
     config = wanted.config.differences(written.config)
     problems += [f"{name}: {a!r} meant, {b!r} written" for name, (a, b) in config.items()]
+    if wanted.ends != written.ends:
+        meant, found = (sorted(model.ends) for model in (wanted, written))
+        problems.append(f"a text ends at the ids {meant} there, and at {found} in what was written")
+    problems += [
+        f"the chat template {name!r} reads back otherwise"
+        for name in sorted(wanted.templates.keys() | written.templates.keys())
+        if wanted.templates.get(name) != written.templates.get(name)
+    ]
     numbers = _compared_numbers(wanted, written)
     problems += numbers.pop("problems")
     changed = any(source.tensors.get(name) is not tensor for name, tensor in wanted.tensors.items())
@@ -54,6 +62,8 @@ def certificate(source: StoredModel, wanted: StoredModel, written: StoredModel) 
         "config_changes": {
             name: list(pair) for name, pair in source.config.differences(wanted.config).items()
         },
+        "ends": sorted(written.ends),
+        "chat_templates": sorted(written.templates),
         "byte_exact": all(row["destination"] == row["wanted"] for row in tensors.values()),
         "tensors": tensors,
         **numbers,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from jaxgpt.errors import ConfigError, DataError, MissingError, unreadable
-from jaxgpt.files import write_atomically
 from jaxgpt.text import jinja_process
 from jaxgpt.text.jinja_process import MEMORY
 from jaxgpt.text.tokenizer_folder import SETTINGS_FILE
@@ -155,8 +154,9 @@ def _unlike(path: Path, why: str) -> DataError:
     return DataError("not a chat template", path=path, why=why, fix="fetch the file again, or correct it")
 
 
-def write_templates(folder: Path, templates: Mapping[str, str]) -> None:
-    """Write each template into a file of its own, as transformers does. Raises StorageError."""
-    for name, source in templates.items():
-        path = folder / TEMPLATE_FILE if name == DEFAULT else folder / OTHERS / f"{name}.jinja"
-        write_atomically(path, source.encode())
+def template_files(templates: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the files that hold the templates, by their paths in a model's folder, as transformers does."""
+    return {
+        TEMPLATE_FILE if name == DEFAULT else f"{OTHERS}/{name}.jinja": source.encode()
+        for name, source in templates.items()
+    }

@@ -20,7 +20,7 @@ from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.resume import find_run
 from jaxgpt.training.state import TrainState, create_state
 from jaxgpt.training.task import Task
-from jaxgpt.weights.convert import with_dtype, without_head
+from jaxgpt.weights.convert import companions, with_dtype, without_head
 from jaxgpt.weights.names import tree_of
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
@@ -82,6 +82,16 @@ def with_architecture(recipe: R, stated: Collection[str], tell: Callable[[str], 
     if changed := _changed(recipe.model, model):
         tell(f"the architecture is that of {origin.source}: {changed}")
     return dataclasses.replace(recipe, model=model, data=data)
+
+
+def companions_of(recipe: RunConfig) -> dict[str, bytes]:
+    """Return the files by which a new run says where texts end and how to chat, as the model of --from does.
+
+    A run that is resumed has them already, and does not need that model any more.
+    """
+    if recipe.init_from is None or find_run(Path(recipe.out_dir)):
+        return {}
+    return companions(open_model(recipe.init_from))
 
 
 def _changed(before: GPTConfig, now: GPTConfig) -> str:

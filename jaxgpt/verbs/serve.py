@@ -250,7 +250,16 @@ def _check(args: ServeArgs, key: str | None) -> None:
     if not 0 <= args.port < 65536:
         fix = "choose another port, or 0 for a free one"
         raise ConfigError(f"--port {args.port}", why="it must be from 0 to 65535", fix=fix)
-    for name in ("max_tokens", "max_choices", "max_body", "max_connections", "drain", "patience"):
+    for name in (
+        "slots",
+        "steps",
+        "max_tokens",
+        "max_choices",
+        "max_body",
+        "max_connections",
+        "drain",
+        "patience",
+    ):
         if getattr(args, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             fix = f"give a number above 0, or leave out {flag}"

@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.files import new_folder, refuse_occupied
-from jaxgpt.text.chat_template import write_templates
-from jaxgpt.weights.ends import as_stated, write_generation
+from jaxgpt.files import new_folder, refuse_occupied, write_files
+from jaxgpt.text.chat_template import template_files
+from jaxgpt.weights.ends import as_stated, generation_file
 from jaxgpt.weights.formats.huggingface import EMBEDDING, HEAD, SCORE, write_huggingface
 from jaxgpt.weights.formats.llmc_bin import MODEL, write_llmc
 from jaxgpt.weights.formats.nanogpt import ACTIVATION, CHECKPOINT, write_nanogpt
@@ -144,15 +144,32 @@ def write_model(model: StoredModel, path: Path, to: str) -> StoredModel:
     fmt = FORMATS[to]
     if fmt.file and path.suffix == Path(fmt.file).suffix:
         fmt.write(model, path)
-        return model
+        return _without_companions(model)
     with new_folder(path) as part:
+        write_files(part, companions(model))
         fmt.write(model, part / fmt.file if fmt.file else part)
         if fmt.file and model.tokenizer and model.tokenizer.name != "gpt2":
             model.tokenizer.save_in(part)
-        write_templates(part, model.templates)
-        if to != "huggingface" and model.stated_ends:
-            write_generation(part, {"eos_token_id": as_stated(model.stated_ends)})
     return model
+
+
+def _without_companions(model: StoredModel) -> StoredModel:
+    """Return what a single file holds of the model, with a note of what it leaves out."""
+    if not companions(model):
+        return model
+    note = "where its texts end and its chat templates are left out: they stand in files beside the weights"
+    return dataclasses.replace(model, stated_ends=frozenset(), templates={}, notes=(*model.notes, note))
+
+
+def companions(model: StoredModel) -> dict[str, bytes]:
+    """Return the files beside the weights that say where the model's texts end and how it chats.
+
+    A format that says these things itself writes its own over them.
+    """
+    ends = as_stated(model.stated_ends)
+    return (generation_file({"eos_token_id": ends}) if model.stated_ends else {}) | template_files(
+        model.templates
+    )
 
 
 def sayable(model: StoredModel, to: str) -> StoredModel:

@@ -11,7 +11,6 @@ from typing import Any
 
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError
-from jaxgpt.files import write_atomically
 
 GENERATION_FILE = "generation_config.json"
 KEYS = ("eos_token_id", "eos_token_ids")  # the second is that of transformers 2
@@ -53,6 +52,6 @@ def as_stated(ends: Iterable[int]) -> int | list[int] | None:
     return found if len(found) > 1 else found[0] if found else None
 
 
-def write_generation(folder: Path, settings: dict[str, Any]) -> None:
-    """Write generation_config.json. Raises StorageError when writing fails."""
-    write_atomically(folder / GENERATION_FILE, (json.dumps(settings, indent=2) + "\n").encode())
+def generation_file(settings: dict[str, Any]) -> dict[str, bytes]:
+    """Return generation_config.json, by its name."""
+    return {GENERATION_FILE: (json.dumps(settings, indent=2) + "\n").encode()}

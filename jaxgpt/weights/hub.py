@@ -17,7 +17,7 @@ from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError, MissingError, StorageError
 from jaxgpt.files import file_sha256
 from jaxgpt.text import tokenizer_folder
-from jaxgpt.text.chat_template import TEMPLATE_FILE
+from jaxgpt.text.chat_template import OTHERS, TEMPLATE_FILE
 from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, VOCAB_FILE
 from jaxgpt.weights.ends import GENERATION_FILE
 from jaxgpt.weights.formats.huggingface import SAFETENSORS, TORCH
@@ -38,6 +38,7 @@ WEIGHTS = {
 }
 # Fetched too if the repository has them.
 BESIDE = (JSON_FILE, GENERATION_FILE, TEMPLATE_FILE, *tokenizer_folder.BESIDE)
+OTHER_TEMPLATE = re.compile(rf"{OTHERS}/[\w.-]+\.jinja", re.ASCII)
 OLDER_TOKENIZER = (VOCAB_FILE, MERGES_FILE)  # fetched if it has no tokenizer.json
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of a git blob, of a large file
@@ -196,8 +197,10 @@ class _Repository(NamedTuple):
         files are checked only when they are downloaded.
         """
         folder = self.main()
-        files = _wanted([path.name for path in folder.iterdir() if path.is_file()]) if folder else None
-        if folder is None or files is None:
+        if folder is None:
+            return None
+        files = _wanted([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+        if files is None:
             return None
         for path in (folder / file for file in files):
             expected = path.readlink().name if path.is_symlink() else ""
@@ -216,7 +219,8 @@ def _wanted(files: Collection[str]) -> list[str] | None:
     if CONFIG_FILE not in files or (weights := _weights(files)) is None:
         return None
     beside = BESIDE if JSON_FILE in files else (*BESIDE, *OLDER_TOKENIZER)
-    return [CONFIG_FILE, *(file for file in beside if file in files), *weights]
+    templates = [file for file in sorted(files) if OTHER_TEMPLATE.fullmatch(file)]
+    return [CONFIG_FILE, *(file for file in beside if file in files), *templates, *weights]
 
 
 def _weights(files: Collection[str]) -> list[str] | None:

@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxgpt.config import CONFIG_FILE
 from jaxgpt.errors import DataError, MissingError
-from jaxgpt.files import write_atomically
+from jaxgpt.files import write_atomically, write_files
 from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer
 from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, SETTINGS_FILE, VOCAB_FILE
-from jaxgpt.weights.ends import as_stated, write_generation
+from jaxgpt.weights.ends import as_stated, generation_file
 from jaxgpt.weights.formats.huggingface_config import config_json, read_config_json
 from jaxgpt.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from jaxgpt.weights.formats.torch_zip import open_torch
@@ -150,7 +150,7 @@ def write_huggingface(model: StoredModel, folder: Path) -> None:
     if model.head:  # transformers takes a text's last token for the one before the first of these
         stated["pad_token_id"] = tokenizer.end_of_text if tokenizer else None
     _write_json(folder / CONFIG_FILE, stated)
-    write_generation(folder, ends)
+    write_files(folder, generation_file(ends))
     if tokenizer:
         write_tokenizer(tokenizer, model.config.context, folder)
     write_atomically(folder / "README.md", _card(model).encode())

@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxgpt.config import LoraConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError
-from jaxgpt.files import new_folder, write_atomically
-from jaxgpt.text.chat_template import templates_in, write_templates
+from jaxgpt.files import new_folder, write_atomically, write_files
+from jaxgpt.text.chat_template import template_files, templates_in
 from jaxgpt.weights.adapter import Adapter, Base
 from jaxgpt.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from jaxgpt.weights.names import listed
@@ -273,7 +273,7 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         write_safetensors(part / WEIGHTS, tensors, {"format": "pt"})
         for name, content in ((CONFIG, _config(adapter)), (OURS, ours)):
             write_atomically(part / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-        write_templates(part, adapter.templates)
+        write_files(part, template_files(adapter.templates))
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
