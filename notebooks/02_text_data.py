@@ -5,8 +5,8 @@
 # of "Build a Large Language Model (From Scratch)": text becomes tokens, tokens become ids, ids become windows
 # to learn from, and ids become vectors.
 #
-# It needs no GPU and runs in less than a minute. Where the book prints a number, `assert_printed` compares
-# it with ours, and stops the notebook if they differ.
+# It needs no GPU and runs in about a minute. Where the book prints a number, `assert_printed` compares it
+# with ours, and stops the notebook if they differ.
 
 # %%
 # In Colab this cell installs jaxgpt. Elsewhere it does nothing.
@@ -342,7 +342,8 @@ assert_printed(batch.targets_BT[1], [2885, 1464, 1807, 3619])
 print(batch.inputs_BT.shape)
 
 # %% [markdown]
-# With a stride of 4 the windows stand side by side, and each token is an input once.
+# With a stride of 4 the windows stand side by side, and each token is an input once, but for the few that are
+# left at the end.
 
 # %%
 batch = windows_of(ids, context=4, stride=4)

@@ -5,8 +5,8 @@
 # Language Model (From Scratch)": from dot products between six small vectors to the multi-head attention that
 # GPT computes. At the end, the library's own attention gives the same numbers.
 #
-# It needs no GPU and runs in less than a minute. Where the book prints a number, `assert_printed` compares
-# it with ours, and stops the notebook if they differ.
+# It needs no GPU and runs in about a minute. Where the book prints a number, `assert_printed` compares it
+# with ours, and stops the notebook if they differ.
 
 # %%
 # In Colab this cell installs jaxgpt. Elsewhere it does nothing.
@@ -103,7 +103,8 @@ assert_printed(context_D, [0.4419, 0.6515, 0.5683])
 context_D
 
 # %% [markdown]
-# Every word asks in the same way. One matrix product computes the scores of all pairs.
+# Every word asks in the same way. One matrix product computes the scores of all pairs. T counts the words
+# that ask, and S those that they look at.
 
 # %%
 scores_TS = x_TD @ x_TD.T
@@ -187,10 +188,10 @@ np.testing.assert_allclose(library_BTS[0], weights_TS, rtol=1e-6)
 # %% [markdown]
 # ## 3.4 Weights to learn
 #
-# So far nothing can be learned. Three tables change that. The first turns a word into a query: what it looks
-# for. The second turns it into a key: what it is found by. The third turns it into a value: what it gives to
-# the words that look at it. `TorchGenerator` draws the random numbers that PyTorch draws after
-# `torch.manual_seed(123)`, so that our tables are those of the book.
+# So far nothing can be learned. Three tables change that. The first turns a word into a query: what it
+# looks for. The second turns it into a key: what it is found by. The third turns it into a value: what it
+# gives to the words that look at it. K is their width. `TorchGenerator` draws the random numbers that
+# PyTorch draws after `torch.manual_seed(123)`, so that our tables are those of the book.
 
 # %%
 generator = TorchGenerator(123)
@@ -241,9 +242,9 @@ np.testing.assert_allclose(weights_BTS[0, 1], weights_T, rtol=1e-6)
 # %% [markdown]
 # ### Why divide by the square root?
 #
-# The dot product of two random vectors grows with their width. Softmax of large scores gives almost all
-# weight to one word, and its gradient is almost zero. The division keeps the scores of wide vectors as small
-# as those of narrow ones.
+# The wider two random vectors are, the further from 0 their dot product tends to be. Softmax of large
+# scores gives almost all weight to one word, and its gradient is almost zero. The division keeps the scores
+# of wide vectors as small as those of narrow ones.
 
 # %%
 widths, largest = [2, 4, 8, 16, 32, 64, 128, 256], {"not scaled": [], "scaled": []}
@@ -335,7 +336,7 @@ assert_printed(
 
 # %% [markdown]
 # The causal mask is true where a word may look: at itself and at the words before it. Multiplied with the
-# weights, it leaves those below the diagonal.
+# weights, it leaves those on the diagonal and below.
 
 # %%
 mask_TS = causal_mask(6)
@@ -415,7 +416,7 @@ assert_printed(
 )
 
 # %% [markdown]
-# Half of the attention weights are dropped, and the others are doubled.
+# Where the mask is 0, the attention weight is dropped. The others are doubled.
 
 # %%
 dropped_TS = causal_TS * kept_TS / 0.5
@@ -472,7 +473,8 @@ np.testing.assert_array_equal(contexts_BTK[0], contexts_BTK[1])
 # ## 3.6 Several heads
 #
 # One set of weights can look for one thing. Several heads, each with tables of its own, look for several
-# things at once. Their context vectors are put side by side.
+# things at once. Their context vectors are put side by side. H counts the heads, and E is their width
+# together.
 
 # %%
 generator = TorchGenerator(123)
@@ -631,5 +633,5 @@ plt.show()
 # %% [markdown]
 # ## What we have now
 #
-# Attention is three products, a softmax and a mask. The next notebook puts it into a block, and blocks into
-# GPT.
+# Attention is dot products, a softmax and a weighted sum, and a mask that hides what comes later. The next
+# notebook puts it into a block, and blocks into GPT.
