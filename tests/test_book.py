@@ -85,6 +85,16 @@ def test_what_is_printed_is_compared_in_every_digit() -> None:
     for ours, printed in wrong:
         with pytest.raises(AssertionError, match=r"ours"):
             assert_printed(ours, printed)
+    with pytest.raises(AssertionError, match=r"ours"):
+        assert_printed(4.8e-06, 4.7559e-06, digits=9)
+
+
+def test_draws_by_probability_are_those_that_the_book_prints() -> None:
+    """Chapter 5 draws one of nine words a thousand times with `torch.multinomial`, at a temperature of 5."""
+    logits_V = np.array([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79], np.float32)
+    generator, probabilities_V = TorchGenerator(SEED), np.asarray(jax.nn.softmax(logits_V / 5))
+    draws = [generator.multinomial(probabilities_V) for _ in range(1000)]
+    assert np.bincount(draws, minlength=9).tolist() == [165, 75, 42, 239, 71, 46, 32, 227, 103]
 
 
 @pytest.mark.parametrize(

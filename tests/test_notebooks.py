@@ -24,7 +24,7 @@ EXECUTED = ROOT / "build" / "notebooks"
 LEDGER = ROOT / "docs" / "book.md"
 MOST_LINES = 19
 CELL_SECONDS = 300
-OTHERS = {"jax", "numpy", "matplotlib", "tiktoken", *sys.stdlib_module_names}
+OTHERS = {"flax", "jax", "numpy", "matplotlib", "tiktoken", *sys.stdlib_module_names}
 SOURCES = pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
 
 

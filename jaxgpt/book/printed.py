@@ -17,7 +17,7 @@ def assert_printed(ours: ArrayLike | str | list[str], printed: Any, *, digits: i
     if found.shape != expected.shape:
         raise AssertionError(f"ours has the shape {found.shape}, the printed one {expected.shape}")
     if expected.dtype.kind == "f":
-        same = np.isclose(found, expected, rtol=0, atol=0.5 * 10.0**-digits + 1e-6)
+        same = np.isclose(found, expected, rtol=0, atol=0.5 * 10.0**-digits + min(1e-6, 0.1 * 10.0**-digits))
     else:
         same = found == expected
     if not np.all(same):

@@ -51,6 +51,14 @@ class TorchGenerator:
         """
         return (self._doubles(math.prod(shape)) < probability).reshape(shape)
 
+    def multinomial(self, probabilities_V: np.ndarray) -> int:
+        """`torch.multinomial(probabilities, 1)`, where PyTorch does not leave its random times to MKL.
+
+        Each choice runs for an exponential time of mean 1 / probability, and the first one wins.
+        """
+        times_V = -np.log1p(-self._doubles(len(probabilities_V)))
+        return int(np.argmax(probabilities_V / times_V.astype(np.float32)))
+
     def randperm(self, count: int) -> np.ndarray:
         """`torch.randperm(count)`: the numbers below `count` in an order of their own (Fisher & Yates)."""
         order = np.arange(count)
