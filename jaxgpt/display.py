@@ -237,12 +237,11 @@ def _loss_and_speed(metrics: Mapping[str, Any]) -> str:
 
 
 def _lines(step: int, metrics: Mapping[str, Any]) -> list[str]:
-    """What is said in lines of their own: validation losses, and steps without an update."""
+    """What is said in lines of their own: validation losses, figures of tasks, steps without an update."""
     if "skipped" in metrics:
         return [f"step {step}: no update, as skip_steps says"]
-    names = [
-        name for name in ("val_loss", "average_val_loss", "val_accuracy", "val_margin") if name in metrics
-    ]
+    losses = ("val_loss", "average_val_loss", "val_accuracy", "val_margin")
+    names = [name for name in metrics if name in losses or ":" in name]
     return [f"step {step}: {name} {metrics[name]:.4f}" for name in names]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from jaxgpt.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
+TRAINED = "trained_parameters"  # of a run that trains a part of its model
+LOWER = ("loss", "perplexity", "bits_per_byte", "bits_per_word")  # how the names end of what should be low
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -49,8 +51,9 @@ def latest(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
 class Best:
     """The best value of a measurement so far, and whether it is time to wait no longer for a better one.
 
-    A loss is best where it is lowest, and anything else where it is highest. Of equal values the first is the
-    best. What was measured before the first step does not count, because no checkpoint is kept of it.
+    A loss, a perplexity or a number of bits is best where it is lowest, and anything else where it is
+    highest. Of equal values the first is the best. What was measured before the first step does not count,
+    because no checkpoint is kept of it.
     """
 
     name: str
@@ -75,7 +78,7 @@ class Best:
         """Take note of what was measured at a step. A value that is not finite is never the best."""
         if step == 0 or self.name not in row:
             return
-        value, sign = float(row[self.name]), 1 if self.name.endswith("loss") else -1
+        value, sign = float(row[self.name]), 1 if self.name.endswith(LOWER) else -1
         better = self.step is None or sign * value < sign * self.value
         if better and math.isfinite(value):
             self.step, self.value, self.since = step, value, 0

@@ -13,6 +13,7 @@ from jaxgpt import hosts
 from jaxgpt.config import TrainConfig
 from jaxgpt.display import Progress, no_progress, waiting
 from jaxgpt.errors import ConfigError
+from jaxgpt.evaluation.during import events_of, opened
 from jaxgpt.evaluation.ngram import ngram_losses
 from jaxgpt.evaluation.report import refresh_report
 from jaxgpt.evaluation.sample import sampler
@@ -24,8 +25,8 @@ from jaxgpt.text.batches import TrainingBatches, ValidationBatches
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
 from jaxgpt.text.prepare import OtherDataError, prepare
 from jaxgpt.text.shards import TokenStream, open_split
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
-from jaxgpt.text.tokenizer_files import load_ranks
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer_files import load_preparing
 from jaxgpt.training.initial import companions_of, with_architecture
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss, next_token_loss
@@ -51,22 +52,24 @@ def pretraining(
     how far an evaluation is.
 
     Raises MissingError where there is no tokenizer, ConfigError where a stated setting differs or no text is
-    left for the evaluations.
+    left for the evaluations, and what `evaluation.during.opened` raises.
     """
     given = Path(config.data.path)
     if config.eval_every and not config.data.val_fraction and not _is_prepared(given):
         raise _nothing_to_evaluate_on("--data.val-fraction 0", config, "or a larger fraction")
     config = with_architecture(config, stated, tell)
-    tokenizer = load_ranks(given / TOKENIZER_FILE if _is_prepared(given) else config.data.tokenizer)
+    tokenizer = load_preparing(given if _is_prepared(given) else config.data.tokenizer)
     if tokenizer.vocab != config.model.vocab:
         tell(f"the model's vocabulary is the data's: {tokenizer.vocab:,} instead of {config.model.vocab:,}")
     recipe = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=tokenizer.vocab))
     mesh = mesh_of(recipe.mesh)
     model = training_model(recipe.model, mesh, remat=recipe.remat, blocks=recipe.blocks)
     loss = next_token_loss(model, chunk=recipe.loss_chunk)
+    measurements = opened(recipe, tokenizer, progress)
 
     def open_data(own: Path, stop: Stop) -> TrainingData:
-        folder = given if _is_prepared(given) else _prepared(recipe, own, stop, tell, progress)
+        show = stop.checked(progress)
+        folder = given if _is_prepared(given) else _prepared(recipe, own, tell, show)
         train = open_split(folder, "train")
         val = open_split(folder, "val") if recipe.eval_every else None
         if val is not None and len(val) < 2:
@@ -84,7 +87,10 @@ def pretraining(
         return TrainingData(
             fingerprint=Manifest.load(folder).fingerprint,
             rows=batches.rows,
-            events=[] if val is None else _events(recipe, loss, val, tokenizer, mesh, stop, progress),
+            events=[
+                *([] if val is None else _events(recipe, loss, val, tokenizer, mesh, show)),
+                *events_of(recipe, measurements, show),
+            ],
             facts=lambda: {} if val is None else _baselines(train, val, recipe.model.vocab, tell),
         )
 
@@ -117,7 +123,7 @@ def _is_prepared(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file()
 
 
-def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: Progress) -> Path:
+def _prepared(recipe: TrainConfig, own: Path, tell: Tell, show: Progress) -> Path:
     """Write the tokens of the recipe's text into the folder `own`, and return it."""
 
     def write() -> None:
@@ -127,7 +133,7 @@ def _prepared(recipe: TrainConfig, own: Path, stop: Stop, tell: Tell, progress: 
                 own,
                 tokenizer=recipe.data.tokenizer,
                 val_fraction=recipe.data.val_fraction,
-                progress=stop.checked(progress),
+                progress=show,
                 tell=tell,
             )
 
@@ -154,18 +160,11 @@ def _baselines(train: TokenStream, val: TokenStream, vocab: int, tell: Tell) -> 
 
 
 def _events(
-    recipe: TrainConfig,
-    loss: Loss,
-    val: TokenStream,
-    tokenizer: Tokenizer,
-    mesh: Mesh,
-    stop: Stop,
-    progress: Progress,
+    recipe: TrainConfig, loss: Loss, val: TokenStream, tokenizer: Tokenizer, mesh: Mesh, show: Progress
 ) -> list[Event]:
     """The events of pretraining: a validation loss and a sample every `eval_every` steps."""
     model = recipe.model
     batches = ValidationBatches(val, context=model.context, sequences=recipe.batch, vocab=model.vocab)
-    show = stop.checked(progress)
     between = functools.partial(show, "evaluating")
     evaluate = validation_loss(loss, batches, mesh, limit=recipe.eval_batches, between=between)
 
@@ -183,7 +182,7 @@ def _events(
         sampling=SAMPLE,
         show=show,
     )
-    events = [Event("val_loss", recipe.eval_every, measure)]
+    events = [Event("val_loss", recipe.eval_every, measure, also=("average_val_loss",))]
     if recipe.sample_tokens and jax.process_count() == 1:  # the engine runs on one host
         events.append(Event("sample", recipe.eval_every, write_sample))
     return events

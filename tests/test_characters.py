@@ -16,7 +16,7 @@ import jaxgpt
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.text.characters import CharacterTokenizer
-from jaxgpt.text.tokenizer_files import load_ranks, load_tokenizer
+from jaxgpt.text.tokenizer_files import load_preparing, load_tokenizer
 from jaxgpt.weights.convert import FORMATS, write_model
 from jaxgpt.weights.formats.nanogpt import open_meta
 from jaxgpt.weights.names import places
@@ -131,7 +131,7 @@ def test_the_tokenizers_library_reads_what_is_written_as_the_same_characters(tmp
     found = load_tokenizer(tmp_path)
     assert isinstance(found, CharacterTokenizer) and found.sha256 == own.sha256
     with pytest.raises(ConfigError, match="unlike GPT-2's"):
-        load_ranks(tmp_path)
+        load_preparing(tmp_path)
     table = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     table["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(table), "utf-8")

@@ -55,7 +55,14 @@ def test_a_run_learns_and_holds_its_labels(run: Path, lm) -> None:
     config = read_config(run)
     assert isinstance(config, ClassifyConfig) and config.labels == ("sum", "tale")
     assert (config.model.width, config.model.classes, config.steps) == (8, 2, 12)
+    [last] = [row for row in rows if row["step"] == 12 and "test_calibration" in row]
+    texts_B, confidence_B, accuracy_B = np.array(json.loads(last["test_calibration"]))
+    assert texts_B.sum() == sum(map(sum, json.loads(last["test_confusion"])))
+    assert np.sum(texts_B * accuracy_B) / texts_B.sum() == pytest.approx(last["test_accuracy"])
+    apart = np.sum(texts_B * np.abs(accuracy_B - confidence_B)) / texts_B.sum()
+    assert last["test_calibration_error"] == pytest.approx(apart)
     report = (run / "report.md").read_text()
+    assert f"The expected calibration error is {apart:.4f}" in report
     assert "| sum |" in report and "nats per text" in report and "| texts | 96 (8 a step) |" in report
 
 

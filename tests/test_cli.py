@@ -397,7 +397,10 @@ def test_the_overview_lists_every_verb(capsys: Any) -> None:
     assert all(f"  {name}" in shown and verb.summary in shown for name, verb in VERBS.items())
 
 
-def test_help_of_a_recipe_shows_its_settings_as_the_defaults(tmp_path: Path, capsys: Any) -> None:
+def test_help_of_a_recipe_shows_its_settings_as_the_defaults(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # in a wider terminal, the groups of flags stand side by side
     (tmp_path / "a.toml").write_text("steps = 4321\n[optim]\nlearning_rate = 0.0123\n")
     assert exit_code("pretrain", tmp_path / "a.toml", "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())

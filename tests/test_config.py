@@ -8,6 +8,7 @@ import pytest
 
 from jaxgpt.config import (
     DataConfig,
+    EvaluationConfig,
     GPTConfig,
     MeshConfig,
     OptimConfig,
@@ -108,7 +109,21 @@ def test_settings_of_another_type_are_refused_also_in_python(kind: Any, settings
         ({"patience": 2, "eval_every": 0}, "patience = 2: with eval_every = 0 there is nothing to wait for"),
         ({"patience": 2, "best_metric": "none"}, "patience = 2: with best_metric = none there is nothing"),
         ({"best_metric": "average_val_loss"}, "the run keeps no average of the weights"),
-        ({"best_metric": "val_accuracy"}, "best_metric = 'val_accuracy' is not one of 'val_loss'"),
+        ({"best_metric": "val_accuracy"}, "best_metric = 'val_accuracy': it must be one of val_loss, "),
+        ({"best_metric": "lambada:paper/accuracy"}, "or a figure of evaluation.tasks or evaluation.data"),
+        (
+            {"evaluation": EvaluationConfig(tasks=("lambada",)), "eval_every": 0},
+            "neither evaluation.every nor eval_every says how often",
+        ),
+        (
+            {
+                "evaluation": EvaluationConfig(data="a.txt", every=5),
+                "eval_every": 0,
+                "best_metric": "val_loss",
+                "patience": 1,
+            },
+            "patience = 1: with eval_every = 0 there is nothing to wait for",
+        ),
         *(
             ({"skip_steps": wrong}, f"skip_steps = {wrong!r}")
             for wrong in ("0", "5-3", "1,,2", "x", "1-", "2, 3")
@@ -118,6 +133,17 @@ def test_settings_of_another_type_are_refused_also_in_python(kind: Any, settings
 def test_impossible_settings_of_a_run_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         TrainConfig(**settings)
+
+
+def test_what_is_waited_for_may_be_a_figure_that_is_measured_at_an_interval_of_its_own() -> None:
+    measured = EvaluationConfig(tasks=("lambada:paper",), data="a.txt", every=5)
+    for metric in ("lambada:paper/accuracy", "text:tokens/perplexity"):
+        config = TrainConfig(evaluation=measured, eval_every=0, best_metric=metric, patience=1)
+        assert config.best_every == 5
+    assert TrainConfig(evaluation=EvaluationConfig(data="a.txt"), eval_every=7).measured_every == 7
+    for wrong in ({"every": -1}, {"limit": 0}, {"stride": 0}, {"stride": 8, "protocol": "book"}):
+        with pytest.raises(ConfigError, match=r"every = -1|limit = 0|stride = 0|None with the protocol book"):
+            EvaluationConfig(**wrong)
 
 
 def test_steps_to_skip_are_numbers_and_spans() -> None:

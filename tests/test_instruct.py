@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,11 +12,13 @@ from command_line import exit_code
 
 import jaxgpt
 from jaxgpt.cli import main
-from jaxgpt.config import GPTConfig, InstructConfig, read_config
+from jaxgpt.config import GPTConfig, InstructConfig, load_recipe, read_config
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.log import read_rows
 from jaxgpt.model.gpt import define
+from jaxgpt.runs import task_for
 from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training.stop import Stop
 
 LETTERS = "abcdefgh"
 ROWS = [
@@ -98,6 +101,34 @@ def test_answers_stand_beside_the_right_ones(run: Path, tmp_path: Path, capsys) 
     with pytest.raises(SystemExit) as done:
         main(["answer", str(run), "--out", str(out)])
     assert done.value.code == 74 and "something is there already" in capsys.readouterr().err
+
+
+def test_the_sample_answers_the_first_validation_question_that_fits(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those before it are longer than the context. Where none fits, there is no sample."""
+    asked: list[str] = []
+
+    def sampler(*_: Any, shown: str, **__: Any) -> Any:
+        asked.append(shown)
+
+    monkeypatch.setattr("jaxgpt.finetuning.dialogue_task.sampler", sampler)
+    questions = ["a", "b", "c" * 50, "d" * 39, "e" * 38, "f"]
+    for kept, expected in (
+        (questions, ["<|user|>\n" + "e" * 38 + "\n\n<|assistant|>\n"]),
+        (questions[:4], []),
+    ):
+        rows = [{"instruction": text, "output": "x"} for text in kept]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        settings = {"init_from": str(base), "data.path": str(tmp_path / "rows.json"), "template": "phi3"}
+        settings |= {"data.shuffle": False, "data.val_fraction": 1 - 2 / len(kept), "data.test_fraction": 0.0}
+        _, task = task_for(load_recipe("instruct", settings), tell=lambda _: None)
+        events = task.open_data(tmp_path, Stop()).events
+        assert asked == expected and [event.name for event in events] == [
+            "val_loss",
+            *(["sample"] * len(expected)),
+        ]
+        asked.clear()
 
 
 @pytest.mark.slow  # test_classify has the same of a classifier, and test_resume of pretraining

@@ -29,6 +29,8 @@ def rows_of(name: str, *values: float) -> list[dict[str, float]]:
         ("val_loss", [9, NAN, 5, NAN], 2, 1),
         ("val_loss", [9, 5, -INF, NAN], 1, 2),
         ("val_accuracy", [0.9, 0.1, 0.4, 0.3], 2, 1),
+        *((f"text:tokens/{name}", [9, 5, 3, 4], 2, 1) for name in ("loss", "perplexity", "bits_per_byte")),
+        ("lambada:paper/accuracy", [0, 5, 3, 4], 1, 2),
         ("val_accuracy", [0.9, INF, 0.1, 0.2], 3, 0),
         ("val_loss", [9], None, 0),
         ("val_loss", [9, NAN], None, 1),

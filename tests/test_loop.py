@@ -265,6 +265,34 @@ def test_tokens_per_second_leave_out_compilation_events_and_saving(monkeypatch: 
     assert rates[8] == pytest.approx(4.0, rel=0.5) and rates[4] == pytest.approx(4.0, rel=0.5)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_tokens_per_second_are_those_of_the_steps_whether_they_are_computed_at_once_or_later(
+    monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Step n takes n seconds. A small step on a CPU has ended when it is launched, and one on a GPU has not.
+
+    A program for another shape is compiled in step 2, which takes 1000 seconds.
+    """
+    clock, compiled, run = [0.0], [0.0], Recorder(steps=4, log_every=1)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("jaxgpt.training.loop._is_computed", lambda metrics: at_once)
+
+    class Later(Metric):
+        def __float__(self) -> float:
+            clock[0] += 0 if at_once else self.step
+            return super().__float__()
+
+    def step(state: Any, batch: Any) -> Any:
+        compiled[0] += 1000 if state == 1 else 0
+        clock[0] += (1000 if state == 1 else 0) + (state + 1 if at_once else 0)
+        return state + 1, {"loss": Later(run, state + 1)}
+
+    run.settings |= {"step": step, "compiling": lambda: compiled[0]}
+    run.train()
+    rates = {row["step"]: row.get("tokens_per_second") for row in run.rows if "loss" in row}
+    assert rates == {1: None, 2: pytest.approx(8 / 2), 3: pytest.approx(8 / 3), 4: pytest.approx(8 / 4)}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_that_is_done_and_stops(number: signal.Signals) -> None:
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}

@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,11 +12,23 @@ import pytest
 from command_line import exit_code
 
 import jaxgpt
-from jaxgpt.config import GPTConfig, PreferenceConfig, read_config
+from jaxgpt.config import (
+    EvaluationConfig,
+    GPTConfig,
+    LoraConfig,
+    PreferenceConfig,
+    read_config,
+    with_settings,
+)
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.log import read_rows
 from jaxgpt.model.gpt import define
+from jaxgpt.parallel import by_path
 from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training import run as training_run
+from jaxgpt.training.flops import count_parameters
+from jaxgpt.training.state import TrainState
+from jaxgpt.weights.adapted import open_adapter
 
 LETTERS = "abcdefgh"
 ROWS = [
@@ -129,6 +143,86 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
     said = capsys.readouterr().err
     assert "54 train pairs are left out" in said and "nothing to train on" in said
     assert not out.exists()
+
+
+def test_adapters_are_trained_from_log_two_on_and_the_base_stays_bitwise_what_it_is_and_the_reference(
+    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[SimpleNamespace] = []
+    kept = training_run.save_state
+
+    def save(checkpoints: Any, fingerprint: str, state: TrainState, step: int, **more: Any) -> None:
+        parts = {"frozen": state.frozen, "trainable": state.trainable}
+        states.append(SimpleNamespace(**jax.tree.map(np.asarray, parts)))
+        kept(checkpoints, fingerprint, state, step, **more)
+
+    monkeypatch.setattr(training_run, "save_state", save)
+    files = {path: path.read_bytes() for path in base.iterdir()}
+    (tmp_path / "text.txt").write_text("Say ab and say no. " * 5)
+    changed = {"init_from": str(base), "data.path": str(pairs), "out_dir": str(tmp_path / "run")}
+    changed |= {
+        "data.shuffle": False,
+        "optim.learning_rate": 0.05,
+        "evaluation.data": str(tmp_path / "text.txt"),
+    }
+    recipe = PreferenceConfig(
+        trains="lora",
+        lora=LoraConfig(rank=2),
+        batch=8,
+        steps=3,
+        eval_every=0,
+        evaluation=EvaluationConfig(every=3),
+    )
+    run = jaxgpt.train(with_settings(recipe, changed | {"log_every": 1}), progress=False)
+    losses = [row["loss"] for row in run.metrics if "loss" in row]
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-6) and losses[2] < losses[1] < losses[0]
+    lm = jaxgpt.load(base)
+    jax.tree.map(np.testing.assert_array_equal, states[-1].frozen, jax.tree.map(np.asarray, lm.params))
+    assert {path: path.read_bytes() for path in base.iterdir()} == files
+    assert all("lora_" in path for path in by_path(states[-1].trainable))
+    adapter = open_adapter(run.directory)
+    assert all(np.any(leaf) for leaf in adapter.leaves.values()) and adapter.score is None
+    reference = np.load(run.directory / "data" / "reference.npz")["train"]
+    for place, answer in enumerate(("chosen", "rejected")):
+        prompt = [*f"<|user|>\n{ROWS[0]['instruction']}\n\n<|assistant|>\n".encode()]
+        ids = np.array([*prompt, *ROWS[0][answer].encode(), 256])
+        logprobs_TV = np.asarray(jax.nn.log_softmax(lm.logits(ids[None, :-1])))[0]
+        scored = logprobs_TV[np.arange(len(prompt) - 1, len(ids) - 1), ids[len(prompt) :]]
+        assert reference[0, place] == pytest.approx(scored.sum(), rel=1e-5)
+    report = (run.directory / "report.md").read_text()
+    trained = sum(leaf.size for leaf in jax.tree.leaves(states[-1].trainable))
+    assert trained == sum(leaf.size for leaf in adapter.leaves.values())
+    assert f"| parameters | {count_parameters(lm.config):,}, without the adapters |" in report
+    assert f"| parameters that train | {trained:,} |" in report
+    measured = [row["text:tokens/loss"] for row in run.metrics if "text:tokens/loss" in row]
+    again = jaxgpt.evaluate(run.model, data=tmp_path / "text.txt")["val_loss"].value
+    assert len(measured) == 2 and measured[1] == pytest.approx(again, rel=1e-5) != pytest.approx(measured[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--accumulate", "2", "--answer", "mean", "--label-smoothing", "0.1")])
+def test_a_step_of_pairs_is_trained_again_and_shown(
+    base: Path, pairs: Path, tmp_path: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "run", tmp_path / "step.json"
+    short = ["--steps", "4", "--log-every", "1", "--eval-every", "0", "--sample-tokens", "0"]
+    dpo(base, pairs, out, *short, *more)
+    assert exit_code("replay", out, "--step", 3, "--json", file) == 0
+    assert "To the bit as in the log are steps 1, 2, 3." in capsys.readouterr().out
+    found, row = json.loads(file.read_text()), read_rows(out / "metrics.jsonl")[3]
+    assert row["step"] == 3 and len(found["texts"]) == 2 * 8 * (2 if more else 1)
+    losses = [text["loss"] for text in found["texts"]]
+    assert losses[::2] == losses[1::2] and np.mean(losses) == pytest.approx(row["loss"], rel=1e-5)
+    for text, name in zip(found["texts"], ("chosen", "rejected") * 99, strict=False):
+        said = "".join(token for token, _ in text["tokens"])
+        [of] = [each for each in ROWS if f"{each['instruction']}\n" in said]
+        assert f", {name} answer, " in text["title"] and said.endswith(
+            f"<|assistant|>\n{of[name]}<|endoftext|>"
+        )
+        scored = [loss for _, loss in text["tokens"] if loss is not None]
+        assert len(scored) == len(of[name]) + 1
+        logprob = -np.mean(scored) if more else -np.sum(scored)
+        assert f"log-probability {logprob:.4f} (" in text["title"]
 
 
 @pytest.mark.slow

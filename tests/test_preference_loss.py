@@ -12,8 +12,14 @@ import pytest
 from jaxgpt.config import GPTConfig, OptimConfig
 from jaxgpt.errors import DataError
 from jaxgpt.finetuning.dialogue_batches import OrderedRows, TrainingRows
-from jaxgpt.finetuning.preference_batches import PairRows, encode_pairs
-from jaxgpt.finetuning.preference_loss import Answer, answer_log_probabilities, preference_loss
+from jaxgpt.finetuning.preference_batches import PairRows, encode_pairs, shown_pairs
+from jaxgpt.finetuning.preference_loss import (
+    Answer,
+    answer_log_probabilities,
+    answer_token_losses,
+    pair_losses,
+    preference_loss,
+)
 from jaxgpt.finetuning.reference import keep, kept, measured
 from jaxgpt.inference.templates import Plain
 from jaxgpt.model.gpt import Model, Params, define
@@ -89,6 +95,37 @@ def test_a_pair_by_hand_averaged_over_tokens_and_smoothed() -> None:
     expected = 0.75 * np.log1p(np.exp(-margin)) + 0.25 * np.log1p(np.exp(margin))
     assert float(value) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["margin"]) == pytest.approx(margin, rel=1e-5)
+
+
+@pytest.mark.parametrize(("answer", "chosen"), [("sum", 3 * np.log(2)), ("mean", 1.5 * np.log(2))])
+def test_the_answers_of_a_batch_are_shown_with_the_loss_of_each_token(answer: Answer, chosen: float) -> None:
+    """The same pair; with the mean, the chosen answer of two tokens has changed half as much."""
+    third = -np.log(3)
+    reference = [2 * third if answer == "sum" else third, third]
+    rows = PairRows([PAIR], context=16).with_reference(lambda _: np.array([reference], np.float32))
+    logits, batch = jnp.log(jnp.array([2.0, 1.0, 1.0])), rows.batch([0, -1], 0, 2)
+    losses_B2T = np.asarray(answer_token_losses(logits_of(logits))(logits, batch, None))
+    assert losses_B2T.shape == (2, 2, 16)
+    changes = [-chosen - reference[0], -np.log(2) - third]
+    found = shown_pairs(
+        batch,
+        losses_B2T,
+        tokenizer=byte_tokenizer(),
+        mean=answer == "mean",
+        loss=lambda change_B2: pair_losses(2 * (change_B2[:, 0] - change_B2[:, 1])),
+    )
+    logprobs, names = (-chosen, -np.log(2)), ("chosen", "rejected")
+    assert [shown.title for shown in found] == [
+        f"pair 1, {name} answer, log-probability {logprob:.4f} ({change:+.4f} since step 0), loss of the pair"
+        for name, logprob, change in zip(names, logprobs, changes, strict=True)
+    ]
+    loss = np.log1p(np.exp(-2 * (changes[0] - changes[1])))
+    assert [shown.loss for shown in found] == pytest.approx([loss, loss], rel=1e-5)
+    (prompt, *scored), (_, alone) = (shown.tokens for shown in found)
+    assert prompt == ("\x02", None) and [text for text, _ in scored] == ["\x01", "\x00"]
+    assert [value for _, value in (*scored, alone)] == pytest.approx(
+        [np.log(4), np.log(2), np.log(2)], rel=1e-5
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,20 @@ import pytest
 from command_line import exit_code
 
 import jaxgpt
-from jaxgpt.config import GPTConfig
+from jaxgpt.config import GPTConfig, load_recipe
 from jaxgpt.errors import ConfigError
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.log import read_rows
 from jaxgpt.model.gpt import define
+from jaxgpt.runs import task_for
 from jaxgpt.text.bpe import train
 from jaxgpt.text.characters import CharacterTokenizer
+from jaxgpt.text.manifest import Manifest
+from jaxgpt.text.shards import open_split
 from jaxgpt.text.special_tokens import with_special_tokens
 from jaxgpt.text.tokenizer import Tokenizer, byte_tokenizer, gpt2_tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training.stop import Stop
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizers"
 MARKERS = ["<|user|>", "<|assistant|>", "[ENDE]"]
@@ -157,8 +161,30 @@ def test_a_grown_model_is_the_old_one_with_mean_rows_and_goes_everywhere(tmp_pat
     short = ["--data.val-fraction", "0", "--data.test-fraction", "0", "--optim.weight-decay", "0"]
     assert exit_code("finetune", "instruct", "--from", grown, *given, *short) == 0
     assert len(read_rows(run / "metrics.jsonl")) > 0
+    assert f"tokens ({jaxgpt.load(run).tokenizer.name}) |" in (run / "report.md").read_text()
     assert jaxgpt.load(run).tokenizer.special_ids["<|user|>"] == 257
     assert (rows_of(run, "wte")[257:260] != new[257:260]).any(axis=1).all()  # all three are read or predicted
+
+
+def test_text_for_training_is_prepared_with_a_vocabulary_that_has_grown(tmp_path: Path) -> None:
+    """A run that begins with the grown model trains and evaluates on it."""
+    grown, prepared, text = tmp_path / "grown", {}, "It is a truth,<|user|> universally. " * 40
+    extend(saved(tmp_path / "base", byte_tokenizer()), grown, *MARKERS)
+    (tmp_path / "text.txt").write_text(text)
+    for name in ("bytes", str(grown), str(grown / "tokenizer.json")):
+        out = tmp_path / f"data-{len(prepared)}"
+        assert exit_code("prepare", tmp_path / "text.txt", "--out", out, "--tokenizer", name) == 0
+        prepared[out] = open_split(out, "train").read(0, 1000).tolist()
+    first, *others = prepared.values()
+    assert others == [first, first] and first == [*text.encode()[:1000]]
+    assert [Manifest.load(out).vocab for out in prepared] == [257, 260, 260]
+    tokenizer = load_tokenizer(out)
+    assert tokenizer.special_ids["[ENDE]"] == 259
+    settings = {"init_from": str(grown), "data.path": str(out), "out_dir": str(tmp_path / "run")}
+    recipe, task = task_for(load_recipe("nano", settings), tell=lambda _: None)
+    assert recipe.model.vocab == 260 and task.tokenizer.sha256 == tokenizer.sha256
+    assert {*task.open_data(tmp_path / "own", Stop()).rows(0, 0, 1).inputs_BT.flat} <= {*text.encode()}
+    assert jaxgpt.evaluate(grown, data=out)["val_loss"].value < 7
 
 
 def test_an_untied_head_grows_too_and_keeps_its_dtype(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def measured(
     task: Task, protocol: str, scorer: Scorer, documents: Any, config: GPTConfig = CONFIG
 ) -> dict[str, Figure]:
     figures = figures_of(task, protocol, scorer, documents, config)
+    names = tuple(figure.name.partition("/")[2] for figure in figures)
+    assert names == task.protocols[protocol].figures
     return {figure.name.partition("/")[2]: figure for figure in figures}
 
 

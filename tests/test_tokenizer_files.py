@@ -8,7 +8,7 @@ import pytest
 from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
 from jaxgpt.text.tokenizer import RankTokenizer
-from jaxgpt.text.tokenizer_files import load_ranks, load_tokenizer
+from jaxgpt.text.tokenizer_files import load_preparing, load_tokenizer
 
 GPT2 = load_tokenizer("gpt2")
 GOLDEN = Path(__file__).parent / "golden" / "tokenizers"
@@ -51,7 +51,7 @@ def test_what_ranks_cannot_express_is_used_as_it_is(letters, change, ids):
     assert isinstance(tokenizer, ForeignTokenizer)
     assert tokenizer.encode("ABC") == ids
     with pytest.raises(ConfigError, match=r"cannot train with the tokenizer .* use gpt2, bytes, or"):
-        load_ranks(letters)
+        load_preparing(letters)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from jaxgpt.config.finetuning import (
     PairConfig,
     PreferenceConfig,
 )
+from jaxgpt.config.measured import EvaluationConfig, LanguageConfig
 from jaxgpt.config.model import GPTConfig
+from jaxgpt.config.pretraining import DataConfig, TrainConfig
 from jaxgpt.config.reading import (
     CONFIG_FILE,
     flag_of,
@@ -26,7 +28,7 @@ from jaxgpt.config.reading import (
     task_of,
     with_settings,
 )
-from jaxgpt.config.recipe import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
+from jaxgpt.config.recipe import MeshConfig, OptimConfig, RunConfig
 
 __all__ = [
     "CONFIG_FILE",
@@ -34,9 +36,11 @@ __all__ = [
     "ClassifyConfig",
     "DataConfig",
     "DialogueConfig",
+    "EvaluationConfig",
     "FinetuneConfig",
     "GPTConfig",
     "InstructConfig",
+    "LanguageConfig",
     "LabelledConfig",
     "LoraConfig",
     "MeshConfig",

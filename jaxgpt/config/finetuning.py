@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jaxgpt.config.checks import check_types, require, require_fraction, require_positive
-from jaxgpt.config.recipe import OptimConfig, RunConfig, SourceConfig
+from jaxgpt.config.measured import LanguageConfig
+from jaxgpt.config.recipe import NO_METRIC, OptimConfig, RunConfig, SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,7 @@ class ClassifyConfig(FinetuneConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerConfig(FinetuneConfig):
+class AnswerConfig(FinetuneConfig, LanguageConfig):
     """What the settings of runs that train how a model answers have in common."""
 
     template: str = "instruction"
@@ -177,14 +178,7 @@ class AnswerConfig(FinetuneConfig):
     `chat` and `serve` then write in the same way to the model that was trained."""
     sample_tokens: int = 100
     """Length of the sample answer that each evaluation writes, in tokens. 0 means no sample."""
-    loss_chunk: int = 0
-    """Number of positions whose logits are computed at a time, to save memory. 0 means all at once."""
     data: DialogueConfig = field(default_factory=DialogueConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("sample_tokens", "loss_chunk"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +190,9 @@ class InstructConfig(AnswerConfig):
     """How often each training dialogue is read, where steps is 0."""
     out_dir: str = "runs/instruct"
     """Directory of the run. If it holds an unfinished run, that run is resumed."""
-    best_metric: Literal["val_loss", "none"] = "val_loss"
-    """The loss that decides which checkpoint is the best one, RUN@best. none keeps no best one."""
+    best_metric: str = "val_loss"
+    """What decides which checkpoint is the best one, RUN@best: val_loss, or a figure of `evaluation`.
+    Such a figure is lambada:paper/accuracy. none keeps no best one."""
     answers_only: bool = True
     """Whether the loss counts only the tokens of the answers. Otherwise it counts the questions as well."""
     pack: bool = False
@@ -209,15 +204,16 @@ class InstructConfig(AnswerConfig):
 class PreferenceConfig(AnswerConfig):
     """The settings of a run that teaches a model which answers are preferred (DPO), from pairs of answers."""
 
+    metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_accuracy", "val_margin", NO_METRIC)
     unit: ClassVar[str] = "pair"
     seen: ClassVar[str] = "pairs"
     epochs: float = 1
     """How often each training pair is read, where steps is 0."""
     out_dir: str = "runs/dpo"
     """Directory of the run. If it holds an unfinished run, that run is resumed."""
-    best_metric: Literal["val_loss", "val_accuracy", "val_margin", "none"] = "val_loss"
-    """What decides which checkpoint is the best one, RUN@best: the lowest loss, or the highest of the others.
-    none keeps no best one."""
+    best_metric: str = "val_loss"
+    """What decides which checkpoint is the best one, RUN@best: the lowest val_loss.
+    Or the highest val_accuracy or val_margin, or a figure of `evaluation`. none keeps no best one."""
     template: str = "auto"
     """How a question is written: auto, instruction (Alpaca's), phi3, plain, or a file with a Jinja template.
     auto means as the model was tuned that the run begins with."""

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from jaxgpt.config.checks import field_types, fits, spelled
 from jaxgpt.config.finetuning import ClassifyConfig, InstructConfig, PreferenceConfig
-from jaxgpt.config.recipe import RunConfig, TrainConfig
+from jaxgpt.config.pretraining import TrainConfig
+from jaxgpt.config.recipe import RunConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.files import write_atomically
 

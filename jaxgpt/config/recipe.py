@@ -33,22 +33,6 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(SourceConfig):
-    """Where the tokens come from, and how training windows are cut from them."""
-
-    path: str = "builtin"
-    """What to train on: a folder made by `jaxgpt prepare`, a text, a folder of texts, or a corpus.
-    The corpora are builtin, tiny-shakespeare, the-verdict and fineweb."""
-    stride: int | None = None
-    """Number of tokens from the start of one training window to the start of the next.
-    Windows overlap if it is smaller than the context. None means the context."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.stride is None or self.stride > 0, "data.stride", self.stride, "greater than 0")
-
-
-@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The AdamW optimizer and its learning rate."""
 
@@ -189,8 +173,8 @@ class RunConfig:
         require_positive(self, "batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints")
         for name in ("eval_every", "patience"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        if self.patience and (self.eval_every == 0 or self.best_metric == NO_METRIC):
-            nothing = "eval_every = 0" if self.eval_every == 0 else f"best_metric = {NO_METRIC}"
+        if self.patience and (self.best_every == 0 or self.best_metric == NO_METRIC):
+            nothing = "eval_every = 0" if self.best_every == 0 else f"best_metric = {NO_METRIC}"
             why, fix = f"with {nothing} there is nothing to wait for", "leave out --patience, or evaluate"
             raise ConfigError(f"patience = {self.patience}", why=why, fix=fix)
         spelled = re.fullmatch(r"([1-9]\d*(-\d+)?(,[1-9]\d*(-\d+)?)*)?", self.skip_steps)
@@ -200,6 +184,11 @@ class RunConfig:
         seeds = f"a whole number from 0 to {2**32 - 1}"
         require(0 <= self.seed < 2**32, "seed", self.seed, seeds, fix=f"give {seeds}")
         require(bool(self.out_dir), "out_dir", self.out_dir, "a directory", fix="name a directory")
+
+    @property
+    def best_every(self) -> int:
+        """Number of steps from one measurement of `best_metric` to the next. 0 means none."""
+        return self.eval_every
 
     def skips(self, step: int) -> bool:
         """Whether a step, counted from 1, makes no update."""
@@ -218,40 +207,3 @@ class RunConfig:
     def seen_per_step(self) -> int:
         """How much an optimizer step sees, counted in what `seen` says."""
         return self.sequences
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
-    """The settings of a run that trains a language model on text."""
-
-    eval_batches: int = 20
-    """Number of batches on which the validation loss is computed. 0 means all of the validation text."""
-    sample_tokens: int = 100
-    """Length of the sample text that each evaluation writes, in tokens. 0 means no sample."""
-    sample_prompt: str = "The"
-    """Beginning of the sample text, which the model continues."""
-    best_metric: Literal["val_loss", "average_val_loss", "none"] = "val_loss"
-    """The loss that decides which checkpoint is the best one, RUN@best.
-    average_val_loss is that of the averaged weights. none keeps no best one."""
-    loss_chunk: int = 0
-    """Number of positions whose logits are computed at a time, to save memory. 0 means all at once."""
-    data: DataConfig = field(default_factory=DataConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "steps")
-        if self.best_metric == "average_val_loss" and not self.optim.ema_decay:
-            why = "the run keeps no average of the weights"
-            raise ConfigError("best_metric = average_val_loss", why=why, fix="give --optim.ema-decay 0.999")
-        for name in ("eval_batches", "sample_tokens", "loss_chunk"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-
-    @property
-    def tokens_per_step(self) -> int:
-        """The number of tokens that an optimizer step sees."""
-        return self.sequences * self.model.context
-
-    @property
-    def seen_per_step(self) -> int:
-        """The number of tokens that an optimizer step sees."""
-        return self.tokens_per_step

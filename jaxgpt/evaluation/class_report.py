@@ -1,24 +1,28 @@
 """The part of a report that says how well a classifier recognises each class.
 
 It uses these entries of the rows of metrics.jsonl, if they exist: `test_confusion` or else `val_confusion`,
-the counts of the confusion matrix as JSON, and `test_accuracy` and `val_accuracy`.
+the counts of the confusion matrix as JSON, and `test_calibration` or else `val_calibration`, the bins of
+confidence as JSON.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxgpt.evaluation.classes import Confusion
+from jaxgpt.evaluation.classes import Calibration, Confusion
 from jaxgpt.evaluation.document import Heading, Paragraph, Part, Picture, Table
+from jaxgpt.log import latest
 from jaxgpt.training.devices import Rows
 
 PICTURE_FILE = "confusion.png"
+CALIBRATION_FILE = "calibration.png"
 
 
 def class_parts(rows: Rows, labels: Sequence[str], folder: Path) -> list[Part]:
-    """The parts of the report; the confusion matrix is drawn too, where matplotlib is installed."""
+    """The parts of the report; pictures are drawn too, where matplotlib is installed."""
     measured = [
         (row["step"], name, Confusion(np.array(json.loads(row[f"{name}_confusion"]))))
         for row in rows
@@ -51,19 +55,61 @@ def class_parts(rows: Rows, labels: Sequence[str], folder: Path) -> list[Part]:
             ],
         ),
     ]
-    return [*parts, *_picture(confusion, labels, folder / PICTURE_FILE)]
+    parts += _picture(confusion, labels, folder / PICTURE_FILE)
+    bins = latest([row for row in rows if row["step"] == step], f"{name}_calibration")
+    return parts if bins is None else [*parts, *_calibration(bins, name, folder / CALIBRATION_FILE)]
 
 
-def _picture(confusion: Confusion, labels: Sequence[str], path: Path) -> list[Part]:
-    """Draw the confusion matrix. Returns the picture, where matplotlib is installed."""
+def _calibration(bins: str, name: str, path: Path) -> list[Part]:
+    """How often the classifier was right, beside how sure it was: a table, and a picture."""
+    found = Calibration(*map(np.array, json.loads(bins)))
+    edges = np.arange(len(found.texts_B) + 1) / len(found.texts_B)
+    lines = [
+        (f"{low:.1f} to {high:.1f}", f"{texts:,}", f"{confidence:.4f}", f"{accuracy:.4f}")
+        for low, high, texts, confidence, accuracy in zip(edges, edges[1:], *found, strict=False)
+        if texts
+    ]
+    told = (
+        f"The {name} texts by the confidence of the classifier, the probability of the label that it gave. "
+        f"The expected calibration error is {found.error:.4f}: the distance of accuracy and mean confidence, "
+        "as a mean over the bins in which each counts as much as it has texts."
+    )
+    head = ("confidence", "texts", "mean confidence", "accuracy")
+    return [Heading("Calibration"), Paragraph(told), Table(head, lines), *_reliability(found, edges, path)]
+
+
+def _reliability(found: Calibration, edges: np.ndarray, path: Path) -> list[Part]:
+    """Draw accuracy over confidence. Returns the picture, where matplotlib is installed."""
+    if (figure := _figure(4.5)) is None:
+        return []
+    axes = figure.add_subplot(
+        xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal"
+    )
+    axes.bar(edges[:-1], found.accuracy_B, width=1 / len(found.texts_B), align="edge", edgecolor="white")
+    axes.plot([0, 1], [0, 1], "--", color="0.4", label="as often right as it is sure")
+    full = found.texts_B > 0
+    axes.plot(found.confidence_B[full], found.accuracy_B[full], "o", color="black", label="mean of a bin")
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return [Picture(path, "reliability diagram: accuracy over confidence")]
+
+
+def _figure(size: float) -> Any:
+    """A square figure, or None where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        return []
-    size = 2.5 + 0.6 * len(labels)
+        return None
     figure = Figure(figsize=(size, size), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _picture(confusion: Confusion, labels: Sequence[str], path: Path) -> list[Part]:
+    """Draw the confusion matrix. Returns the picture, where matplotlib is installed."""
+    if (figure := _figure(2.5 + 0.6 * len(labels))) is None:
+        return []
     places = range(len(labels))
     axes = figure.add_subplot(xlabel="predicted class", ylabel="true class")
     axes.imshow(confusion.counts_CC, cmap="Blues")

@@ -12,7 +12,7 @@ from jaxgpt.errors import ConfigError, MissingError
 from jaxgpt.text.corpus import Text, open_texts
 from jaxgpt.text.manifest import MANIFEST_FILE
 from jaxgpt.text.shards import TokenStream, open_split
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
 
 RUN_DATA = "data"  # where a run directory keeps the tokens it prepared itself
@@ -63,7 +63,7 @@ def open_validation(given: Path, own: Tokenizer | None, config: GPTConfig) -> Sc
     """
     inside = given / RUN_DATA
     folder = inside if not (given / MANIFEST_FILE).is_file() and (inside / MANIFEST_FILE).is_file() else given
-    tokens, of_data = open_split(folder, "val"), load_tokenizer(folder / TOKENIZER_FILE)
+    tokens, of_data = open_split(folder, "val"), load_tokenizer(folder)
     # Without a tokenizer of the model, the numbers of ids must agree.
     same = of_data.vocab == config.vocab if own is None else of_data.sha256 == own.sha256
     if not same:

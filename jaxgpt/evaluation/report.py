@@ -4,23 +4,22 @@ It is written twice, as report.md and as the page report.html. The same run alwa
 
 A report uses these entries of the rows of metrics.jsonl, if they exist: `loss`, `val_loss`, `sample` (a
 text), `tokens_per_second`, `unigram_loss` and `bigram_loss` (nats per token on the validation split; the
-latest ones count), and what `device_facts` says of the devices. A row about devices begins a stage. The
-speeds after it, up to the next such row, were reached on these devices.
+latest ones count), `trained_parameters`, the figures of tasks, and what `device_facts` says of the devices. A
+row about devices begins a stage. The speeds after it, up to the next such row, were reached on these devices.
 """
 
 import statistics
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import ClassifyConfig, GPTConfig, RunConfig, flat, read_config
+from jaxgpt.config import ClassifyConfig, FinetuneConfig, GPTConfig, RunConfig, flat, read_config
 from jaxgpt.display import duration
 from jaxgpt.evaluation.class_report import class_parts
 from jaxgpt.evaluation.document import Heading, Paragraph, Part, Picture, Table, Verbatim
 from jaxgpt.evaluation.markdown import markdown
 from jaxgpt.evaluation.page import page
-from jaxgpt.log import METRICS_FILE, Best, latest, read_rows, series
-from jaxgpt.text.tokenizer import TOKENIZER_FILE
-from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.log import METRICS_FILE, TRAINED, Best, latest, read_rows, series
+from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
 from jaxgpt.training.devices import Devices, Rows, stages
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token, utilisation
 from jaxgpt.training.starts import Starts, read_starts
@@ -65,6 +64,7 @@ def report_parts(run_dir: Path) -> list[Part]:
         *_val_losses(rows, config.unit),
         *_best(config, rows, run_dir),
         *_preferences(rows),
+        *_tasks(rows),
         *(
             class_parts(rows, config.labels, run_dir)
             if isinstance(config, ClassifyConfig)
@@ -78,10 +78,13 @@ def report_parts(run_dir: Path) -> list[Part]:
 
 
 def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> Table:
-    model, steps, tokenizer = config.model, rows[-1]["step"] if rows else 0, run_dir / TOKENIZER_FILE
-    name = load_tokenizer(tokenizer).name if tokenizer.is_file() else "of an unknown tokenizer"
+    model, steps = config.model, rows[-1]["step"] if rows else 0
+    name = load_tokenizer(run_dir).name if tokenizer_in(run_dir) else "of an unknown tokenizer"
+    trained = latest(rows, TRAINED)
+    adapts = isinstance(config, FinetuneConfig) and config.adapts
     lines = [
-        ("parameters", f"{count_parameters(model):,}"),
+        ("parameters", f"{count_parameters(model):,}" + (", without the adapters" if adapts else "")),
+        *([] if trained is None else [("parameters that train", f"{trained:,}")]),
         (
             "architecture",
             f"{model.layers} layers, {model.heads} heads, width {model.width}, {model.position} positions",
@@ -189,6 +192,23 @@ def _preferences(rows: Rows) -> list[Part]:
     )
     head = ("step", "accuracy", "margin", "reward of chosen", "reward of rejected")
     return [Heading("Preferences"), Table(head, lines), Paragraph(told)]
+
+
+def _tasks(rows: Rows) -> list[Part]:
+    """What tasks and texts measured during training; nothing where there were none."""
+    found: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if figures := {name: row[name] for name in row if ":" in name}:
+            found.setdefault(row["step"], {}).update(figures)
+    if not found:
+        return []
+    names = list(dict.fromkeys(name for figures in found.values() for name in figures))
+    lines = [
+        (f"{step:,}", *(f"{figures[name]:.4f}" if name in figures else "" for name in names))
+        for step, figures in found.items()
+    ]
+    told = "Each figure is named with its task and its protocol (docs/evaluation.md)."
+    return [Heading("Tasks"), Table(("step", *names), lines), Paragraph(told)]
 
 
 def _best(config: RunConfig, rows: Rows, run_dir: Path) -> list[Part]:

@@ -105,6 +105,14 @@ def _placed(data: Encoded, numbers: Sequence[int], form: Rows, mesh: Mesh) -> Te
     return placed
 
 
+def probabilities(logits_NC: np.ndarray) -> np.ndarray:
+    """The probabilities of the classes, float64 [N, C]."""
+    logits_NC = logits_NC.astype(np.float64)
+    weights_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    found_NC: np.ndarray = weights_NC / weights_NC.sum(axis=1, keepdims=True)
+    return found_NC
+
+
 def mean_loss(logits_NC: np.ndarray, labels: Sequence[int]) -> float:
     """The mean cross-entropy of the true classes, in nats."""
     return float(jnp.mean(cross_entropy(jnp.asarray(logits_NC), jnp.asarray(labels))))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.finetuning.class_batches import Rows, encoded, padding_of
-from jaxgpt.finetuning.class_head import Reads, predictor
+from jaxgpt.finetuning.class_head import Reads, predictor, probabilities
 from jaxgpt.model.gpt import Params
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.state import training_model
@@ -58,9 +58,7 @@ class Classifier:
             raise DataError(
                 f"text {empty[0]} is empty", why="there is nothing to classify", fix="leave it out"
             )
-        logits_NC = self._predict(self.params, data).astype(np.float64)
-        weights_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-        probabilities_NC = weights_NC / weights_NC.sum(axis=1, keepdims=True)
+        probabilities_NC = probabilities(self._predict(self.params, data))
         labels = self.head.labels
         return [
             Classified(labels[int(row_C.argmax())], dict(zip(labels, map(float, row_C), strict=True)))

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from jaxgpt.config import ClassifyConfig
 from jaxgpt.display import Progress, no_progress
 from jaxgpt.errors import ConfigError
-from jaxgpt.evaluation.classes import Confusion
+from jaxgpt.evaluation.classes import Calibration, Confusion
 from jaxgpt.evaluation.report import refresh_report
 from jaxgpt.finetuning.chosen import chosen_of, steps_of
 from jaxgpt.finetuning.class_batches import Encoded, Rows, TrainingTexts, encoded, padding_of, shown_texts
-from jaxgpt.finetuning.class_head import class_loss, class_losses, mean_loss, predictor
+from jaxgpt.finetuning.class_head import class_loss, class_losses, mean_loss, predictor, probabilities
 from jaxgpt.finetuning.lora import finetuned_model
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.labelled import (
@@ -107,7 +107,7 @@ def _task(
         events = []
         if config.eval_every and data.val.ids:
             run = functools.partial(measure, name="val", part=data.val)
-            events.append(Event("val_loss", config.eval_every, run))
+            events.append(Event("val_loss", config.eval_every, run, also=("val_accuracy", "val_macro_f1")))
         if data.test.ids:
             run = functools.partial(measure, name="test", part=data.test)
             events.append(Event("test_loss", config.steps, run))
@@ -159,9 +159,12 @@ def _encoded(split: Split, config: ClassifyConfig, tokenizer: Tokenizer) -> Labe
 def _figures(logits_NC: np.ndarray, part: Encoded, classes: int, name: str) -> dict[str, Any]:
     """What is logged of the predictions for these texts."""
     confusion = Confusion.of(part.labels, logits_NC.argmax(axis=1), classes)
+    calibration = Calibration.of(part.labels, probabilities(logits_NC))
     return {
         f"{name}_loss": mean_loss(logits_NC, part.labels),
         f"{name}_accuracy": confusion.accuracy,
         f"{name}_macro_f1": confusion.macro_f1,
+        f"{name}_calibration_error": calibration.error,
         f"{name}_confusion": json.dumps(confusion.counts_CC.tolist()),
+        f"{name}_calibration": json.dumps([each_B.tolist() for each_B in calibration]),
     }

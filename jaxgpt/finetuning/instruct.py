@@ -4,19 +4,16 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
-from jaxgpt.config import AnswerConfig, InstructConfig
+from jaxgpt.config import InstructConfig
 from jaxgpt.display import Progress, no_progress
-from jaxgpt.errors import DataError
+from jaxgpt.evaluation.during import events_of, opened
 from jaxgpt.evaluation.report import refresh_report
-from jaxgpt.evaluation.sample import sampler
 from jaxgpt.evaluation.validation import validation_loss
 from jaxgpt.finetuning.chosen import chosen_of, steps_of
 from jaxgpt.finetuning.dialogue_batches import (
@@ -27,11 +24,11 @@ from jaxgpt.finetuning.dialogue_batches import (
     encode,
     spoken,
 )
+from jaxgpt.finetuning.dialogue_task import check_fits, questions_file, sample_answers, split_of
 from jaxgpt.finetuning.lora import finetuned_model, plain_params
-from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.templates import Plain, Template, template_of
 from jaxgpt.parallel import mesh_of
-from jaxgpt.text.dialogues import Dialogue, Divided, divided, leaks, read_dialogues, row_of
+from jaxgpt.text.dialogues import Dialogue, read_dialogues
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.initial import with_architecture
@@ -42,8 +39,6 @@ from jaxgpt.training.stop import Stop
 from jaxgpt.training.task import Task, TrainingData, details_of
 
 Tell = Callable[[str], None]
-TEST_FILE = "test.jsonl"
-GREEDY = Sampling(temperature=0.0)
 
 
 class DialogueData(NamedTuple):
@@ -52,7 +47,7 @@ class DialogueData(NamedTuple):
     train: DialogueRows
     val: DialogueRows
     question: list[int]
-    """The ids of the first validation question, which the samples answer."""
+    """The ids of the first validation question that fits the context. The samples answer it."""
     test: Sequence[Dialogue]
 
     @property
@@ -67,29 +62,23 @@ def instruction_tuning(
     """The recipe, with the steps of its epochs, and the task that it describes.
 
     The model that the run begins with decides the architecture; `stated` are the settings that a person gave
-    by name, which must not differ from it. Raises what `read_dialogues` and `divided` raise, and DataError
-    where no training answer fits the context.
+    by name, which must not differ from it. Raises what `read_dialogues`, `divided` and
+    `evaluation.during.opened` raise, and DataError where no training answer fits the context.
     """
     config = with_architecture(config, stated, tell)
-    parts, notes = _split(config)
+    parts, notes = split_of(config, read_dialogues, "dialogues")
     tokenizer = load_tokenizer(config.data.tokenizer)
     template = template_of(tokenizer, config.template, config.init_from or "", None) or Plain(tokenizer)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=tokenizer.vocab))
     train, val = (_encoded(each, config, template, tokenizer) for each in (parts.train, parts.val))
     for text in [*notes, *_counts(train, "train"), *_counts(val, "val")]:
         tell(text)
-    context = config.model.context
-    if not train.examples:
-        raise DataError(
-            "nothing to train on",
-            path=config.data.path,
-            why=f"no answer begins within the model's context of {context} tokens",
-            fix="begin with a model of a longer context, or give shorter dialogues",
-        )
+    context, question = config.model.context, functools.partial(_question, template=template)
+    check_fits(train.examples, config, what="no answer begins within", shorter="dialogues")
     data = DialogueData(
         train=DialogueRows(train.examples, context=context, pack=config.pack, seed=config.seed),
         val=DialogueRows(val.examples, context=context, pack=False),
-        question=_question(parts.val[0], template) if parts.val else [],
+        question=next((ids for ids in map(question, parts.val) if len(ids) < context), []),
         test=parts.test,
     )
     if config.pack:
@@ -97,15 +86,6 @@ def instruction_tuning(
         tell(f"packed: {len(data.train):,} rows of {context} tokens hold the {count}")
     config = dataclasses.replace(config, steps=steps_of(config, len(data.train)))
     return config, _task(config, tokenizer, template, data, progress)
-
-
-def _split(config: InstructConfig) -> tuple[Divided[Dialogue], list[str]]:
-    """The dialogues, divided, and sentences about what was noticed."""
-    data, path = config.data, Path(config.data.path)
-    dialogues, notes = read_dialogues(path)
-    seed = config.seed if data.shuffle else None
-    parts = divided(dialogues, val=data.val_fraction, test=data.test_fraction, seed=seed, path=path)
-    return parts, notes + leaks(parts)
 
 
 def _counts(part: Encoded, name: str) -> list[str]:
@@ -133,10 +113,12 @@ def _task(
     model = finetuned_model(config, mesh)
     loss = next_token_loss(model, chunk=config.loss_chunk)
     training = TrainingRows(data.train, sequences=config.sequences, seed=config.seed)
+    measurements = opened(config, tokenizer, progress)
 
     def open_data(_: Path, stop: Stop) -> TrainingData:
         show = stop.checked(progress)
         events = _events(config, loss, tokenizer, data, mesh, show) if config.eval_every else []
+        events += events_of(config, measurements, show, plain_params(config))
         return TrainingData(fingerprint=data.fingerprint, rows=training.rows, events=events)
 
     return Task(
@@ -171,35 +153,7 @@ def _events(
     ]
 
 
-def sample_answers(
-    config: AnswerConfig, tokenizer: Tokenizer, question: list[int], show: Progress
-) -> list[Event]:
-    """The event that writes what the model answers to a question, of which the ids are given.
-
-    There is none without sample tokens, and none with several processes, since the engine runs on one host.
-    """
-    if not config.sample_tokens or jax.process_count() > 1:
-        return []
-    write = sampler(
-        config.model,
-        tokenizer,
-        question,
-        shown=tokenizer.decode(question),
-        tokens=config.sample_tokens,
-        sampling=GREEDY,
-        plain=plain_params(config),
-        show=show,
-    )
-    return [Event("sample", config.eval_every, write)]
-
-
 def _question(dialogue: Dialogue, template: Template) -> list[int]:
     """The ids of what is said up to the first answer."""
     asked = itertools.takewhile(lambda message: message.role != "assistant", dialogue)
     return template.ids(spoken([*asked], template))
-
-
-def questions_file(dialogues: Iterable[Dialogue]) -> dict[str, bytes]:
-    """The file in which a run keeps the dialogues whose questions `jaxgpt answer` asks, by its name."""
-    lines = (json.dumps(row_of(dialogue), ensure_ascii=False) + "\n" for dialogue in dialogues)
-    return {TEST_FILE: "".join(lines).encode()}

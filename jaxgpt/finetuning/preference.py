@@ -13,20 +13,26 @@ from jax.sharding import Mesh
 from jaxgpt import hosts
 from jaxgpt.config import PreferenceConfig
 from jaxgpt.display import Progress, no_progress
-from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.errors import ConfigError
+from jaxgpt.evaluation.during import events_of, opened
 from jaxgpt.evaluation.report import refresh_report
 from jaxgpt.evaluation.validation import validation_means
 from jaxgpt.finetuning import reference
 from jaxgpt.finetuning.chosen import chosen_of, steps_of
 from jaxgpt.finetuning.dialogue_batches import OrderedRows, TrainingRows
-from jaxgpt.finetuning.instruct import questions_file, sample_answers
-from jaxgpt.finetuning.lora import finetuned_model
-from jaxgpt.finetuning.preference_batches import EncodedPair, PairRows, encode_pairs
-from jaxgpt.finetuning.preference_loss import answer_log_probabilities, preference_loss
+from jaxgpt.finetuning.dialogue_task import check_fits, questions_file, sample_answers, split_of
+from jaxgpt.finetuning.lora import finetuned_model, plain_params
+from jaxgpt.finetuning.preference_batches import EncodedPair, PairRows, encode_pairs, shown_pairs
+from jaxgpt.finetuning.preference_loss import (
+    answer_log_probabilities,
+    answer_token_losses,
+    pair_losses,
+    preference_loss,
+)
 from jaxgpt.inference.templates import Plain, Template, template_of
 from jaxgpt.parallel import mesh_of
 from jaxgpt.text.chat_template import DEFAULT, ChatTemplate
-from jaxgpt.text.dialogues import Divided, divided, leaks
+from jaxgpt.text.dialogues import Divided
 from jaxgpt.text.preferences import Pair, read_pairs
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
@@ -36,7 +42,7 @@ from jaxgpt.training.loss import Loss
 from jaxgpt.training.resume import find_run
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop
-from jaxgpt.training.task import Task, TrainingData
+from jaxgpt.training.task import Details, Task, TrainingData
 from jaxgpt.weights.open import open_model
 
 Tell = Callable[[str], None]
@@ -66,26 +72,20 @@ def preference_tuning(
     """The recipe, with the steps of its epochs, and the task that it describes.
 
     The model that the run begins with decides the architecture; `stated` are the settings that a person gave
-    by name, which must not differ from it. Raises what `read_pairs` and `divided` raise, ConfigError where no
-    model is named, and DataError where no training pair fits the context.
+    by name, which must not differ from it. Raises what `read_pairs`, `divided` and `evaluation.during.opened`
+    raise, ConfigError where no model is named, and DataError where no training pair fits the context.
     """
     begun = hosts.decide(lambda: find_run(Path(config.out_dir)) is not None)
     source = config.out_dir if begun else _base(config)  # a run has its own copy of what it needs of the base
     config = with_architecture(config, stated, tell)
-    parts, notes = _split(config)
+    parts, notes = split_of(config, read_pairs, "pairs")
     tokenizer = load_tokenizer(source if begun else config.data.tokenizer)
     template = _template(config, source, tokenizer)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=tokenizer.vocab))
     data, more = _encoded(parts, config, template, tokenizer)
     for text in [*notes, *more]:
         tell(text)
-    if not data.train:
-        raise DataError(
-            "nothing to train on",
-            path=config.data.path,
-            why=f"no pair fits the model's context of {config.model.context} tokens",
-            fix="begin with a model of a longer context, or give shorter answers",
-        )
+    check_fits(data.train, config, what="no pair fits", shorter="answers")
     config = dataclasses.replace(config, steps=steps_of(config, len(data.train)))
     return config, _task(config, tokenizer, template, data, progress)
 
@@ -106,16 +106,6 @@ def _template(config: PreferenceConfig, source: str, tokenizer: Tokenizer) -> Te
     own = open_model(source).templates.get(DEFAULT)
     given = ChatTemplate(own, tokenizer.special_tokens) if own else None
     return template_of(tokenizer, config.template, source, given) or Plain(tokenizer)
-
-
-def _split(config: PreferenceConfig) -> tuple[Divided[Pair], list[str]]:
-    """The pairs, divided, and sentences about what was noticed."""
-    data, path = config.data, Path(config.data.path)
-    pairs, notes = read_pairs(path)
-    seed = config.seed if data.shuffle else None
-    val, test = data.val_fraction, data.test_fraction
-    parts = divided(pairs, val=val, test=test, seed=seed, path=path, what="pairs")
-    return parts, notes + leaks(parts, "pairs")
 
 
 def _encoded(
@@ -143,6 +133,7 @@ def _task(
     model = finetuned_model(config, mesh)
     measure = answer_log_probabilities(model, answer=config.answer, chunk=config.loss_chunk)
     loss = preference_loss(measure, beta=config.beta, label_smoothing=config.label_smoothing)
+    measurements = opened(config, tokenizer, progress)
     bare = {name: PairRows(getattr(data, name), context=config.model.context) for name in ("train", "val")}
 
     def open_data(own: Path, stop: Stop) -> TrainingData:
@@ -160,6 +151,7 @@ def _task(
         )
         training = TrainingRows(train, sequences=config.sequences, seed=config.seed)
         events = _events(config, loss, tokenizer, val, data.question, mesh, show) if config.eval_every else []
+        events += events_of(config, measurements, show, plain_params(config))
         return TrainingData(fingerprint=data.fingerprint, rows=training.rows, begin=begin, events=events)
 
     return Task(
@@ -170,6 +162,17 @@ def _task(
         chosen=chosen_of(config),
         tokens_per_step=bare["train"].tokens // len(data.train) * config.sequences,
         open_data=open_data,
+        details=Details(
+            answer_token_losses(model),
+            functools.partial(
+                shown_pairs,
+                tokenizer=tokenizer,
+                mean=config.answer == "mean",
+                loss=lambda change_B2: pair_losses(
+                    config.beta * (change_B2[:, 0] - change_B2[:, 1]), config.label_smoothing
+                ),
+            ),
+        ),
         report=refresh_report,
         files=template.files() | questions_file(pair.dialogue for pair in data.test),
     )
@@ -193,4 +196,5 @@ def _events(
     def measure(state: TrainState) -> dict[str, Any]:
         return {f"val_{name}": mean for name, mean in evaluate(state.params).items()}
 
-    return [Event("val_loss", config.eval_every, measure), *sample_answers(config, tokenizer, question, show)]
+    event = Event("val_loss", config.eval_every, measure, also=("val_accuracy", "val_margin"))
+    return [event, *sample_answers(config, tokenizer, question, show)]

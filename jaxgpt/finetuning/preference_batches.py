@@ -11,6 +11,7 @@ from jaxgpt.inference.templates import Template
 from jaxgpt.text.batch import Batch
 from jaxgpt.text.examples import Example, padded
 from jaxgpt.text.preferences import Pair
+from jaxgpt.text.shown import Shown, shown_texts
 from jaxgpt.text.tokenizer import Tokenizer
 
 EncodedPair = tuple[Example, Example]
@@ -43,6 +44,36 @@ def encode_pairs(
         if max(chosen.length, rejected.length) <= context:
             found.append((chosen, rejected))
     return found, len(pairs) - len(found)
+
+
+def shown_pairs(
+    batch: PairBatch,
+    losses_B2T: np.ndarray,
+    *,
+    tokenizer: Tokenizer,
+    mean: bool,
+    loss: Callable[[np.ndarray], Any],
+) -> list[Shown]:
+    """The answers of a batch, the chosen and the rejected one of each pair, with the loss of each token.
+
+    A title has the answer's log-probability, and how far it is above that of the reference: the `mean` over
+    the answer's tokens, or their sum. The loss of a text is that of its pair, which `loss` makes of the
+    changes of the two log-probabilities, [B, 2].
+    """
+    weights_B2T = np.asarray(batch.sequences.weights_BT)
+    logprob_B2 = -np.sum(losses_B2T * weights_B2T, axis=-1)
+    if mean:
+        logprob_B2 /= np.maximum(weights_B2T.sum(axis=-1), 1)
+    change_B2 = logprob_B2 - np.asarray(batch.reference_B2)
+    loss_B, texts = np.asarray(loss(change_B2)), list[Shown]()
+    for row in np.flatnonzero(np.asarray(batch.weight_B) > 0):
+        pair = Batch(*(np.asarray(array)[row] for array in batch.sequences[:3]))
+        for place, shown in enumerate(shown_texts(pair, losses_B2T[row], tokenizer)):
+            logprob, change = logprob_B2[row, place], change_B2[row, place]
+            title = f"pair {row + 1}, {('chosen', 'rejected')[place]} answer, log-probability {logprob:.4f} "
+            title += f"({change:+.4f} since step 0), loss of the pair"
+            texts.append(Shown(title, shown.tokens, float(loss_B[row])))
+    return texts
 
 
 class PairRows:

@@ -6,10 +6,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxgpt.finetuning.preference_batches import PairBatch
 from jaxgpt.model.gpt import Model, Params
-from jaxgpt.training.loss import Loss, summed_cross_entropy
+from jaxgpt.training.loss import Loss, Losses, summed_cross_entropy, token_losses
 
 Answer = Literal["sum", "mean"]
 LogProbabilities = Callable[[Params, PairBatch, Array | None], Array]
@@ -33,6 +34,25 @@ def answer_log_probabilities(model: Model, *, answer: Answer, chunk: int = 0) ->
     return measure
 
 
+def answer_token_losses(model: Model) -> Losses:
+    """The loss of each token of both answers, [B, 2, T]: its negative log-probability, in nats."""
+    of_rows = token_losses(model)
+
+    def losses(params: Params, batch: PairBatch, key: Array | None) -> Array:
+        B, _, T = batch.sequences.inputs_BT.shape
+        flat = jax.tree.map(lambda x_B2T: x_B2T.reshape(2 * B, T), batch.sequences)
+        return of_rows(params, flat, key).reshape(B, 2, T)
+
+    return losses
+
+
+def pair_losses(margin_B: ArrayLike, label_smoothing: float = 0) -> Array:
+    """The loss of each pair, [B], of which `preference_loss` is the weighted sum."""
+    right_B, wrong_B = jax.nn.log_sigmoid(margin_B), jax.nn.log_sigmoid(-jnp.asarray(margin_B))
+    losses_B: Array = -(1 - label_smoothing) * right_B - label_smoothing * wrong_B
+    return losses_B
+
+
 def preference_loss(log_probabilities: LogProbabilities, *, beta: float, label_smoothing: float = 0) -> Loss:
     """The loss of DPO, for each pair -log sigmoid(margin), in nats.
 
@@ -50,9 +70,8 @@ def preference_loss(log_probabilities: LogProbabilities, *, beta: float, label_s
     def loss(params: Params, batch: PairBatch, key: Array | None) -> tuple[Array, Array, dict[str, Array]]:
         chosen_B, rejected_B = (beta * (log_probabilities(params, batch, key) - batch.reference_B2)).T
         margin_B = chosen_B - rejected_B
-        right_B, wrong_B = jax.nn.log_sigmoid(margin_B), jax.nn.log_sigmoid(-margin_B)
         values = {
-            "loss": -(1 - label_smoothing) * right_B - label_smoothing * wrong_B,
+            "loss": pair_losses(margin_B, label_smoothing),
             "chosen_reward": chosen_B,
             "rejected_reward": rejected_B,
             "margin": margin_B,

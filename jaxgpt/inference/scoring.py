@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference.programs import MOST_LOGPROBS, SHORTEST_PROMPT, bucket_of
 from jaxgpt.inference.served import Served
-from jaxgpt.parallel import ROWS
+from jaxgpt.parallel import ROWS, P
 from jaxgpt.text.batch import check_ids
 from jaxgpt.text.examples import Example, padded
 from jaxgpt.training.loss import cross_entropy
@@ -237,4 +237,6 @@ def _score(
     shapes: Any = jax.eval_shape(chunk_at, jnp.int32(0))
     empty = jax.tree.map(lambda leaf: jnp.zeros((S, *leaf.shape[1:]), leaf.dtype), shapes)
     scores: SpanScore = jax.lax.fori_loop(0, -(-count // size), one_more, empty)
-    return scores
+    everywhere = NamedSharding(served.mesh, P())  # so that each of several processes can read them
+    replicated: SpanScore = jax.lax.with_sharding_constraint(scores, everywhere)
+    return replicated

@@ -19,8 +19,7 @@ from jaxgpt.config import GPTConfig, LoraConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.model.attend import drop
 from jaxgpt.model.gpt import Params, define
-from jaxgpt.model.initializers import INIT_STD
-from jaxgpt.model.layers import Linear, TokenTable
+from jaxgpt.model.layers import Linear, TrainedLayers
 from jaxgpt.parallel import by_path
 
 LAYERS = ("h/attn/c_attn", "h/attn/c_proj", "h/mlp/c_fc", "h/mlp/c_proj")  # those that can have an adapter
@@ -37,11 +36,10 @@ class LoraLinear(Linear):
         outputs: tuple[int, ...],
         rngs: nnx.Rngs,
         *,
-        std: float,
-        bias: bool,
         lora: LoraConfig,
+        **more: Any,
     ) -> None:
-        super().__init__(config, inputs, outputs, rngs, std=std, bias=bias)
+        super().__init__(config, inputs, outputs, rngs, **more)
         self.lora, bound = lora, 1 / math.sqrt(inputs)  # torch's kaiming_uniform_(a=sqrt(5)), as PEFT draws A
         self.lora_A = nnx.Param(
             jax.random.uniform(rngs.params(), (inputs, lora.rank), minval=-bound, maxval=bound)
@@ -58,30 +56,18 @@ class LoraLinear(Linear):
 
 
 @dataclass(frozen=True)
-class LoraLayers:
+class LoraLayers(TrainedLayers):
     """The factory of layers of a model that trains adapters: those that `lora.targets` names have one."""
 
     lora: LoraConfig
 
     def linear(
-        self,
-        config: GPTConfig,
-        name: str,
-        inputs: int,
-        outputs: tuple[int, ...],
-        rngs: nnx.Rngs,
-        *,
-        std: float = INIT_STD,
-        bias: bool = True,
+        self, config: GPTConfig, name: str, inputs: int, outputs: tuple[int, ...], rngs: nnx.Rngs, **more: Any
     ) -> Linear:
         """A linear layer from `inputs` to `outputs`, with an adapter where it is wanted."""
         if not self.lora.adapts(name):
-            return Linear(config, inputs, outputs, rngs, std=std, bias=bias)
-        return LoraLinear(config, inputs, outputs, rngs, std=std, bias=bias, lora=self.lora)
-
-    def table(self, config: GPTConfig, rngs: nnx.Rngs, *, head: bool = False) -> TokenTable:
-        """A table of token embeddings, or an output head."""
-        return TokenTable(config, rngs, head=head)
+            return super().linear(config, name, inputs, outputs, rngs, **more)
+        return LoraLinear(config, inputs, outputs, rngs, **more, lora=self.lora)
 
 
 def check_targets(lora: LoraConfig) -> None:

@@ -32,8 +32,8 @@ from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Split
 from jaxgpt.text.shards import ShardWriter, token_dtype
 from jaxgpt.text.text_files import Block
-from jaxgpt.text.tokenizer import RankTokenizer
-from jaxgpt.text.tokenizer_files import load_ranks
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer_files import load_preparing
 
 JOURNAL_FILE = "progress.jsonl"
 LOCK_FILE = ".lock"
@@ -72,7 +72,7 @@ def prepare(
     """
     folder, workers = Path(out), (os.cpu_count() or 1) if workers is None else workers
     _check_settings(texts, folder, val_fraction, shard_tokens, workers)
-    coder = load_ranks(tokenizer)
+    coder = load_preparing(tokenizer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / LOCK_FILE, timeout=0):
@@ -99,7 +99,7 @@ def prepare(
     return made
 
 
-def encode_blocks(blocks: Iterable[Block], tokenizer: RankTokenizer) -> np.ndarray:
+def encode_blocks(blocks: Iterable[Block], tokenizer: Tokenizer) -> np.ndarray:
     """Return the ids of the blocks as uint32 [tokens], with `<|endoftext|>` after each document."""
     parts = []
     for text, ends in blocks:
@@ -115,7 +115,7 @@ class _Work:
 
     plan: Plan
     folder: Path
-    tokenizer: RankTokenizer
+    tokenizer: Tokenizer
     goal: Manifest
     workers: int
     progress: Progress | None
@@ -217,13 +217,14 @@ def _line(split: str, batches: int, tokens: int) -> bytes:
     return json.dumps([split, batches, tokens]).encode() + b"\n"
 
 
-def _goal(plan: Plan, tokenizer: RankTokenizer, val_fraction: float, shard_tokens: int) -> Manifest:
+def _goal(plan: Plan, tokenizer: Tokenizer, val_fraction: float, shard_tokens: int) -> Manifest:
     empty = Split(documents=0, tokens=0, shards=())
+    end: Any = tokenizer.end_of_text  # tokenizers of GPT-2's kind have one
     return Manifest(
         tokenizer=tokenizer.name,
         tokenizer_sha256=tokenizer.sha256,
         vocab=tokenizer.vocab,
-        end_of_text=tokenizer.end_of_text,
+        end_of_text=end,
         dtype=token_dtype(tokenizer.vocab),
         val_fraction=float(val_fraction),
         shard_tokens=shard_tokens,

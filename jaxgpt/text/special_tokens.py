@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jaxgpt.errors import ConfigError
 from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
-from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer, refuse_surrogates
+from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer, rank_problems, refuse_surrogates
 from jaxgpt.text.tokenizer_folder import JSON_FILE, SETTINGS_FILE, TokenizerFiles, parse_files
-from jaxgpt.text.tokenizer_json import format_json
+from jaxgpt.text.tokenizer_json import END_OF_TEXT, format_json, parse_json
 
 MARKER = re.compile(r"<\S+>|\[\S+\]")
 
@@ -46,6 +46,19 @@ def with_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> ForeignT
         name: json.dumps(table, ensure_ascii=False, indent=1).encode() for name, table in files.items()
     }
     return ForeignTokenizer(parse_files(written, Path(JSON_FILE)), Path(JSON_FILE))
+
+
+def is_grown(tokenizer: Tokenizer) -> bool:
+    """Whether it is a tokenizer of GPT-2's kind that has got further special tokens."""
+    if not isinstance(tokenizer, ForeignTokenizer):
+        return False
+    data = copy.deepcopy(tokenizer.given.data)
+    added, vocab = data["added_tokens"], data["model"]["vocab"]
+    for token in [token for token in added if token["special"] and token["content"] != END_OF_TEXT]:
+        added.remove(token)
+        vocab.pop(token["content"], None)
+    ranks = parse_json(data)
+    return ranks is not None and not rank_problems(ranks)
 
 
 def _files_of(tokenizer: RankTokenizer) -> TokenizerFiles:

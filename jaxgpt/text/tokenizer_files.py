@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxgpt.errors import ConfigError, MissingError, unreadable
 from jaxgpt.text.characters import CharacterTokenizer, parse_characters
 from jaxgpt.text.foreign_tokenizer import ForeignTokenizer
+from jaxgpt.text.special_tokens import is_grown
 from jaxgpt.text.tokenizer import (
     TOKENIZER_FILE,
     RankTokenizer,
@@ -55,17 +56,18 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     return RankTokenizer(ranks, source=path, special=given.special)
 
 
-def load_ranks(spec: str | Path) -> RankTokenizer:
+def load_preparing(spec: str | Path) -> Tokenizer:
     """Return a tokenizer that text for training can be prepared with.
 
-    Raises what `load_tokenizer` raises, and ConfigError for a tokenizer that is not of GPT-2's kind.
+    Raises what `load_tokenizer` raises, and ConfigError for a tokenizer that is not of GPT-2's kind, apart
+    from special tokens.
     """
     tokenizer = load_tokenizer(spec)
-    if not isinstance(tokenizer, RankTokenizer):
+    if not (isinstance(tokenizer, RankTokenizer) or is_grown(tokenizer)):
         raise ConfigError(
             f"cannot train with the tokenizer {spec}",
-            why="it is unlike GPT-2's: only tiktoken ranks, and a tokenizer.json of GPT-2's kind whose one "
-            "added token is <|endoftext|>, can prepare text for training",
+            why="it is unlike GPT-2's: only tiktoken ranks, and a tokenizer.json of GPT-2's kind whose "
+            "added tokens are <|endoftext|> and special ones, can prepare text for training",
             fix="use gpt2, bytes, or a vocabulary from `jaxgpt tokenizer`",
         )
     return tokenizer

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from jaxgpt.errors import DivergedError, StoppedError
 from jaxgpt.log import Best
 from jaxgpt.training.metrics import Sink
@@ -27,6 +29,12 @@ class Event:
     name: str
     every: int
     run: Callable[[TrainState], dict[str, Any]]
+    also: tuple[str, ...] = ()
+    """What else it measures."""
+
+    def measures(self, name: str) -> bool:
+        """Whether it measures something of that name."""
+        return name in (self.name, *self.also)
 
     def due(self, number: int, last: int) -> bool:
         """Whether to run when `number` steps are done and `last` is the number of the last step."""
@@ -39,6 +47,8 @@ class Loop:
 
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
     """`step(state, batch)` returns the next state, and what the step measured."""
+    compiling: Callable[[], float] = lambda: 0.0
+    """For how many seconds `step` has compiled programs so far."""
     batch_at: Callable[[int], Any]
     """`batch_at(number)` is the global batch of a step. Here alone the steps are counted from 0."""
     skips: Callable[[int], bool] = lambda _: False
@@ -61,23 +71,30 @@ class Loop:
 class _Clock:
     """Measures tokens per second between rows of the log, without compilation, events and saving."""
 
-    def __init__(self, tokens_per_step: int) -> None:
-        self._tokens, self._steps, self._since = tokens_per_step, 0, float("nan")
+    def __init__(self, loop: Loop) -> None:
+        self._loop, self._steps, self._since, self._until = loop, 0, math.nan, math.nan
 
-    def restart(self) -> None:
-        self._steps, self._since = 0, time.perf_counter()
+    def now(self) -> float:
+        """The time in seconds, which stands still while a step is compiled."""
+        return time.perf_counter() - self._loop.compiling()
 
-    def tick(self) -> None:
-        """Count a step that has finished. The first one only starts the clock."""
+    def restart(self, since: float | None = None) -> None:
+        """Begin to measure anew, from now on or since an earlier moment."""
+        self._steps, self._since = 0, self.now() if since is None else since
+
+    def tick(self, moment: float) -> None:
+        """Count a step that has finished at this moment. The first one only starts the clock."""
         if math.isnan(self._since):
-            self.restart()
+            self.restart(moment)
         else:
-            self._steps += 1
+            self._steps, self._until = self._steps + 1, moment
 
     def rate(self) -> dict[str, float]:
-        if not self._steps:
-            return {}
-        return {"tokens_per_second": self._steps * self._tokens / (time.perf_counter() - self._since)}
+        """The speed since the last row, and a new beginning. Empty where no step was timed."""
+        steps, since, self._steps, self._since = self._steps, self._since, 0, max(self._since, self._until)
+        return (
+            {"tokens_per_second": steps * self._loop.tokens_per_step / (self._until - since)} if steps else {}
+        )
 
 
 def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int, str], bool]) -> TrainState:
@@ -89,20 +106,19 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
     Raises DivergedError when the loss, the gradient or what an event measured is not finite. Nothing of that
     step is saved then. Raises StoppedError when a signal came, after the state is saved.
     """
-    clock = _Clock(loop.tokens_per_step)
-    pending: tuple[int, dict[str, Any]] | None = None
+    clock = _Clock(loop)
+    pending: tuple[int, dict[str, Any], float | None] | None = None
 
     def report() -> None:
         nonlocal pending
         if pending is None:
             return
-        (number, metrics), pending = pending, None
+        (number, metrics, finished), pending = pending, None
         row = {name: float(value) for name, value in metrics.items()}
         _refuse_non_finite(number, row)
-        clock.tick()
+        clock.tick(clock.now() if finished is None else finished)
         if number % loop.log_every == 0 or number in (1, loop.steps):
             _write(loop, number, row | clock.rate())
-            clock.restart()
 
     last = start if loop.best.exhausted else loop.steps
     due = [event for event in loop.events if event.due(start, last) and not measured(start, event.name)]
@@ -116,8 +132,9 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
             _write(loop, number, {"skipped": 1})
         else:
             state, metrics = loop.step(state, loop.batch_at(number - 1))
+            launched = number, metrics, clock.now() if _is_computed(metrics) else None
             report()
-            pending = number, metrics
+            pending = launched
         events = [event for event in loop.events if event.due(number, loop.steps)]
         saving = number % loop.save_every == 0 or number == loop.steps
         stopped = loop.stop.agreed(number)
@@ -135,6 +152,12 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
     if stopped:
         raise stopped_error(loop.stop, f"at step {start}")
     return state
+
+
+def _is_computed(metrics: dict[str, Any]) -> bool:
+    """Whether a step was computed before it returned, as a small one is on a CPU."""
+    arrays: list[Any] = [value for value in metrics.values() if isinstance(value, jax.Array)]
+    return bool(arrays) and all(array.is_ready() for array in arrays)
 
 
 def stopped_error(stop: Stop, where: str) -> StoppedError:

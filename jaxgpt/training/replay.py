@@ -5,6 +5,7 @@ parameters before it. These come from the nearest checkpoint before the step, an
 trained again in memory. Without such a checkpoint, training begins at the start. Nothing is written.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgpt.config import RunConfig, read_config, with_settings
+from jaxgpt.config import EvaluationConfig, LanguageConfig, RunConfig, read_config, with_settings
+from jaxgpt.config.recipe import NO_METRIC
 from jaxgpt.errors import ConfigError
 from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.parallel import path_of
@@ -125,7 +127,9 @@ class _Walk:
         if settings == self._settings:
             return
         self._settings = settings
-        self.recipe = settings = with_settings(settings, {"out_dir": str(self._folder)})
+        self.recipe = settings = _without_measurements(
+            with_settings(settings, {"out_dir": str(self._folder)})
+        )
         self._task = self._task_for(settings)
         data = open_data(self._task, settings, Stop(), self._found)
         self._setup: Setup = set_up(settings, self._task, data)
@@ -184,6 +188,13 @@ def settings_at(folder: Path, number: int) -> RunConfig:
             break
         settings = with_settings(settings, {name: before for name, (before, _) in line["changed"].items()})
     return settings
+
+
+def _without_measurements(settings: RunConfig) -> RunConfig:
+    """The settings of a run that measures nothing else, since a step needs no files of tasks."""
+    if not isinstance(settings, LanguageConfig):
+        return settings
+    return dataclasses.replace(settings, evaluation=EvaluationConfig(), best_metric=NO_METRIC, patience=0)
 
 
 def _norm(path: str, gradient: Array) -> Array:

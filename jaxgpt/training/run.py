@@ -17,7 +17,7 @@ from jaxgpt import hosts
 from jaxgpt.config import RunConfig, flat
 from jaxgpt.display import waiting
 from jaxgpt.errors import ConfigError
-from jaxgpt.log import METRICS_FILE, Best, read_rows
+from jaxgpt.log import METRICS_FILE, TRAINED, Best, read_rows
 from jaxgpt.parallel import check_batch
 from jaxgpt.training.devices import device_facts
 from jaxgpt.training.loop import Loop, stopped_error, train
@@ -67,7 +67,7 @@ def run(
         data = open_data(task, recipe, stop, found)
         best = hosts.decide(lambda: _best_so_far(folder, recipe, found))
         step, names = found.step if found else 0, {event.name for event in data.events}
-        if recipe.patience and "val_loss" not in names:
+        if recipe.patience and not any(event.measures(recipe.best_metric) for event in data.events):
             why, fix = "there is nothing to evaluate on", "leave out --patience, or raise --data.val-fraction"
             raise ConfigError(f"patience = {recipe.patience}", why=why, fix=fix)
         measured = found is not None and found.measured >= names
@@ -148,10 +148,8 @@ def _train(
         state = setup.initial(recipe, tell)
         with _before_the_first_step(stop):
             data.begin(state)
+    moving, fixed = (sum(leaf.size for leaf in jax.tree.leaves(t)) for t in (state.trainable, state.frozen))
     if base := setup.base_of(state):
-        moving, fixed = (
-            sum(leaf.size for leaf in jax.tree.leaves(t)) for t in (state.trainable, state.frozen)
-        )
         tell(f"{moving:,} parameters train, and {fixed:,} stay as they are in {base.name}")
     programs = StepPrograms(compile_step(setup.step, state, mesh))
     with waiting("compiling the training step", tell):
@@ -166,10 +164,13 @@ def _train(
         own = [stack.enter_context(contextlib.closing(sink)) for sink in _sinks(recipe, folder, start)]
         if own:
             facts = device_facts(mesh, recipe.model, read_rows(folder / METRICS_FILE))
+            if fixed and found is None:
+                facts |= {TRAINED: moving}
             if facts := facts | (data.facts() if found is None else {}):
                 own[0].write(start, facts)
         loop = Loop(
             step=programs,
+            compiling=programs.compiling,
             batch_at=setup.batch_at,
             skips=recipe.skips,
             pass_by=pass_by,

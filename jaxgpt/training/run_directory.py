@@ -25,7 +25,8 @@ from jaxgpt.errors import BusyError, unwritable
 from jaxgpt.files import write_atomically
 from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.parallel import abstract, shardings
-from jaxgpt.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer_files import tokenizer_in
 from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.resume import Found, changes
@@ -93,7 +94,7 @@ def write_settings(
             else:
                 MetricsLog(folder / METRICS_FILE).cut_back(found.step)
                 _append_changes(folder, found, recipe)
-            if found is None or not (folder / TOKENIZER_FILE).is_file():
+            if found is None or not tokenizer_in(folder):
                 tokenizer.save_in(folder)
             for name, content in files.items():
                 if found is None or not (folder / name).is_file():

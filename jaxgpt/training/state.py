@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -177,7 +178,7 @@ def gradients(
 
 
 def prediction_losses(state: TrainState, batch: Any, *, losses: Losses, accumulate: int = 1) -> Array:
-    """The loss of each prediction of a step's batch, [B, T] or [B], with the random numbers of that step."""
+    """The loss of each prediction of a step's batch, [B, ...], with the random numbers of that step."""
     key = jax.random.fold_in(state.key, state.step)
     if accumulate == 1:
         return losses(state.params, batch, key)
@@ -236,13 +237,20 @@ class StepPrograms:
         """Take what `compile_step` returned."""
         self._jitted = jitted
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._seconds = 0.0
 
     def of(self, state: TrainState, batch: Any) -> Any:
         """The program for batches of this shape. It is compiled when it is first asked for."""
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         if shapes not in self._compiled:
+            since = time.perf_counter()
             self._compiled[shapes] = self._jitted.lower(state, batch).compile()
+            self._seconds += time.perf_counter() - since
         return self._compiled[shapes]
+
+    def compiling(self) -> float:
+        """For how many seconds programs were compiled so far."""
+        return self._seconds
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         """One step. Returns the new state and the metrics."""

@@ -89,7 +89,7 @@ def run(args: AnswerArgs) -> None:
 
 def _questions(args: AnswerArgs) -> Path:
     """The file of questions. Raises ConfigError where none is named and the model has none."""
-    from jaxgpt.finetuning.instruct import TEST_FILE
+    from jaxgpt.finetuning.dialogue_task import TEST_FILE
     from jaxgpt.weights.run import named_step
 
     own = named_step(home_of(TEST_FILE, args.model, args.adapter))[0] / TEST_FILE

@@ -82,6 +82,7 @@ def _task(name: str, source: Source, published: tuple[float, float, float, float
         "word and rest of the sentence after the full de-tokenized context; "
         "\u00b1 is the standard error over questions",
         _paper,
+        ("accuracy",),
         {"accuracy": Published(values, says)},
     )
     return Task(name, source, lambda content: read(content, source.file), {"paper": protocol})

@@ -43,6 +43,7 @@ def _task(name: str, source: Source, published: tuple[float, float, float, float
     protocol = Protocol(
         "the last 5,000,000 bytes as they are in {windows}; \u00b1 is the standard error over windows",
         _paper,
+        ("bits_per_byte",),
         {"bits_per_byte": Published(values, f"Radford et al. 2019, table 3; {others}")},
         stride=STRIDE,
     )

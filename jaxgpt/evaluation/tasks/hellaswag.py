@@ -84,6 +84,7 @@ def _chosen(
     ]
 
 
+_FIGURES = ("accuracy", "accuracy_norm")
 TASK = Task(
     "hellaswag",
     HELLASWAG,
@@ -93,6 +94,7 @@ TASK = Task(
             "activity, passage and ending cleaned, as lm-evaluation-harness; "
             "\u00b1 is the standard error over items",
             _harness,
+            _FIGURES,
             {
                 "accuracy": Published({"124M": 0.2892, "1558M": 0.4004}, "llm.c, dev/data/hellaswag.py"),
                 "accuracy_norm": Published({"124M": 0.3114, "1558M": 0.5089}, "llm.c, dev/data/hellaswag.py"),
@@ -102,6 +104,7 @@ TASK = Task(
             "the passage and each ending as they are, tokenized apart, as llm.c; "
             "\u00b1 is the standard error over items",
             _llmc,
+            _FIGURES,
             {
                 "accuracy": Published({"124M": 0.2859, "1558M": 0.3842}, "llm.c, dev/data/hellaswag.py"),
                 "accuracy_norm": Published({"124M": 0.2955, "1558M": 0.4893}, "llm.c, dev/data/hellaswag.py"),

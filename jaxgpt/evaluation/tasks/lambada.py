@@ -84,6 +84,7 @@ def _figures(found: Sequence[Continued], what: str, unit: str) -> list[Measured]
     ]
 
 
+_BOTH = ("accuracy", "perplexity")
 TASK = Task(
     "lambada",
     LAMBADA,
@@ -93,6 +94,7 @@ TASK = Task(
             "the last word, all its tokens greedy, as lm-evaluation-harness's lambada_openai; "
             "\u00b1 is the standard error over passages",
             _harness,
+            _BOTH,
             {
                 "accuracy": Published(
                     {"124M": 0.3256, "1558M": 0.5121}, "lm-evaluation-harness issue 2159, GPT-Neo's README"
@@ -106,6 +108,7 @@ TASK = Task(
             "the last word of the de-tokenized text, the single-token stop words of NLTK (149 of GPT-2's "
             "tokens) barred as its first token; \u00b1 is the standard error over passages",
             _paper,
+            _BOTH,
             {
                 "accuracy": Published(
                     {"124M": 0.4599, "355M": 0.5548, "774M": 0.6012, "1558M": 0.6324},
@@ -120,6 +123,7 @@ TASK = Task(
         "last-token": Protocol(
             "the last token of the text; \u00b1 is the standard error over passages",
             _last_token,
+            _BOTH,
             {
                 "accuracy": Published(
                     {"124M": 0.4689}, "openai/gpt-2 issue 131; transformers issue 13761 has 0.4667"

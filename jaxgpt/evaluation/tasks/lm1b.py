@@ -51,6 +51,7 @@ TASK = Task(
         "paper": Protocol(
             "each de-tokenized sentence alone in {windows}; \u00b1 is the standard error over sentences",
             _paper,
+            ("word_perplexity",),
             {
                 "word_perplexity": Published(
                     {"124M": 75.20, "355M": 55.72, "774M": 44.575, "1558M": 42.16},

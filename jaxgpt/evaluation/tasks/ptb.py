@@ -46,6 +46,7 @@ TASK = Task(
             "the whole de-tokenized text in {windows}, line ends are no words; \u00b1 is the standard error "
             "over windows",
             _paper,
+            ("word_perplexity",),
             {
                 "word_perplexity": Published(
                     {"124M": 65.85, "355M": 47.33, "774M": 40.31, "1558M": 35.76},

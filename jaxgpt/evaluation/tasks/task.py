@@ -39,6 +39,8 @@ class Protocol(NamedTuple):
     """What is scored and how, in words; `{windows}` stands for the windows and their stride."""
     measure: Callable[[Scorer, Any], list[Measured]]
     """The figures of the documents."""
+    figures: tuple[str, ...]
+    """The names of these figures."""
     published: Mapping[str, Published] = {}
     """By the names of the figures."""
     stride: int | None = None

@@ -88,6 +88,7 @@ _HARNESS = "public reproductions by this protocol: transformers issue 13761, GPT
 BY_ARTICLE = Protocol(
     "each de-tokenized article alone in {windows}; \u00b1 is the standard error over articles",
     _by_article,
+    ("word_perplexity", "bits_per_byte"),
     {"word_perplexity": Published({"124M": 37.37, "1558M": 17.48}, _HARNESS)},
 )
 PAPER_103 = BY_ARTICLE._replace(
@@ -100,6 +101,7 @@ PAPER_103 = BY_ARTICLE._replace(
 PAPER_2 = Protocol(
     "the raw text in {windows}, every token scored once; \u00b1 is the standard error over windows",
     _by_token,
+    ("perplexity",),
     {
         "perplexity": Published(
             _PAPER_2,
