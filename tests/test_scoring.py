@@ -118,6 +118,9 @@ def test_barred_ids_are_not_greedy_as_the_first_scored_token_of_a_text_alone(
     assert barred[0].greedy_T.tolist() == [True, True, True]
     for one, other in zip(plain, barred, strict=True):
         np.testing.assert_array_equal(one.logprobs_T, other.logprobs_T)
+    ids = {*best, spans[0][0][-1], spans[0][0][-2]} - {spans[0][0][3]}
+    many = score_spans(served, spans * 50, barred=ids)  # more tokens than have logits at one time
+    assert [score.greedy_T.tolist() for score in many] == [score.greedy_T.tolist() for score in barred] * 50
 
 
 def test_int8_weights_and_a_mesh_are_scored_too(config: GPTConfig, params: Params) -> None:

@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from jaxgpt.evaluation.tasks import cbt, enwik8, hellaswag, lambada, lm1b, ptb, 
 from jaxgpt.evaluation.tasks.scorer import Scorer
 from jaxgpt.evaluation.tasks.table import TASKS, chosen, open_tasks
 from jaxgpt.evaluation.tasks.task import Task, figures_of
+from jaxgpt.evaluation.windows import Losses
 from jaxgpt.inference.served import Served
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import define
@@ -85,6 +87,13 @@ def measured(
     return {figure.name.partition("/")[2]: figure for figure in figures}
 
 
+def ratio_error(nats: Sequence[float], counts: Sequence[int]) -> float:
+    """The standard error of the nats of a unit: of a ratio of two sums over so many windows or documents."""
+    mean, n = sum(nats) / sum(counts), len(nats)
+    squares = sum((each - mean * count) ** 2 for each, count in zip(nats, counts, strict=True))
+    return math.sqrt(n / (n - 1) * squares) / sum(counts)
+
+
 # LAMBADA
 
 PASSAGES = ["We see a b cat", "She has the cat", "He sees the dog", "\u201cOh\u201d, said a b cat"]
@@ -120,6 +129,22 @@ def test_lambadas_last_token_is_scored_after_all_tokens_before_it(scorer: Scorer
     assert found["accuracy"].value == 3 / 4  # the t of cat, but not the g of dog
     last = [logprob(TOKENIZER.encode(text)[-2:]) for text in PASSAGES]
     assert found["perplexity"].value == pytest.approx(math.exp(-np.mean(last)), rel=1e-5)
+
+
+def test_lambadas_last_word_is_that_of_the_detokenized_text(scorer: Scorer) -> None:
+    texts = ["She saw a b \u201ccat\u201d", "We see a cat "]
+    right, logprobs = _last_words([lambada.detokenized(text) for text in texts], [256])
+    found = measured(lambada.TASK, "paper", scorer, texts)
+    assert found["accuracy"].value == np.mean(right)
+    assert found["perplexity"].value == pytest.approx(math.exp(-np.mean(logprobs)), rel=1e-5)
+
+
+@pytest.mark.parametrize("protocol", lambada.TASK.protocols)
+def test_a_limit_leaves_the_first_passages(scorer: Scorer, protocol: str) -> None:
+    found = measured(lambada.TASK, protocol, dataclasses.replace(scorer, limit=2), PASSAGES)
+    first = measured(lambada.TASK, protocol, scorer, PASSAGES[:2])
+    assert [figure.value for figure in found.values()] == [figure.value for figure in first.values()]
+    assert found["perplexity"].value != measured(lambada.TASK, protocol, scorer, PASSAGES)["perplexity"].value
 
 
 def test_of_gpt2s_tokens_149_are_stop_words() -> None:
@@ -273,10 +298,28 @@ def test_ptb_is_detokenized(given: str, written: str) -> None:
 
 
 def test_sentences_of_1bw_are_scored_alone_for_each_word_of_the_original(scorer: Scorer) -> None:
-    sentences = lm1b.read(b"The cat sat , he said .\n\nIs it cold ?\n")
-    nats = -sum(logprob([END, *TOKENIZER.encode(text)]) for text in ("The cat sat, he said.", "Is it cold?"))
+    sentences = lm1b.read(b" The cat sat , he said . \n\nIs it cold ?\n")
+    assert sentences == ["The cat sat , he said .", "Is it cold ?"]
+    nats = [-logprob([END, *TOKENIZER.encode(text)]) for text in ("The cat sat, he said.", "Is it cold?")]
     found = measured(lm1b.TASK, "paper", scorer, sentences)["word_perplexity"]
-    assert found.value == pytest.approx(math.exp(nats / 11), rel=1e-5)
+    assert found.value == pytest.approx(math.exp(sum(nats) / 11), rel=1e-5)
+    error = ratio_error(nats, [7, 4]) * found.value
+    assert found.standard_error == pytest.approx(error, rel=1e-4)
+    one = measured(lm1b.TASK, "paper", dataclasses.replace(scorer, limit=1), sentences)["word_perplexity"]
+    assert one.value == pytest.approx(math.exp(nats[0] / 7), rel=1e-5)
+
+
+@pytest.mark.parametrize(("task", "protocol"), [("1bw", "paper"), ("wikitext-103", "harness")])
+def test_the_last_window_of_a_long_document_is_full(task: str, protocol: str) -> None:
+    seen: list[bool] = []
+
+    def documents(texts: Sequence[str], *, full_last: bool) -> Losses:
+        seen.append(full_last)
+        return Losses(np.ones(len(texts)), np.ones(len(texts), int))
+
+    scorer: Any = SimpleNamespace(limit=None, documents=documents)
+    TASKS[task].protocols[protocol].measure(scorer, [" = A = ", "It is cold ."])
+    assert seen == [True]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +331,7 @@ def test_sentences_of_1bw_are_scored_alone_for_each_word_of_the_original(scorer:
             "It's Mr. Smith, who? Yes! Now: go; he left.",
         ),
         ("Is it ?", "Is it?"),
+        ("He said ' no way ' here", "He said 'no way' here"),
         ("Go !", "Go!"),
         ('He said " no way " ( to us ) [ sic ]', 'He said "no way" (to us) [sic]'),
         ("It costs $ 5 or £ 4 and / or", "It costs $5 or £4 and/or"),
@@ -300,6 +344,8 @@ def test_1bw_is_detokenized(given: str, written: str) -> None:
 def test_enwik8_is_scored_for_each_byte_of_its_last_bytes(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert enwik8.TEST_BYTES == 5_000_000
+    assert [TASKS[name].source.file for name in ("enwik8", "text8")] == ["enwik8", "text8"]
     monkeypatch.setattr(enwik8, "TEST_BYTES", 201)
     content = ("é" * 200 + "<page>A cat sat at the sea. Sätze</page>\n" * 2).encode()
     text = enwik8.read(content)
@@ -308,11 +354,21 @@ def test_enwik8_is_scored_for_each_byte_of_its_last_bytes(
     found = measured(enwik8.WIKI, "paper", scorer, text)["bits_per_byte"]
     assert found.value == pytest.approx(-logprob(ids) / math.log(2) / 200, rel=1e-5)
     assert "windows of 64, stride 64" in found.protocol  # 512 does not fit
+    windows = [range(begin, min(begin + 64, len(ids) - 1)) for begin in range(0, len(ids) - 1, 64)]
+    nats = [-logprob(ids[window.start : window.stop + 1]) for window in windows]
+    error = ratio_error(nats, list(map(len, windows))) * (len(ids) - 1) / math.log(2) / 200
+    assert found.standard_error == pytest.approx(error, rel=1e-4)
+    assert [TASKS[name].protocols["paper"].stride for name in ("enwik8", "text8", "ptb")] == [512, 512, None]
+    strided = measured(enwik8.WIKI, "paper", dataclasses.replace(scorer, stride=16), text)["bits_per_byte"]
+    assert "windows of 64, stride 16" in strided.protocol
     first = measured(enwik8.WIKI, "paper", dataclasses.replace(scorer, limit=1), text)["bits_per_byte"]
     size = len(TOKENIZER.decode_bytes(ids[1:65]))
     assert first.value == pytest.approx(-logprob(ids[:65]) / math.log(2) / size, rel=1e-5)
     with pytest.raises(DataError, match="it has 201 bytes, and its last 201 are the test split"):
         enwik8.read(content[:201])
+    for name in ("enwik8", "text8"):
+        with pytest.raises(DataError, match=rf"a task's file \({name}\)"):
+            TASKS[name].read(content[:201])
 
 
 # HellaSwag
