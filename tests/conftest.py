@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # The tests compile thousands of tiny programs and run each only once or twice: with less optimisation, they
@@ -38,12 +39,29 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training import devices
 
 hypothesis.settings.register_profile("jaxgpt", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("jaxgpt")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A shell starts commands in the background with Ctrl-C ignored. The tests that send it need it, there too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_speed() -> Iterator[None]:
+    """The speed of matrix products is measured once, and not by each run that a test trains."""
+    measured = devices.measured_matmul_flops
+    known: dict[str, float] = {}
+
+    def once(model: GPTConfig, device: jax.Device, *, seconds: float) -> float:
+        if model.compute_dtype not in known:
+            known[model.compute_dtype] = measured(model, device, seconds=seconds)
+        return known[model.compute_dtype]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "measured_matmul_flops", once)
+        yield
 
 
 @pytest.fixture(scope="session")

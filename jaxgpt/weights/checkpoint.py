@@ -20,6 +20,12 @@ from jaxgpt.parallel import path_of
 from jaxgpt.weights.digests import digests, is_key, kind, storable
 
 CHECKPOINTS = "checkpoints"  # the name of their directory in a run directory
+# Orbax has each device write a slice of an array that all of them hold. Small arrays are not worth slicing:
+# of a small model on eight devices, that took most of the time of a save.
+SLICE = 1 << 20  # bytes
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True
+)
 
 
 class Checkpoints:
