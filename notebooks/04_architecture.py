@@ -181,6 +181,7 @@ axes[1].set(title="its slope", xlabel="x")
 for axis in axes:
     axis.grid(alpha=0.3)
     axis.legend()
+plt.show()
 
 # %% [markdown]
 # The feed-forward network of a block makes each token's vector four times wider, applies GELU, and makes it
@@ -244,6 +245,7 @@ plt.xlabel("layer")
 plt.ylabel("mean size of the gradient")
 plt.grid(alpha=0.3)
 plt.legend()
+plt.show()
 
 # %% [markdown]
 # ## 4.5 The transformer block
@@ -456,6 +458,7 @@ for part, names in parts.items():
 plt.ylabel("million parameters")
 plt.grid(alpha=0.3, axis="y")
 plt.legend()
+plt.show()
 
 # %% [markdown]
 # Embeddings and output head are nearly half of the small model, and a tenth of the largest.

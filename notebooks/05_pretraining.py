@@ -42,7 +42,6 @@ from jaxgpt.log import Best, latest, series
 from jaxgpt.text.batch import shifted
 from jaxgpt.text.corpus import builtin_documents
 from jaxgpt.training.loss import cross_entropy, next_token_loss
-from jaxgpt.training.optim import learning_rate
 from jaxgpt.weights.names import TABLE
 
 folder = Path(tempfile.mkdtemp())
@@ -170,6 +169,7 @@ for axis, (title, run) in zip(axes, runs.items(), strict=True):
     axis.grid(alpha=0.3)
     axis.legend()
 axes[0].set_ylabel("loss (nats a byte)")
+plt.show()
 
 # %%
 gaps = [latest(run.metrics, "val_loss") - latest(run.metrics, "loss") for run in (on_little, on_much)]
@@ -244,6 +244,7 @@ plt.xticks(places, words)
 plt.ylabel("probability")
 plt.grid(alpha=0.3, axis="y")
 plt.legend()
+plt.show()
 
 # %% [markdown]
 # **Exercise 5.1** asks how often "pizza" is drawn at each temperature, and for a better way to know it than
@@ -365,29 +366,4 @@ assert first_losses[1] < first_losses[0] - 2
 print(f"first loss of a new model {first_losses[0]:.2f}, of the loaded one {first_losses[1]:.2f}")
 
 # %% [markdown]
-# ## The learning rate of appendix D
-#
-# Appendix D of the book trains the same model for 135 steps. The learning rate rises in the first fifth of
-# them from 0.00001 to 0.001 (warm-up) and then falls along half a cosine. The recipe `book-appendix-d` has
-# these settings.
-
-# %%
-recipe = jaxgpt.load_recipe("book-appendix-d")
-assert_printed([recipe.steps, recipe.optim.warmup_steps], [135, 27])
-rate = learning_rate(recipe.optim, recipe.steps)
-rates = np.array([float(rate(step)) for step in range(recipe.steps)])
-np.testing.assert_allclose([rates[0], rates[27], rates[-1]], [1e-5, 1e-3, 1e-5], rtol=1e-4)
-
-# %%
-progress = np.clip((np.arange(135) - 27) / (135 - 27), 0, 1)
-of_the_book = np.where(
-    np.arange(135) < 27,
-    1e-5 + np.arange(135) * (1e-3 - 1e-5) / 27,
-    1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + np.cos(np.pi * progress)),
-)
-assert abs(rates - of_the_book).max() < 0.009 * 1e-3  # the book's cosine would end one step later
-plt.figure(figsize=(6, 3))
-plt.plot(rates)
-plt.xlabel("step")
-plt.ylabel("learning rate")
-plt.grid(alpha=0.3)
+# Notebook D goes on with the training loop: warm-up, cosine decay and gradient clipping.

@@ -237,6 +237,7 @@ plt.colorbar(label="probability of class 1")
 plt.scatter(points[:, 0], points[:, 1], c=labels, cmap="coolwarm", edgecolors="black")
 plt.xlabel("first value")
 plt.ylabel("second value")
+plt.show()
 
 # %% [markdown]
 # ## Several devices
