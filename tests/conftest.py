@@ -34,6 +34,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from small_runs import TABLES, saved_model
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.language_model import LanguageModel
@@ -79,6 +80,20 @@ def params(config: GPTConfig) -> Params:
 @pytest.fixture(scope="session")
 def tokens_BT(config: GPTConfig) -> np.ndarray:
     return np.random.default_rng(1).integers(0, config.vocab, (4, config.context), np.int32)
+
+
+@pytest.fixture(scope="session")
+def tables_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text to train on."""
+    path = tmp_path_factory.mktemp("text") / "tables.txt"
+    path.write_text(TABLES)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bytes_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of bytes that can learn to write a few letters."""
+    return saved_model(tmp_path_factory.mktemp("models") / "base")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from command_line import exit_code
+from small_runs import logged, table_of
 
 import jaxgpt
 from jaxgpt.cli import main
@@ -25,9 +26,7 @@ SHORT = ["--batch", "8", "--eval-every", "6", "--log-every", "1", "--optim.learn
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("table") / "texts.csv"
-    path.write_text("label,text\n" + "".join(f"{label},{text}\n" for text, label in TEXTS))
-    return path
+    return table_of(tmp_path_factory.mktemp("table") / "texts.csv", TEXTS)
 
 
 def finetune(model: Path, table: Path, out: Path, *more: object, code: int = 0) -> None:
@@ -78,11 +77,7 @@ def test_a_run_that_goes_on_equals_one_that_went_through(
 ) -> None:
     finetune(lm_folder, table, tmp_path / "parts", "--steps", "5")
     finetune(lm_folder, table, tmp_path / "parts", "--steps", "12")
-    losses = [
-        [row["loss"] for row in read_rows(each / "metrics.jsonl") if "loss" in row]
-        for each in (run, tmp_path / "parts")
-    ]
-    assert losses[0] == losses[1]
+    assert logged(run) == logged(tmp_path / "parts")
     jax.tree.map(
         np.testing.assert_array_equal, load_classifier(run).params, load_classifier(tmp_path / "parts").params
     )

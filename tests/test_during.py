@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import TABLES, without_speed
 
 import jaxgpt
 from jaxgpt.config import RunConfig
@@ -51,9 +52,7 @@ FIGURES = (
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text to train on, another to measure, and the files of two tasks."""
     folder = tmp_path_factory.mktemp("files")
-    (folder / "tables.txt").write_text(
-        "\n".join(f"{a} times {b} is {a * b}." for a in range(20) for b in range(20))
-    )
+    (folder / "tables.txt").write_text(TABLES)
     (folder / "other.txt").write_text("Seven times eight is fifty-six. " * 4)
     (folder / "lambada_test.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in PASSAGES)
@@ -77,12 +76,6 @@ def train(files: Path) -> Callable[..., jaxgpt.Run]:
 def whole(train: Callable[..., jaxgpt.Run], tmp_path_factory: pytest.TempPathFactory) -> jaxgpt.Run:
     """An uninterrupted run of four steps on eight devices, measured at the steps 0, 2 and 4."""
     return train(tmp_path_factory.mktemp("runs") / "whole")
-
-
-def measured(run: jaxgpt.Run) -> list[dict[str, Any]]:
-    """The rows of the log, but for the speed."""
-    speed = {"tokens_per_second", "matmul_flops"}
-    return [{name: value for name, value in row.items() if name not in speed} for row in run.metrics]
 
 
 def test_a_checkpoint_is_found_again_to_have_what_was_measured_of_it(whole: jaxgpt.Run, files: Path) -> None:
@@ -115,7 +108,8 @@ def test_a_run_that_goes_on_measures_what_one_does_that_went_through(
     whole: jaxgpt.Run, train: Callable[..., jaxgpt.Run], tmp_path: Path
 ) -> None:
     train(tmp_path / "parts", 2)
-    assert measured(train(tmp_path / "parts", 4)) == measured(whole)
+    parts = train(tmp_path / "parts", 4)
+    assert without_speed(parts.metrics) == without_speed(whole.metrics)
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
-import jax
 import numpy as np
 import pytest
 from command_line import exit_code
 
 from jaxgpt import hosts
-from jaxgpt.config import GPTConfig
-from jaxgpt.language_model import LanguageModel
-from jaxgpt.model.gpt import define
-from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.stop import stop_on_signal
 
 SOON = 10  # seconds within which one's error must have ended all
@@ -569,25 +564,15 @@ def test_two_processes_train_stop_and_resume_as_one(data: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trains", ["all", "lora"])
-def test_two_processes_tune_preferences_and_measure_a_text_as_one(trains: str, tmp_path: Path) -> None:
+def test_two_processes_tune_preferences_and_measure_a_text_as_one(
+    trains: str, bytes_base: Path, tmp_path: Path
+) -> None:
     """The reference is measured by both, and kept by the first."""
-    config = GPTConfig(vocab=257, context=64, layers=1, heads=2, width=32)
-    params = jax.jit(define(config).init)(jax.random.key(3))
-    LanguageModel(config, params, load_tokenizer("bytes")).save(tmp_path / "base")
     pairs = [{"prompt": f"Say {n}", "chosen": f"{n}", "rejected": f"no {n}"} for n in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (tmp_path / "text.txt").write_text("Say seven and say no. " * 20)
     (tmp_path / "lambada_test.jsonl").write_text('{"text": "Say seven"}\n{"text": "Say no"}\n')
-    args = [
-        "finetune",
-        "dpo",
-        "--from",
-        tmp_path / "base",
-        "--data.path",
-        tmp_path / "pairs.jsonl",
-        "--steps",
-        4,
-    ]
+    args = ["finetune", "dpo", "--from", bytes_base, "--data.path", tmp_path / "pairs.jsonl", "--steps", 4]
     args += ["--batch", 8, "--log-every", 1, "--eval-every", 2, "--sample-tokens", 0, "--mesh.fsdp", 2]
     args += ["--trains", trains, "--template", "plain", "--optim.learning-rate", 0.01]
     args += ["--evaluation.data", tmp_path / "text.txt", "--evaluation.tasks", "lambada:harness"]

@@ -14,21 +14,19 @@ import pytest
 from command_line import exit_code
 from flax import nnx
 from jax import Array
+from small_runs import logged, saved_model, table_of
 
 import jaxgpt
 from jaxgpt.config import ClassifyConfig, GPTConfig, LoraConfig, MeshConfig, OptimConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.finetuning.chosen import chosen_of
 from jaxgpt.finetuning.classifier import load_classifier
-from jaxgpt.language_model import LanguageModel
 from jaxgpt.model.attend import drop
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.model.lora import LoraLayers, LoraLinear, divided, joined_qkv, merged, unmerged
 from jaxgpt.parallel import by_path, mesh_of, shardings
 from jaxgpt.text.batch import Batch
-from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.loss import next_token_loss
-from jaxgpt.training.metrics import read_rows
 from jaxgpt.training.optim import adamw, learning_rate
 from jaxgpt.training.state import create_state, train_step
 from jaxgpt.weights.adapted import open_adapter
@@ -188,18 +186,12 @@ def test_only_adapters_train_have_moments_and_change(
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = GPTConfig(vocab=257, context=64, layers=2, heads=1, width=8)
-    params = jax.jit(define(config).init)(jax.random.key(3))
-    path = tmp_path_factory.mktemp("models") / "base"
-    LanguageModel(config, jax.tree.map(lambda leaf: leaf * 3, params), load_tokenizer("bytes")).save(path)
-    return path
+    return saved_model(tmp_path_factory.mktemp("models") / "base", scale=3, layers=2, heads=1, width=8)
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("table") / "texts.csv"
-    path.write_text("label,text\n" + "".join(f"{label},{text}\n" for text, label in TEXTS))
-    return path
+    return table_of(tmp_path_factory.mktemp("table") / "texts.csv", TEXTS)
 
 
 def finetune(base: Path, table: Path, out: Path, *more: object, code: int = 0) -> None:
@@ -250,11 +242,7 @@ def test_a_run_that_goes_on_equals_one_that_went_through(
 ) -> None:
     for steps in (3, 12):
         finetune(base, table, tmp_path / "parts", "--steps", steps)
-    losses = [
-        [row["loss"] for row in read_rows(each / "metrics.jsonl") if "loss" in row]
-        for each in (run, tmp_path / "parts")
-    ]
-    assert len(losses[0]) == 12 and losses[0] == losses[1]
+    assert len(logged(run)) == 12 and logged(run) == logged(tmp_path / "parts")
     ours, theirs = open_adapter(run), open_adapter(tmp_path / "parts")
     assert ours.leaves.keys() == theirs.leaves.keys()
     for path, leaf in ours.leaves.items():
@@ -306,9 +294,7 @@ def test_another_base_is_refused(run: Path, base: Path, table: Path, tmp_path: P
     dataclasses.replace(lm, params=bent).save(tmp_path / "other")
     with pytest.raises(DataError, match=r"adapter of another base .*other are not those"):
         jaxgpt.load(tmp_path / "other", adapter=run)
-    config = GPTConfig(vocab=257, context=64, layers=1, heads=1, width=16)
-    params = jax.jit(define(config).init)(jax.random.key(3))
-    LanguageModel(config, params, load_tokenizer("bytes")).save(tmp_path / "wide")
+    saved_model(tmp_path / "wide", heads=1, width=16)
     with pytest.raises(DataError, match=r"lora_A is \[2, 8, 2\], not \[2, 16, 2\].*changes layer 1"):
         jaxgpt.load(tmp_path / "wide", adapter=run)
     with pytest.raises(DataError, match="not an adapter"):

@@ -39,27 +39,20 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "tables.txt"
-    path.write_text("\n".join(f"{a} times {b} is {a * b}." for a in range(20) for b in range(20)))
-    return path
-
-
-def train(out: Path, text: Path, steps: int, **more: Any) -> Run:
-    settings = SETTINGS | {"data.path": str(text), "out_dir": str(out), "steps": steps} | more
+def train(out: Path, tables_text: Path, steps: int, **more: Any) -> Run:
+    settings = SETTINGS | {"data.path": str(tables_text), "out_dir": str(out), "steps": steps} | more
     return jaxgpt.train("nano", settings, progress=False)
 
 
 @pytest.fixture(scope="module")
-def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tables_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps that went on to eight with another learning rate and another schedule.
 
     It has checkpoints of the steps 3, 4, 6 and 8.
     """
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(out, text, 4)
-    train(out, text, 8, **{"optim.learning_rate": 0.01, "accumulate": 2})
+    train(out, tables_text, 4)
+    train(out, tables_text, 8, **{"optim.learning_rate": 0.01, "accumulate": 2})
     return out
 
 
@@ -187,11 +180,11 @@ def test_a_step_that_the_run_does_not_have_is_refused(
     assert why in capsys.readouterr().err
 
 
-def test_data_that_has_changed_is_refused(run: Path, text: Path, tmp_path: Path, capsys: Any) -> None:
+def test_data_that_has_changed_is_refused(run: Path, tables_text: Path, tmp_path: Path, capsys: Any) -> None:
     folder = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(folder / "data")
     config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "other.txt").write_text(text.read_text() + "more")
+    (tmp_path / "other.txt").write_text(tables_text.read_text() + "more")
     config["data"]["path"] = str(tmp_path / "other.txt")
     (folder / "config.json").write_text(json.dumps(config))
     assert exit_code("replay", folder, "--step", 2) == 2
@@ -200,10 +193,10 @@ def test_data_that_has_changed_is_refused(run: Path, text: Path, tmp_path: Path,
 
 @pytest.mark.slow
 def test_steps_that_are_skipped_make_no_update_and_the_log_says_so(
-    run: Path, text: Path, tmp_path: Path, capsys: Any
+    run: Path, tables_text: Path, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "run"
-    skipping = train(out, text, 4, skip_steps="2,4")
+    skipping = train(out, tables_text, 4, skip_steps="2,4")
     rows = skipping.metrics
     assert [row["step"] for row in rows if "skipped" in row] == [2, 4]
     assert [row["step"] for row in rows if "loss" in row] == [1, 3]
@@ -223,7 +216,7 @@ def test_steps_that_are_skipped_make_no_update_and_the_log_says_so(
     ):
         with pytest.raises(ConfigError, match=re.escape(why)):
             jaxgpt.train(with_settings(read_config(out), {"steps": 6, "skip_steps": changed}), progress=False)
-    train(out, text, 6, skip_steps="2,4-5")
+    train(out, tables_text, 6, skip_steps="2,4-5")
     assert [row["step"] for row in skipping.metrics if "skipped" in row] == [2, 4, 5]
 
 

@@ -23,7 +23,7 @@ from jaxgpt.training import loop as training_loop
 from jaxgpt.training.devices import device_facts
 from jaxgpt.training.loop import Event, Loop, train
 from jaxgpt.training.metrics import MetricsLog
-from jaxgpt.training.starts import STARTS_FILE, recorded
+from jaxgpt.training.starts import STARTS_FILE, environment, recorded
 from jaxgpt.training.stop import Stop
 
 MODEL = GPTConfig(vocab=257, context=64, layers=2, heads=2, width=32, compute_dtype="bfloat16")
@@ -134,7 +134,7 @@ def test_what_another_run_would_need_to_be_the_same_is_in_the_report(
     text = write_report(run_dir).read_text()
     assert "| batch | 8 sequences (4 x 2) |" in text and "| seed | 0 |" in text
     assert "| learning rate | 0.0006 at most, cosine |" in text
-    assert "| wall time | 60 s |" in text
+    assert "| wall time | 60 s |" in text and f"| environment | {environment()} |" in text
     assert "| command | `jaxgpt pretrain 'a b.toml'`, then `jaxgpt.train(...) in Python` |" in text
     with (run_dir / STARTS_FILE).open("a") as file:
         file.write('{"step": 20, "command": "jaxgpt.train(...) in Python"}\n')

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from small_runs import without_speed
 
 import jaxgpt
 from jaxgpt import StoppedError
@@ -37,18 +38,11 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "tables.txt"
-    path.write_text("\n".join(f"{a} times {b} is {a * b}." for a in range(20) for b in range(20)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def train(text: Path) -> Callable[..., jaxgpt.Run]:
+def train(tables_text: Path) -> Callable[..., jaxgpt.Run]:
     """`jaxgpt.train` on a small model and a small text."""
 
     def call(out: Path, **more: Any) -> jaxgpt.Run:
-        settings = SETTINGS | {"data.path": str(text), "out_dir": str(out)}
+        settings = SETTINGS | {"data.path": str(tables_text), "out_dir": str(out)}
         return jaxgpt.train("nano", settings, **{"steps": 6, "progress": False} | more)
 
     return call
@@ -64,26 +58,26 @@ def test_a_package_that_is_missing_is_named_before_anything_slow(
 
 
 def test_without_validation_data_it_is_said_before_anything_slow_how_to_train_without(
-    train: Callable[..., jaxgpt.Run], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., jaxgpt.Run], tables_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxgpt.training.run.compile_step", pytest.fail)
     with pytest.raises(ConfigError, match=r"--data.val-fraction 0: .*every 3 steps; give --eval-every 0"):
         train(tmp_path / "run", **{"data.val_fraction": 0})
     assert not (tmp_path / "run").exists()
-    prepare([str(text)], tmp_path / "data", tokenizer="bytes", val_fraction=0)
+    prepare([str(tables_text)], tmp_path / "data", tokenizer="bytes", val_fraction=0)
     with pytest.raises(ConfigError, match=r"validation split of 0 tokens .*give --eval-every 0"):
         train(tmp_path / "run", **{"data.path": str(tmp_path / "data")})
 
 
 @pytest.mark.slow
 def test_a_text_that_changed_is_no_reason_to_delete_the_runs_data(
-    train: Callable[..., jaxgpt.Run], text: Path, tmp_path: Path
+    train: Callable[..., jaxgpt.Run], tables_text: Path, tmp_path: Path
 ) -> None:
     own = tmp_path / "own.txt"
     settings = {"data.path": str(own), "eval_every": 0}
-    own.write_text(text.read_text())
+    own.write_text(tables_text.read_text())
     train(tmp_path / "run", steps=1, **settings)
-    own.write_text(text.read_text()[::-1])
+    own.write_text(tables_text.read_text()[::-1])
     with pytest.raises(ConfigError, match=r"another run is here .*own.txt\); give the run the text that"):
         train(tmp_path / "run", steps=2, **settings)
 
@@ -99,12 +93,6 @@ def test_without_evaluations_no_validation_data_is_needed(
 def whole(train: Callable[..., jaxgpt.Run], tmp_path_factory: pytest.TempPathFactory) -> jaxgpt.Run:
     """An uninterrupted run of six steps."""
     return train(tmp_path_factory.mktemp("runs") / "whole")
-
-
-def measured(run: jaxgpt.Run) -> list[dict[str, Any]]:
-    """The rows of a log, but for the speed, which differs from run to run."""
-    speed = {"tokens_per_second", "matmul_flops"}
-    return [{name: value for name, value in row.items() if name not in speed} for row in run.metrics]
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
@@ -157,7 +145,7 @@ def test_ctrl_c_saves_and_the_same_call_in_another_thread_goes_on_bit_for_bit(
     thread.start()
     thread.join()
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
-    assert measured(done[0]) == measured(whole)
+    assert without_speed(done[0].metrics) == without_speed(whole.metrics)
     jax.tree.map(np.testing.assert_array_equal, done[0].model.params, whole.model.params)
 
 

@@ -3,18 +3,16 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import exit_code
+from small_runs import saved_model
 
 import jaxgpt
-from jaxgpt.config import GPTConfig, load_recipe
+from jaxgpt.config import load_recipe
 from jaxgpt.errors import ConfigError
-from jaxgpt.language_model import LanguageModel
 from jaxgpt.log import read_rows
-from jaxgpt.model.gpt import define
 from jaxgpt.runs import task_for
 from jaxgpt.text.bpe import train
 from jaxgpt.text.characters import CharacterTokenizer
@@ -107,10 +105,7 @@ def test_a_vocabulary_of_characters_and_an_added_token_that_is_there_are_refused
 
 
 def saved(path: Path, tokenizer: Tokenizer, **settings: int | bool) -> Path:
-    config = GPTConfig(context=64, layers=1, heads=2, width=16, **{"vocab": tokenizer.vocab} | settings)
-    params = jax.jit(define(config).init)(jax.random.key(3))
-    LanguageModel(config, params, tokenizer).save(path)
-    return path
+    return saved_model(path, tokenizer, width=16, **settings)
 
 
 def rows_of(path: Path, name: str) -> np.ndarray:
