@@ -194,15 +194,19 @@ panels[0].legend()
 plt.show()
 
 # %% [markdown]
-# With a rate that rises and falls, the loss ends far lower than with a constant one. Here clipping changes
-# little: gradients longer than 1 are rare in so short a run of so small a model.
+# Which of the three ends lowest is luck here, and you may see another order than in the next run: with so
+# high a rate, so few steps and one seed, other versions of Python and JAX gave us either order of the first
+# two. To say that one way of training is better than another takes several seeds and longer runs. Clipping
+# changes little, because gradients longer than 1 are rare in so short a run of so small a model.
 
 # %%
-losses = [latest(run.metrics, "val_loss") for run in runs.values()]
-assert losses[1] < losses[0] - 0.1 and losses[2] < losses[0] - 0.1
-long_ones = [
-    sum(norm > 1 for step, norm in series(run.metrics, "grad_norm") if step > warm) for run in runs.values()
-]
+for run in runs.values():
+    measured = [loss for _, loss in series(run.metrics, "val_loss")]
+    assert measured[-1] < measured[0] - 1, "every one of them has learned"
+rates = [rate for _, rate in series(runs["rising and falling"].metrics, "learning_rate")]
+assert rates[0] < 0.1 * max(rates) > rates[-1] and math.isclose(max(rates), 1e-2, rel_tol=0.05)
+norms = [series(run.metrics, "grad_norm") for run in runs.values()]
+long_ones = [sum(norm > 1 for step, norm in each if step > warm) for each in norms]
 print("gradients longer than 1 behind the warm-up, among those logged:", long_ones)
 
 # %% [markdown]
