@@ -58,6 +58,8 @@ def test_a_run_learns_and_holds_its_labels(run: Path, lm) -> None:
     texts_B, confidence_B, accuracy_B = np.array(json.loads(last["test_calibration"]))
     assert texts_B.sum() == sum(map(sum, json.loads(last["test_confusion"])))
     assert np.sum(texts_B * accuracy_B) / texts_B.sum() == pytest.approx(last["test_accuracy"])
+    full = np.flatnonzero(texts_B)
+    np.testing.assert_array_equal(np.ceil(confidence_B[full] * 10) - 1, full)
     apart = np.sum(texts_B * np.abs(accuracy_B - confidence_B)) / texts_B.sum()
     assert last["test_calibration_error"] == pytest.approx(apart)
     report = (run / "report.md").read_text()

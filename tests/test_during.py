@@ -35,6 +35,8 @@ SETTINGS: dict[str, Any] = {
     "mesh.tensor": 2,
     "evaluation.tasks": ["lambada:harness", "1bw"],
     "evaluation.every": 2,
+    "evaluation.stride": 8,
+    "evaluation.limit": 2,
     "best_metric": "1bw:paper/word_perplexity",
 }
 FIGURES = (
@@ -57,7 +59,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lambada_test.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in PASSAGES)
     )
-    (folder / "news.en.heldout-00000-of-00050").write_text("It is 3 times 4 .\nNo , he said .\n")
+    (folder / "news.en.heldout-00000-of-00050").write_text(
+        "It is 3 times 4 and 5 times 6 .\nNo , he said .\n"
+    )
     return folder
 
 
@@ -84,8 +88,8 @@ def test_a_checkpoint_is_found_again_to_have_what_was_measured_of_it(whole: jaxg
     assert list(found) == [(step, name) for step in (0, 2, 4) for name in FIGURES]
     for step in (2, 4):
         lm = jaxgpt.load(f"{whole.directory}@{step}")
-        tasks = jaxgpt.evaluate(lm, tasks=["lambada:harness", "1bw"], data_dir=files)
-        text = jaxgpt.evaluate(lm, data=files / "other.txt")
+        tasks = jaxgpt.evaluate(lm, tasks=["lambada:harness", "1bw"], data_dir=files, stride=8, limit=2)
+        text = jaxgpt.evaluate(lm, data=files / "other.txt", stride=8)
         again = [figure.value for figure in (*tasks.values(), *text.values())]
         assert [found[step, name] for name in FIGURES] == pytest.approx(again, rel=1e-5)
     assert found[4, "text:tokens/loss"] < found[0, "text:tokens/loss"]
