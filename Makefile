@@ -22,8 +22,8 @@ demo: $(VENV)/.demo  ## train a small model on the built-in text and let it writ
 test: dev  ## everything that takes seconds
 	$(PYTEST) -n 2 --dist loadfile
 
-slow: dev  ## everything that takes minutes, one after another: initialising GPT-2 XL takes 18 GB
-	$(PYTEST) -m slow
+slow: dev  ## everything that takes minutes
+	$(PYTEST) -m slow -n 2 --dist loadfile
 
 notebooks: dev  ## runs every notebook, without a network; the executed copies are left in build/notebooks
 	$(PYTEST) -m notebook tests/test_notebooks.py

@@ -150,8 +150,16 @@ def test_dropout_drops_weights_independently_in_every_block(monkeypatch: pytest.
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [*MASKS, "packed"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float32") for name in [*MASKS, "packed"]]
+    + [("causal", "bfloat16")]
+    + [
+        pytest.param(name, "bfloat16", marks=pytest.mark.slow)
+        for name in [*MASKS, "packed"]
+        if name != "causal"
+    ],
+)
 def test_the_splash_kernel_is_the_reference(name: str, dtype: str) -> None:
     """The kernel's own code, interpreted on the CPU, with its gradients; heads of 64 as GPT-2 has."""
     mask = Mask(segments_BT=packed(384)) if name == "packed" else MASKS[name]

@@ -204,6 +204,7 @@ def test_any_mix_of_lengths_compiles_few_programs() -> None:
     assert beam_module._extend._cache_size() - before[1] <= 3
 
 
+@pytest.mark.slow
 def test_a_mesh_finds_what_one_device_does(config: GPTConfig, params: Params) -> None:
     placed = jax.device_put(params, shardings(params, mesh_of(MeshConfig(data=1, fsdp=2, tensor=4))))
     one, mesh = (

@@ -142,6 +142,7 @@ def test_rows_after_the_checkpoint_are_written_anew_after_a_kill(
     assert measured(out, *LOSSES) == measured(whole, *LOSSES)
 
 
+@pytest.mark.slow
 def test_a_pretraining_run_that_gets_no_better_ends_early(data: Path, tmp_path: Path, capsys: Any) -> None:
     """Killed in between, it waits no longer than without: the log tells how long it has waited."""
     out = tmp_path / "run"
@@ -325,6 +326,7 @@ def test_generate_writes_text_to_stdout_only_and_repeats_with_its_seed(
     ).strip("\n")
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_given_weights_and_their_architecture(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -432,6 +434,7 @@ def test_weights_of_another_tokenizer_are_no_start(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_model_with_more_rows_than_ids_is_continued_and_evaluated(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -299,6 +299,7 @@ def test_any_mix_of_lengths_compiles_few_programs() -> None:
     assert all(p._cache_size() - b <= m for p, b, m in zip(compiled, before, most, strict=True))
 
 
+@pytest.mark.slow
 def test_after_a_warm_up_common_requests_compile_nothing(served: Served) -> None:
     first = texts(Engine(served, slots=2, steps=3), [request([0], 1)])[0][0]
     for program in (compiled := (programs.prefill, programs.pick, programs.put, programs.decode)):
@@ -359,6 +360,7 @@ def test_bfloat16_computes_what_the_model_does_in_bfloat16(config: GPTConfig, pa
     assert np.abs(found - exact).max() > 0.001
 
 
+@pytest.mark.slow
 def test_int8_weights_compute_what_their_rounded_values_do(config: GPTConfig, params: Params) -> None:
     """In float32: 1e-5 nats is rounding, and what the steps of int8 change is a hundred times that."""
     ids, rounded = prompt_of(12), rounded_to_int8(params)

@@ -147,6 +147,7 @@ def test_log_probabilities_leave_out_ids_without_text(larger: LanguageModel) -> 
     assert scored.logprob == pytest.approx(float(logits_V[98] - jax.nn.logsumexp(logits_V[:257])), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_is_laid_out_for_serving_once(larger: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever runs it, and with however many slots, has the same arrays."""
     lm = LanguageModel(larger.config, larger.params, BYTES)

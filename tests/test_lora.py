@@ -250,6 +250,7 @@ def test_a_run_that_goes_on_equals_one_that_went_through(
     np.testing.assert_array_equal(ours.score, theirs.score)
 
 
+@pytest.mark.slow
 def test_every_verb_takes_the_adapter_beside_its_base(run: Path, base: Path, tmp_path: Path, capsys) -> None:
     """Which then does what the run does, and not what the base does."""
     own, text = tmp_path / "run", tmp_path / "a text.txt"

@@ -129,6 +129,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_from_log_two_on_and_the_base_stays_bitwise_what_it_is_and_the_reference(
     base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

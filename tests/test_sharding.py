@@ -75,17 +75,16 @@ def is_among(kernel: Shape, shapes: set[Shape], shards: int = 1) -> bool:
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (1, 1, 4), (4, 1, 2), (1, 4, 2), (2, 2, 2)]
-
-
-IN_16_BITS = [(1, 8, 1), (1, 1, 4), (2, 2, 2)]  # the other meshes are tested so with the slow tests
+# The others are slow tests.
+FAST = [((8, 1, 1), "float32"), ((1, 8, 1), "float32"), ((1, 1, 4), "float32"), ((2, 2, 2), "bfloat16")]
 
 
 @pytest.mark.parametrize(
     ("sizes", "dtype"),
-    [(sizes, "float32") for sizes in MESHES]
-    + [(sizes, "bfloat16") for sizes in IN_16_BITS]
-    + [
-        pytest.param(sizes, "bfloat16", marks=pytest.mark.slow) for sizes in MESHES if sizes not in IN_16_BITS
+    [
+        pytest.param(sizes, dtype, marks=[] if (sizes, dtype) in FAST else pytest.mark.slow)
+        for dtype in ("float32", "bfloat16")
+        for sizes in MESHES
     ],
     ids=str,
 )

@@ -117,6 +117,7 @@ def extend(model: Path, out: Path, *tokens: str, code: int = 0) -> None:
     assert exit_code("tokenizer", "--extend", model, *tokens, "--out", out) == code
 
 
+@pytest.mark.slow
 def test_a_grown_model_is_the_old_one_with_mean_rows_and_goes_everywhere(tmp_path: Path) -> None:
     """It has five rows to spare behind the tokenizer's, of which three get used; they count for no mean."""
     base = saved(tmp_path / "base", byte_tokenizer(), vocab=262)

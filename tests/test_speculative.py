@@ -71,7 +71,12 @@ def texts(decoder: SpeculativeDecoder, prompts: list[list[int]], **more: Any) ->
     return found
 
 
-@pytest.mark.parametrize("lookahead", [1, 2, 3, 4, 5])
+def slow(*values: Any) -> list[Any]:
+    """Values that only the slow tests try."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("lookahead", [1, 3, *slow(2, 4, 5)])
 def test_greedy_text_is_the_targets_own_whatever_the_draft(
     target: Served, draft: Served, greedy: list[list[int]], lookahead: int
 ) -> None:
@@ -81,7 +86,7 @@ def test_greedy_text_is_the_targets_own_whatever_the_draft(
     assert len({tuple(text) for text in greedy}) > 10 and np.mean([len(set(text)) for text in greedy]) > 4
 
 
-@pytest.mark.parametrize("lookahead", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("lookahead", [3, *slow(1, 2, 4, 5)])
 def test_the_target_as_its_own_draft_has_everything_accepted(
     target: Served, greedy: list[list[int]], lookahead: int
 ) -> None:
@@ -157,7 +162,7 @@ def surprise(counts: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("sampling", "lookahead"),
     [
-        (Sampling(), 1),
+        pytest.param(Sampling(), 1, marks=pytest.mark.slow),
         (Sampling(), 2),
         pytest.param(Sampling(), 4, marks=pytest.mark.slow),
         (Sampling(temperature=0.7), 2),
@@ -212,6 +217,7 @@ def test_judging_by_hand() -> None:
 # --- requests
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_text_whatever_stands_beside_it(target: Served, draft: Served) -> None:
     decoder = SpeculativeDecoder(target, draft, lookahead=2)
     together = texts(decoder, [PROMPTS[4]] * 3, sampling=WILD, seeds=[7, 8, 7])
@@ -249,6 +255,7 @@ def test_texts_may_fill_the_smaller_context_to_its_end(target: Served, draft: Se
         assert texts(decoder, prompts, max_new_tokens=20, sampling=GREEDY) == expected
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_tokens_of_one_device(
     config: GPTConfig, target_params: Params, draft_params: Params, greedy: list[list[int]]
 ) -> None:

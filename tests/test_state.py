@@ -150,7 +150,12 @@ def single(config: GPTConfig) -> tuple[list[float], Any]:
 
 
 @pytest.mark.parametrize(
-    "sizes", [(2, 2, 2), (1, 8, 1), (1, 2, 4), pytest.param((8, 1, 1), marks=pytest.mark.slow)]
+    "sizes",
+    [
+        (2, 2, 2),
+        (1, 8, 1),
+        *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(1, 2, 4), (8, 1, 1)]),
+    ],
 )
 def test_sharded_steps_equal_single_device_steps(
     config: GPTConfig, single: Any, sizes: tuple[int, int, int]
@@ -256,7 +261,7 @@ def test_sharded_accumulation_is_the_big_batch(config: GPTConfig) -> None:
 
 
 def test_dropout_draws_anew_each_step_and_micro_batch_and_repeats_with_the_seed(config: GPTConfig) -> None:
-    dropping = dataclasses.replace(config, dropout=0.3)
+    dropping = dataclasses.replace(config, layers=1, dropout=0.3)
     mesh = mesh_of(MeshConfig(data=1), jax.devices()[:1])
     step, optimizer = stepper(dropping, OptimConfig(learning_rate=1e-30))
     halves, _ = stepper(dropping, OptimConfig(learning_rate=1e-30), accumulate=2)
@@ -337,9 +342,9 @@ def everything_trained(config: GPTConfig, blocks: str) -> tuple[Any, Any, Any, A
 
 @pytest.mark.parametrize(
     ("chosen", "blocks"),
-    [(chosen, "scan") for chosen in CHOICES]
-    + [(CHOICES[0], "unrolled")]
-    + [pytest.param(chosen, "unrolled", marks=pytest.mark.slow) for chosen in CHOICES[1:]],
+    [(CHOICES[0], "scan"), (CHOICES[-1], "scan")]
+    + [pytest.param(chosen, "scan", marks=pytest.mark.slow) for chosen in CHOICES[1:-1]]
+    + [pytest.param(chosen, "unrolled", marks=pytest.mark.slow) for chosen in CHOICES],
     ids=str,
 )
 def test_only_what_is_chosen_trains(config: GPTConfig, chosen: Chosen, blocks: str) -> None:
@@ -349,7 +354,7 @@ def test_only_what_is_chosen_trains(config: GPTConfig, chosen: Chosen, blocks: s
     part = create_state(define(config), optimizer, 0, ONE, chosen=chosen)
     shapes = [leaf.shape for leaf in jax.tree.leaves(part.trainable)]
     assert [leaf.shape for leaf in jax.tree.leaves(part.opt_state)] == shapes
-    jax.tree.map(np.testing.assert_array_equal, part.params, whole.params)
+    assert_same(part.params, whole.params, within=1e-8)  # two programs that draw them may round differently
     still = step(part, batch)[0]
     jax.tree.map(np.testing.assert_array_equal, still.frozen, part.frozen)
     expected = combine(partition(moved.params, chosen)[0], partition(whole.params, chosen)[1], chosen)
