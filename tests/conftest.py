@@ -1,5 +1,6 @@
 """Eight simulated CPU devices, strict JAX, and the small model most tests share."""
 
+import gc
 import os
 import signal
 import sys
@@ -42,6 +43,9 @@ from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training import devices
 
+# The compiled programs stay alive: a million objects, which Python would look through again and again.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 hypothesis.settings.register_profile("jaxgpt", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("jaxgpt")
 jax.config.update("jax_numpy_rank_promotion", "raise")

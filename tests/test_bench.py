@@ -121,7 +121,8 @@ HALVES = 48 + (96 + 12) + (32 + 8) + (128 + 16) + (128 + 8) + 512 + 256 + 2
 @pytest.mark.parametrize(
     ("sizes", "tied", "numbers"),
     [
-        (MeshConfig(), True, WHOLE),  # eight copies: each device reads all of its own
+        # Eight copies: each device reads all of its own.
+        pytest.param(MeshConfig(), True, WHOLE, marks=pytest.mark.slow),
         (MeshConfig(tensor=2), True, HALVES),
         (MeshConfig(), False, WHOLE),
     ],

@@ -74,6 +74,7 @@ def test_only_the_last_block_and_the_head_trained(run: Path, lm) -> None:
     assert np.any(params["h"]["mlp"]["c_fc"]["kernel"] != lm.params["h"]["mlp"]["c_fc"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_went_through(
     run: Path, lm_folder: Path, table: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from command_line import exit_code
 
 import jaxgpt
@@ -63,6 +64,7 @@ def test_a_cast_and_another_vocabulary_are_said_and_done(tmp_path: Path, capsys:
     assert model.dtype == "bfloat16" and model.config.vocab == 64
 
 
+@pytest.mark.slow
 def test_openais_checkpoint_says_the_epsilon_it_was_read_with(tmp_path: Path, capsys: Any) -> None:
     assert convert(GOLDEN / "openai_tf" / "odd", tmp_path / "assumed") == 0
     assert "1e-05 assumed" in capsys.readouterr().err

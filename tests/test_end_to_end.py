@@ -188,6 +188,7 @@ def test_a_resume_as_another_run_is_refused_and_changes_nothing(
     assert contents(whole) == before
 
 
+@pytest.mark.slow
 def test_a_learning_rate_is_changed_by_its_flag_only(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -324,7 +324,7 @@ def test_after_a_warm_up_common_requests_compile_nothing(served: Served) -> None
     "mesh",
     [
         pytest.param(MeshConfig(data=1, fsdp=2, tensor=4), marks=pytest.mark.slow),
-        MeshConfig(data=2, tensor=4),
+        pytest.param(MeshConfig(data=2, tensor=4), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -346,6 +346,7 @@ def scores_of(served: Served, ids: list[int]) -> np.ndarray:
     return np.array([new.logprob for new in Engine(served).score(ids)][1:], np.float32)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_what_the_model_does_in_bfloat16(config: GPTConfig, params: Params) -> None:
     """Numbers of 8 bits, summed in two orders, differ about as much as each does from float32: 0.005 nats."""
     ids, in_bfloat16 = prompt_of(30), dataclasses.replace(config, compute_dtype="bfloat16")

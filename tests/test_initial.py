@@ -202,6 +202,7 @@ def test_a_model_without_a_tokenizer_is_taken_and_that_is_said(tmp_path: Path) -
     assert told == [f"{tmp_path / 'model'} came without a tokenizer: its ids are taken to be those of bytes"]
 
 
+@pytest.mark.slow
 def test_16_bit_weights_are_widened_and_that_is_said(tmp_path: Path) -> None:
     given = written(tmp_path / "model", SMALL, dtype="bfloat16")
     told: list[str] = []

@@ -135,6 +135,7 @@ def test_a_run_that_goes_on_equals_one_that_went_through(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_packed_rows_with_a_template_from_a_file(
     bytes_base: Path, dialogues: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:

@@ -153,7 +153,7 @@ def test_three_adapters_of_query_key_and_value_are_one_of_c_attn(config: GPTConf
 # --- how they train
 
 
-@pytest.mark.parametrize("layers", [None, "1:3"])
+@pytest.mark.parametrize("layers", [pytest.param(None, marks=pytest.mark.slow), "1:3"])
 def test_only_adapters_train_have_moments_and_change(
     config: GPTConfig, adapted: Params, tokens_BT: np.ndarray, layers: str | None
 ) -> None:
@@ -237,6 +237,7 @@ def test_a_run_keeps_its_adapters_alone_and_loads_with_them_merged(run: Path, ba
     assert labels == ["sum", "tale"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_went_through(
     run: Path, base: Path, table: Path, tmp_path: Path
 ) -> None:

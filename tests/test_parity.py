@@ -87,6 +87,7 @@ def test_another_config_fails_by_its_name(model: StoredModel) -> None:
     assert proof["problems"][0] == "activation: 'gelu_tanh' meant, 'gelu' written"
 
 
+@pytest.mark.slow
 def test_a_cast_is_stated_and_its_effect_measured(model: StoredModel) -> None:
     wanted = with_dtype(model, "bfloat16")
     proof = certificate(model, wanted, wanted)
@@ -103,6 +104,7 @@ def test_another_vocabulary_is_stated_and_the_other_ids_keep_their_logits(model:
     assert proof["effect_of_changes"]["max_abs_difference"] < 1e-12
 
 
+@pytest.mark.slow
 def test_the_shortest_context_is_enough() -> None:
     odd = open_model(GOLDEN / "odd")  # of 7 tokens
     proof = certificate(odd, odd, odd)

@@ -20,7 +20,9 @@ TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ho"
 REWRITTEN = {"config.json", "generation_config.json", "model.safetensors", "expected.json"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "roberta" else name for name in NAMES]
+)
 def test_a_folder_is_the_same_after_a_conversion_there_and_back(name: str, tmp_path: Path) -> None:
     assert exit_code("convert", GOLDEN / name, tmp_path / "run", "--to", "jaxgpt") == 0
     assert exit_code("convert", tmp_path / "run", tmp_path / "back") == 0

@@ -114,6 +114,7 @@ def assert_same(ours: jax.Array, theirs: jax.Array) -> None:
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_state_is_restored_as_it_was_on_another_mesh(tmp_path: Path, config: GPTConfig) -> None:
     optim, config = OptimConfig(ema_decay=0.5), dataclasses.replace(config, layers=1)
     optimizer = adamw(optim, learning_rate(optim, 10))

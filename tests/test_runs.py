@@ -82,6 +82,7 @@ def test_a_text_that_changed_is_no_reason_to_delete_the_runs_data(
         train(tmp_path / "run", steps=2, **settings)
 
 
+@pytest.mark.slow
 def test_without_evaluations_no_validation_data_is_needed(
     train: Callable[..., jaxgpt.Run], tmp_path: Path
 ) -> None:

@@ -181,6 +181,7 @@ def test_an_accelerator_draws_the_same() -> None:
     assert ["top_k" in str(program) for program in programs] == [True, False]
 
 
+@pytest.mark.slow
 def test_ties_past_the_candidates_stay() -> None:
     logits_BV = jnp.where(jnp.arange(2000) % 4 == 0, 1.0, -1.0)[None].repeat(FEWER_DRAWS, axis=0)
     tokens = chosen(logits_BV, Sampling(top_k=5))  # 500 are as probable as the fifth

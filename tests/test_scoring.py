@@ -123,6 +123,7 @@ def test_barred_ids_are_not_greedy_as_the_first_scored_token_of_a_text_alone(
     assert [score.greedy_T.tolist() for score in many] == [score.greedy_T.tolist() for score in barred] * 50
 
 
+@pytest.mark.slow
 def test_int8_weights_and_a_mesh_are_scored_too(config: GPTConfig, params: Params) -> None:
     spans = drawn(10, 30)
     check(config, rounded_to_int8(params), Served.of(config, params, int8=True), spans)

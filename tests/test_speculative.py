@@ -98,6 +98,7 @@ def test_the_target_as_its_own_draft_has_everything_accepted(
     assert decoder.statistics.passes_per_token == (1 + rounds) / NEW
 
 
+@pytest.mark.slow
 def test_drawn_from_itself_nearly_everything_is_accepted(target: Served) -> None:
     """p and q are computed in passes of different shapes: they differ by rounding."""
     decoder = SpeculativeDecoder(target, target, lookahead=3)
@@ -227,6 +228,7 @@ def test_the_same_seed_gives_the_same_text_whatever_stands_beside_it(target: Ser
     assert texts(decoder, [PROMPTS[15], PROMPTS[0], PROMPTS[4]], sampling=WILD, seeds=[1, 2, 7])[2] == alone
 
 
+@pytest.mark.slow
 def test_the_end_token_ends_the_text_and_is_not_part_of_it(
     target: Served, draft: Served, greedy: list[list[int]]
 ) -> None:

@@ -153,8 +153,7 @@ def single(config: GPTConfig) -> tuple[list[float], Any]:
     "sizes",
     [
         (2, 2, 2),
-        (1, 8, 1),
-        *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(1, 2, 4), (8, 1, 1)]),
+        *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(1, 8, 1), (1, 2, 4), (8, 1, 1)]),
     ],
 )
 def test_sharded_steps_equal_single_device_steps(
