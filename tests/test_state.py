@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,9 @@ def test_a_state_from_given_parameters_averages_from_them(config: GPTConfig, par
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(fresh.key))
 
 
+# Two programs draw the same numbers to the bit, as XLA compiles by itself. With the older emitter of fusions,
+# which the tests use where it still exists (conftest.py), the last bit may differ.
+ROUNDING = 1e-8 if "--xla_cpu_use_fusion_emitters=false" in os.environ["XLA_FLAGS"] else 0.0
 CHOICES = [
     Chosen(pattern="h/.*|ln_f/.*", layers=(1, 3)),
     Chosen(pattern="h/mlp/.*", layers=(0, 1)),
@@ -353,7 +357,7 @@ def test_only_what_is_chosen_trains(config: GPTConfig, chosen: Chosen, blocks: s
     part = create_state(define(config), optimizer, 0, ONE, chosen=chosen)
     shapes = [leaf.shape for leaf in jax.tree.leaves(part.trainable)]
     assert [leaf.shape for leaf in jax.tree.leaves(part.opt_state)] == shapes
-    assert_same(part.params, whole.params, within=1e-8)  # two programs that draw them may round differently
+    assert_same(part.params, whole.params, within=ROUNDING)
     still = step(part, batch)[0]
     jax.tree.map(np.testing.assert_array_equal, still.frozen, part.frozen)
     expected = combine(partition(moved.params, chosen)[0], partition(whole.params, chosen)[1], chosen)
