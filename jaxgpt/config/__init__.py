@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses that are checked when they are made. Nothing here imports JAX."""
 
+from jaxgpt.config.architectures import EncoderConfig, RNNConfig, Seq2SeqConfig
 from jaxgpt.config.finetuning import (
     AnswerConfig,
     ClassifyConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "ClassifyConfig",
     "DataConfig",
     "DialogueConfig",
+    "EncoderConfig",
     "EvaluationConfig",
     "FinetuneConfig",
     "GPTConfig",
@@ -47,7 +49,9 @@ __all__ = [
     "OptimConfig",
     "PairConfig",
     "PreferenceConfig",
+    "RNNConfig",
     "RunConfig",
+    "Seq2SeqConfig",
     "TrainConfig",
     "flag_of",
     "flat",

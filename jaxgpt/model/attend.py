@@ -31,8 +31,8 @@ def implementation_for(
 ) -> str:
     """The name of the implementation that answers a call of `attend`.
 
-    `length` is the number of positions. `only_xla` says that the call needs what no fused kernel does:
-    dropout of the weights, or ALiBi's slopes.
+    `length` is the number of positions. `only_xla` says that the call needs what no fused kernel does
+    here: dropout of the weights, ALiBi's slopes, or keys of another sequence.
     """
     if placement.platform == "tpu" and not only_xla and length % SPLASH_BLOCKS[-1] == 0:
         return "splash"
@@ -57,6 +57,7 @@ def attend(
 ) -> Array:
     """Multi-head attention [B, T, H, K] over a whole text: softmax(scale * q k^T) v, under a mask.
 
+    The keys and values may be those of another sequence, [B, S, H, K], if the mask has its segments.
     `slopes_H` adds ALiBi's -slope * distance to the scores. `key` turns dropout of the attention weights on.
     Source: Vaswani et al. 2017, equation 1 and section 3.2.2.
     """
@@ -67,7 +68,7 @@ def attend(
         dtype=str(q_BTHK.dtype),
         head_size=q_BTHK.shape[-1],
         length=q_BTHK.shape[1],
-        only_xla=slopes_H is not None or key is not None,
+        only_xla=slopes_H is not None or key is not None or mask.key_segments_BS is not None,
     )
     if name == "blocks":
         return blocks(q_BTHK, k_BTHK, v_BTHK, mask, scale=scale, slopes_H=slopes_H, dropout=dropout, key=key)
@@ -79,8 +80,8 @@ def attend(
 
 def plain(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, mask: Mask, *, scale: float | Array) -> Array:
     """Attention by one product over all positions."""
-    T = q_BTHK.shape[1]
-    return _product(q_BTHK, k_BTHK, v_BTHK, mask.allowed(0, T, T), scale=scale)
+    T, S = q_BTHK.shape[1], k_BTHK.shape[1]
+    return _product(q_BTHK, k_BTHK, v_BTHK, mask.allowed(0, T, S), scale=scale)
 
 
 def blocks(
@@ -102,7 +103,7 @@ def blocks(
     parts = []
     for first in range(0, T, size):
         last = first + size
-        keys = last if mask.causal else T
+        keys = last if mask.causal else k_BTHK.shape[1]
         distance_TS = first + jnp.arange(size)[:, None] - jnp.arange(keys)[None, :]
         parts.append(
             _product(

@@ -49,10 +49,12 @@ def residual_std(config: GPTConfig) -> float:
 
 
 class Attention(nnx.Module):
-    """Causal multi-head self-attention. `c_attn` makes query, key and value, stacked on an axis of 3."""
+    """Multi-head self-attention. `c_attn` makes query, key and value, stacked on an axis of 3."""
 
-    def __init__(self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers, placement: Placement) -> None:
-        self.config, self.placement = config, placement
+    def __init__(
+        self, config: GPTConfig, rngs: nnx.Rngs, layers: Layers, placement: Placement, *, causal: bool = True
+    ) -> None:
+        self.config, self.placement, self.causal = config, placement, causal
         self.c_attn = layers.linear(
             config, "h/attn/c_attn", config.width, (3, config.width), rngs, bias=config.qkv_bias
         )
@@ -86,7 +88,7 @@ class Attention(nnx.Module):
                 q_BTHK,
                 k_BTHK,
                 v_BTHK,
-                Mask(segments_BT=segments_BT),
+                Mask(causal=self.causal, segments_BT=segments_BT),
                 scale=scale,
                 slopes_H=slopes_H,
                 dropout=config.dropout,

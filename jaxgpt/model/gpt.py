@@ -10,7 +10,7 @@ model laid out for serving has `h` as a tuple of N single blocks. What is stored
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,10 @@ from jaxgpt.model.cache import Cached, KVCache
 from jaxgpt.model.initializers import embedding_init, linear_init
 from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.model.positions import sinusoidal_positions
+from jaxgpt.model.pure import parameters, stacked, structure
 from jaxgpt.parallel import NOWHERE, Placement
 
 Params = dict[str, Any]
-M = TypeVar("M", bound=nnx.Module)
 
 
 class GPT(nnx.Module):
@@ -157,8 +157,8 @@ class _Functions:
         self, config: GPTConfig, remat: bool, unrolled: bool, layers: Layers, placement: Placement
     ) -> None:
         self._config, self._unrolled, self._layers, self._placement = config, unrolled, layers, placement
-        self._outside = _structure(lambda: GPT(config, nnx.Rngs(0), layers, placement))
-        inside = _structure(lambda: Block(config, nnx.Rngs(0), layers, placement))
+        self._outside = structure(lambda: GPT(config, nnx.Rngs(0), layers, placement))
+        inside = structure(lambda: Block(config, nnx.Rngs(0), layers, placement))
 
         def run_block(block: Params, *arguments: Any) -> tuple[Array, tuple[Array, Array]]:
             return nnx.merge(inside, block)(*arguments)
@@ -168,10 +168,8 @@ class _Functions:
     def init(self, key: Array) -> Params:
         config, layers = self._config, self._layers
         ends, blocks = jax.random.split(key)
-        stacked = jax.vmap(lambda k: _parameters(Block(config, nnx.Rngs(k), layers)))(
-            jax.random.split(blocks, config.layers)
-        )
-        return _parameters(GPT(config, nnx.Rngs(ends), layers)) | {"h": stacked}
+        h = stacked(lambda rngs: Block(config, rngs, layers), config.layers, blocks)
+        return parameters(GPT(config, nnx.Rngs(ends), layers)) | {"h": h}
 
     def hidden(
         self,
@@ -286,13 +284,3 @@ def _unstacked_backward(_: None, grads: tuple[Params, ...]) -> tuple[Params]:
 
 
 unstacked.defvjp(_unstacked_forward, _unstacked_backward)
-
-
-def _structure(make: Callable[[], M]) -> nnx.GraphDef[M]:
-    """What a module is without its parameters. Raises where it holds any other state."""
-    structure: nnx.GraphDef[M] = nnx.split(nnx.eval_shape(make), nnx.Param)[0]
-    return structure
-
-
-def _parameters(module: nnx.Module) -> Params:
-    return nnx.to_pure_dict(nnx.split(module, nnx.Param)[1])

@@ -16,6 +16,8 @@ class Mask:
     """A query sees keys fewer than this many positions before it; None sets no limit."""
     segments_BT: Array | None = None
     """A query sees keys of its own segment only, so that texts packed into one row do not see each other."""
+    key_segments_BS: Array | None = None
+    """The segments of the keys, where these are another sequence than the queries, as in cross-attention."""
 
     def allowed(self, first: int, last: int, keys: int) -> Array:
         """True where queries `first` to `last - 1` may look at keys `0` to `keys - 1`: [B, T, S], or [1, T,
@@ -29,5 +31,6 @@ class Mask:
             allowed_TS = allowed_TS & (distance_TS < self.window)
         if self.segments_BT is None:
             return allowed_TS[None]
-        same_BTS = self.segments_BT[:, first:last, None] == self.segments_BT[:, None, :keys]
+        of_keys_BS = self.segments_BT if self.key_segments_BS is None else self.key_segments_BS
+        same_BTS = self.segments_BT[:, first:last, None] == of_keys_BS[:, None, :keys]
         return allowed_TS[None] & same_BTS

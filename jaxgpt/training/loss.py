@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgpt.model.gpt import Model, Params
+from jaxgpt.model.seq2seq import Seq2Seq
 from jaxgpt.text.batch import Batch
+from jaxgpt.text.sequences import Pairs
 
 Loss = Callable[[Params, Any, Array | None], tuple[Array, Array, dict[str, Array]]]
 Losses = Callable[[Params, Any, Array | None], Array]
@@ -57,6 +59,18 @@ def summed_cross_entropy(
 
     with jax.named_scope("loss"):
         return _by_chunks(summed, chunk, x_BTD, batch.targets_BT, batch.weights_BT)
+
+
+def translation_loss(model: Seq2Seq) -> Loss:
+    """The training loss of a model that makes a sequence from a sequence, on batches of `Pairs`."""
+
+    def loss(params: Params, batch: Pairs, key: Array | None) -> tuple[Array, Array, dict[str, Array]]:
+        memory = model.encode(params, batch.source_BS, key=key)
+        logits_BTV = model.decode(params, batch.inputs_BT, memory, key=key)
+        total = jnp.sum(cross_entropy(logits_BTV, batch.targets_BT) * batch.weights_BT)
+        return total, jnp.sum(batch.weights_BT), {}
+
+    return loss
 
 
 def token_losses(model: Model) -> Losses:

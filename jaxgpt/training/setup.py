@@ -7,15 +7,18 @@ from typing import Any, NamedTuple
 
 import optax
 
-from jaxgpt.config import RunConfig
+from jaxgpt.config import OptimConfig, RunConfig
 from jaxgpt.parallel import place_rows
 from jaxgpt.training.initial import initial_state
+from jaxgpt.training.loss import Loss
 from jaxgpt.training.optim import adamw, learning_rate
 from jaxgpt.training.run_directory import restore_adapter, restore_state
 from jaxgpt.training.state import TrainState, abstract_state, train_step
 from jaxgpt.training.task import Task, TrainingData
 from jaxgpt.weights.adapter import Base
 from jaxgpt.weights.digests import model_digest
+
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 
 
 class Setup(NamedTuple):
@@ -24,7 +27,7 @@ class Setup(NamedTuple):
     recipe: RunConfig
     task: Task
     optimizer: optax.GradientTransformation
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+    step: Step
     """The training step, to be compiled."""
     batch_at: Callable[[int], Any]
     """The global batch of a step, in its place on the mesh. Steps are counted from 0."""
@@ -53,13 +56,21 @@ class Setup(NamedTuple):
 
 def set_up(recipe: RunConfig, task: Task, data: TrainingData) -> Setup:
     """Make ready what a run trains with. Nothing is compiled yet."""
-    schedule = learning_rate(recipe.optim, recipe.steps)
-    optimizer = adamw(recipe.optim, schedule)
-    step = functools.partial(
-        train_step, loss=task.loss, optimizer=optimizer, schedule=schedule, accumulate=recipe.accumulate
-    )
+    optimizer, step = training_step(recipe.optim, task.loss, steps=recipe.steps, accumulate=recipe.accumulate)
 
     def batch_at(number: int) -> Any:
         return place_rows(functools.partial(data.rows, number), recipe.sequences, task.mesh)
 
     return Setup(recipe, task, optimizer, step, batch_at)
+
+
+def training_step(
+    optim: OptimConfig, loss: Loss, *, steps: int, accumulate: int = 1
+) -> tuple[optax.GradientTransformation, Step]:
+    """The optimizer of a run of so many steps, and its training step, to be compiled."""
+    schedule = learning_rate(optim, steps)
+    optimizer = adamw(optim, schedule)
+    step = functools.partial(
+        train_step, loss=loss, optimizer=optimizer, schedule=schedule, accumulate=accumulate
+    )
+    return optimizer, step
