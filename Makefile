@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest -q
 PROMPT ?= The function
 
-.PHONY: demo test slow notebooks lint bench clean dev
+.PHONY: demo test slow exhaustive notebooks lint bench clean dev
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## train a small model on the built-in text and let it write
@@ -19,11 +19,14 @@ demo: $(VENV)/.demo  ## train a small model on the built-in text and let it writ
 	@echo '  jaxgpt serve runs/nano                                # a page in your browser'
 	@echo 'runs/nano/report.md shows the loss curve and samples; README.md goes on with a text of your own.'
 
-test: dev  ## everything that takes seconds
+test: dev  ## the tests
 	$(PYTEST) -n 2 --dist loadfile
 
-slow: dev  ## everything that takes minutes
-	$(PYTEST) -m slow -n 2 --dist loadfile
+slow: dev  ## the tests that take long
+	$(PYTEST) -m 'slow and not exhaustive' -n 2 --dist loadfile
+
+exhaustive: dev  ## further variants and many repetitions; for a release, and not part of .ci/run
+	$(PYTEST) -m exhaustive -n 2 --dist loadfile
 
 notebooks: dev  ## runs every notebook, without a network; the executed copies are left in build/notebooks
 	$(PYTEST) -m notebook tests/test_notebooks.py

@@ -155,7 +155,7 @@ def test_dropout_drops_weights_independently_in_every_block(monkeypatch: pytest.
     [(name, "float32") for name in [*MASKS, "packed"]]
     + [("causal", "bfloat16")]
     + [
-        pytest.param(name, "bfloat16", marks=pytest.mark.slow)
+        pytest.param(name, "bfloat16", marks=pytest.mark.exhaustive)
         for name in [*MASKS, "packed"]
         if name != "causal"
     ],

@@ -122,7 +122,7 @@ HALVES = 48 + (96 + 12) + (32 + 8) + (128 + 16) + (128 + 8) + 512 + 256 + 2
     ("sizes", "tied", "numbers"),
     [
         # Eight copies: each device reads all of its own.
-        pytest.param(MeshConfig(), True, WHOLE, marks=pytest.mark.slow),
+        pytest.param(MeshConfig(), True, WHOLE, marks=pytest.mark.exhaustive),
         (MeshConfig(tensor=2), True, HALVES),
         (MeshConfig(), False, WHOLE),
     ],

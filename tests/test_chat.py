@@ -325,6 +325,7 @@ def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(lm_folder: Path, keys: b
         terminal.close()
 
 
+@pytest.mark.slow
 @linux
 def test_ctrl_c_stops_the_answer_and_not_the_program(lm_folder: Path) -> None:
     terminal = Terminal(str(lm_folder), "--max-new-tokens", "1000000", "--seed", "1")

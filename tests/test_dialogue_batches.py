@@ -184,7 +184,7 @@ def test_the_fingerprint_tells_dialogues_and_their_rows_apart() -> None:
     assert len(set(prints)) == 4 and prints[0] == DialogueRows(one, context=64, pack=False).fingerprint
 
 
-@pytest.mark.parametrize("pack", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pack", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_ten_steps_equal_pytorchs(pack: bool) -> None:
     """Conversations of two answers each, from the same parameters: see golden/make_instruct.py."""
     expected = np.load(GOLDEN / "instruct" / "expected.npz")

@@ -101,7 +101,7 @@ def test_a_run_directory_holds_what_it_should_and_the_loss_falls(whole: Path) ->
 
 
 @pytest.mark.parametrize(
-    "first", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)]
+    "first", [pytest.param(1, marks=pytest.mark.exhaustive), 4, pytest.param(7, marks=pytest.mark.slow)]
 )
 def test_resume_is_bit_identical(
     data: Path, whole: Path, tmp_path: Path, first: int, monkeypatch: Any

@@ -323,8 +323,8 @@ def test_after_a_warm_up_common_requests_compile_nothing(served: Served) -> None
 @pytest.mark.parametrize(
     "mesh",
     [
-        pytest.param(MeshConfig(data=1, fsdp=2, tensor=4), marks=pytest.mark.slow),
-        pytest.param(MeshConfig(data=2, tensor=4), marks=pytest.mark.slow),
+        pytest.param(MeshConfig(data=1, fsdp=2, tensor=4), marks=pytest.mark.exhaustive),
+        pytest.param(MeshConfig(data=2, tensor=4), marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )

@@ -112,7 +112,7 @@ def test_shots_are_others_all_different_and_a_matter_of_the_seed() -> None:
     assert shots_of(0, EXAMPLES, 0, 0) == []
 
 
-@pytest.mark.parametrize("shots", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("shots", [pytest.param(0, marks=pytest.mark.exhaustive), 2])
 def test_scores_are_those_of_the_models_logits(lm: LanguageModel, shots: int) -> None:
     def logprobs(prompt: str, output: str) -> np.ndarray:
         ids = BYTES.encode(prompt + " " + output)

@@ -17,7 +17,7 @@ from jaxgpt.training.loss import cross_entropy
 POSITIONS = ["learned", "sinusoidal", "rotary", "alibi"]
 # Fixed positions are added as learned ones are, and slopes act as a mask does: most tests do without.
 MOST_POSITIONS = [
-    pytest.param(name, marks=pytest.mark.slow) if name in ("sinusoidal", "alibi") else name
+    pytest.param(name, marks=pytest.mark.exhaustive) if name in ("sinusoidal", "alibi") else name
     for name in POSITIONS
 ]
 PUBLISHED = {
@@ -83,9 +83,9 @@ def test_future_tokens_cannot_change_the_past(
     "position",
     [
         "learned",
-        pytest.param("rotary", marks=pytest.mark.slow),
-        pytest.param("sinusoidal", marks=pytest.mark.slow),
-        pytest.param("alibi", marks=pytest.mark.slow),
+        pytest.param("rotary", marks=pytest.mark.exhaustive),
+        pytest.param("sinusoidal", marks=pytest.mark.exhaustive),
+        pytest.param("alibi", marks=pytest.mark.exhaustive),
     ],
 )
 def test_scanned_unrolled_and_recomputed_blocks_give_the_same_loss_and_gradients(
@@ -215,7 +215,14 @@ def test_initial_loss_is_log_vocabulary_plus_half_logit_variance(name: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PRETRAINED if name not in SMALL])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "gpt2-xl" else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in PRETRAINED
+        if name not in SMALL
+    ],
+)
 def test_initial_loss_of_the_large_presets(name: str) -> None:
     """With two layers, because how many there are decides only the memory that this takes."""
     check_initial_loss(dataclasses.replace(load_recipe(name).model, layers=2))

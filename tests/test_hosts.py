@@ -597,16 +597,18 @@ def test_two_processes_tune_preferences_and_measure_a_text_as_one(
 
 
 @pytest.mark.slow
-def test_twenty_resumes_in_a_row_train_as_one_run(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resumes", [3, pytest.param(20, marks=pytest.mark.exhaustive)])
+def test_resumes_in_a_row_train_as_one_run(resumes: int, data: Path, tmp_path: Path) -> None:
+    steps = resumes + 1
     args = pretrain(data, tmp_path / "run", "--eval-every", 1, "--eval-batches", 1, "--steps")
-    for step in range(1, 22):
+    for step in range(1, steps + 1):
         with Job(tmp_path / f"job-{step}", COMMAND_LINE, *args, step) as job:
             assert job.ended() == [0, 0], job.all_said()
     one = tmp_path / "one"
-    verb(*pretrain(data, one, "--eval-every", 1, "--eval-batches", 1, "--steps", 21, "--sample-tokens", 0))
+    verb(*pretrain(data, one, "--eval-every", 1, "--eval-batches", 1, "--steps", steps, "--sample-tokens", 0))
     for name in ("loss", "val_loss"):
         ours, theirs = measured(tmp_path / "run", name), measured(one, name)
-        assert ours.keys() == theirs.keys() == set(range(name == "loss", 22))
+        assert ours.keys() == theirs.keys() == set(range(name == "loss", steps + 1))
         np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-5)
 
 
@@ -659,6 +661,7 @@ def test_data_that_one_process_cannot_read_ends_both(data: Path, tmp_path: Path)
         assert "step 4:" in job.said(0)
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_is_not_shared_is_refused(data: Path, tmp_path: Path) -> None:
     args = pretrain(data, tmp_path / "run-PROCESS", "--steps", 2)
     with Job(tmp_path / "job", COMMAND_LINE, *args) as job:

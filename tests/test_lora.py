@@ -153,7 +153,7 @@ def test_three_adapters_of_query_key_and_value_are_one_of_c_attn(config: GPTConf
 # --- how they train
 
 
-@pytest.mark.parametrize("layers", [pytest.param(None, marks=pytest.mark.slow), "1:3"])
+@pytest.mark.parametrize("layers", [pytest.param(None, marks=pytest.mark.exhaustive), "1:3"])
 def test_only_adapters_train_have_moments_and_change(
     config: GPTConfig, adapted: Params, tokens_BT: np.ndarray, layers: str | None
 ) -> None:

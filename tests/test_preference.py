@@ -83,6 +83,7 @@ def test_the_run_keeps_template_and_questions_and_reports(run: Path) -> None:
     assert "## Preferences" in report and "<|user|>\nSay " in report
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_needs_no_base_and_equals_one_that_went_through(
     run: Path, base: Path, pairs: Path, tmp_path: Path
 ) -> None:

@@ -206,7 +206,7 @@ def ten_steps(params: Params, loss: Loss, batch: Any) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "smoothing"), [("sum", 0.1), pytest.param("mean", 0.0, marks=pytest.mark.slow)]
+    ("answer", "smoothing"), [("sum", 0.1), pytest.param("mean", 0.0, marks=pytest.mark.exhaustive)]
 )
 def test_ten_steps_equal_pytorchs(answer: Answer, smoothing: float) -> None:
     """From the same parameters: see golden/make_dpo.py. The norms of the gradients are equal too."""

@@ -89,7 +89,7 @@ def test_a_step_comes_out_as_the_log_has_it_to_the_bit(run: Path, second: Replay
 
 @pytest.mark.parametrize(
     ("number", "begun_at", "lost", "other"),
-    [pytest.param(6, 4, (), 5, marks=pytest.mark.slow), (5, 0, (3, 4), 3)],
+    [pytest.param(6, 4, (), 5, marks=pytest.mark.exhaustive), (5, 0, (3, 4), 3)],
 )
 def test_steps_are_trained_again_from_the_nearest_checkpoint_with_the_settings_of_their_time(
     run: Path, tmp_path: Path, number: int, begun_at: int, lost: tuple[int, ...], other: int

@@ -21,7 +21,8 @@ REWRITTEN = {"config.json", "generation_config.json", "model.safetensors", "expe
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "roberta" else name for name in NAMES]
+    "name",
+    [pytest.param(name, marks=pytest.mark.exhaustive) if name == "roberta" else name for name in NAMES],
 )
 def test_a_folder_is_the_same_after_a_conversion_there_and_back(name: str, tmp_path: Path) -> None:
     assert exit_code("convert", GOLDEN / name, tmp_path / "run", "--to", "jaxgpt") == 0

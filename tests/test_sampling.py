@@ -89,7 +89,7 @@ def test_temperature_zero_takes_the_most_probable_token() -> None:
     np.testing.assert_array_equal(tokens_B, np.argmax(logits_BV, axis=-1))
 
 
-@pytest.mark.parametrize("vocab", [40, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("vocab", [40, pytest.param(2000, marks=pytest.mark.exhaustive)])
 def test_rows_of_other_settings_draw_what_each_draws_alone(vocab: int) -> None:
     logits_1V = jax.random.normal(jax.random.key(1), (1, vocab))
     samplings = [
@@ -140,7 +140,7 @@ def kept_by_sorting(logits_V: np.ndarray, sampling: Sampling) -> np.ndarray:
         {"top_k": 400, "top_p": 0.5},
         {"temperature": 0.5, "top_p": 0.9, "min_p": 0.05},
         *(
-            pytest.param(settings, marks=pytest.mark.slow)
+            pytest.param(settings, marks=pytest.mark.exhaustive)
             for settings in (
                 {"top_k": 400},
                 {"top_p": 0.5},

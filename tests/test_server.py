@@ -613,6 +613,7 @@ def process_of(saved: Path, before: str = "", **settings: Any) -> Iterator[tuple
                 process.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_running_request_end_and_exits_with_0(saved: Path) -> None:
     with process_of(saved, steps=1, warm_up=True) as (process, port, connection):
         answer = connection.getresponse()

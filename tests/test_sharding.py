@@ -118,11 +118,11 @@ UNROLLED = {"blocks": "unrolled", "accumulate": 2, "rows": 2 * B}
     ("how", "sizes"),
     [
         (ACCUMULATED, (4, 2, 1)),
-        pytest.param(REMADE, (1, 8, 1), marks=pytest.mark.slow),
-        pytest.param(UNROLLED, (1, 8, 1), marks=pytest.mark.slow),
-        pytest.param(ACCUMULATED, (1, 8, 1), marks=pytest.mark.slow),
-        pytest.param(REMADE, (4, 2, 1), marks=pytest.mark.slow),
-        pytest.param(UNROLLED, (4, 2, 1), marks=pytest.mark.slow),
+        pytest.param(REMADE, (1, 8, 1), marks=pytest.mark.exhaustive),
+        pytest.param(UNROLLED, (1, 8, 1), marks=pytest.mark.exhaustive),
+        pytest.param(ACCUMULATED, (1, 8, 1), marks=pytest.mark.exhaustive),
+        pytest.param(REMADE, (4, 2, 1), marks=pytest.mark.exhaustive),
+        pytest.param(UNROLLED, (4, 2, 1), marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
@@ -139,6 +139,7 @@ def test_sequences_stay_on_their_devices_however_the_step_is_computed(
     assert not re.search(r"= s32\[[\d,]*\d{2,}[\d,]*\]\S* (all-gather|all-to-all)", compiled.as_text())
 
 
+@pytest.mark.slow
 def test_a_device_needs_no_more_memory_for_activations_under_fsdp_than_under_data() -> None:
     config = dataclasses.replace(TOY, vocab=2048, width=128, mlp_width=512, context=64)
     temporaries = {

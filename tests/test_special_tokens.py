@@ -183,6 +183,7 @@ def test_text_for_training_is_prepared_with_a_vocabulary_that_has_grown(tmp_path
     assert jaxgpt.evaluate(grown, data=out)["val_loss"].value < 7
 
 
+@pytest.mark.slow
 def test_an_untied_head_grows_too_and_keeps_its_dtype(tmp_path: Path) -> None:
     base = saved(tmp_path / "base", own(), tied_head=False)
     half, grown = tmp_path / "half", tmp_path / "grown"

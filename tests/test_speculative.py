@@ -73,7 +73,7 @@ def texts(decoder: SpeculativeDecoder, prompts: list[list[int]], **more: Any) ->
 
 def slow(*values: Any) -> list[Any]:
     """Values that only the slow tests try."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+    return [pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
 
 
 @pytest.mark.parametrize("lookahead", [1, 3, *slow(2, 4, 5)])
@@ -163,12 +163,12 @@ def surprise(counts: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("sampling", "lookahead"),
     [
-        pytest.param(Sampling(), 1, marks=pytest.mark.slow),
+        pytest.param(Sampling(), 1, marks=pytest.mark.exhaustive),
         (Sampling(), 2),
-        pytest.param(Sampling(), 4, marks=pytest.mark.slow),
+        pytest.param(Sampling(), 4, marks=pytest.mark.exhaustive),
         (Sampling(temperature=0.7), 2),
         (Sampling(temperature=1.3, top_k=4), 1),
-        pytest.param(Sampling(temperature=1.3, top_k=4), 3, marks=pytest.mark.slow),
+        pytest.param(Sampling(temperature=1.3, top_k=4), 3, marks=pytest.mark.exhaustive),
     ],
 )
 def test_texts_are_distributed_as_the_targets(tiny_pair: Pair, sampling: Sampling, lookahead: int) -> None:

@@ -154,7 +154,7 @@ def single(config: GPTConfig) -> tuple[list[float], Any]:
     "sizes",
     [
         (2, 2, 2),
-        *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(1, 8, 1), (1, 2, 4), (8, 1, 1)]),
+        *(pytest.param(sizes, marks=pytest.mark.exhaustive) for sizes in [(1, 8, 1), (1, 2, 4), (8, 1, 1)]),
     ],
 )
 def test_sharded_steps_equal_single_device_steps(
@@ -175,8 +175,8 @@ def test_sharded_steps_equal_single_device_steps(
     [
         {"blocks": "unrolled"},
         {"remat": True},
-        pytest.param({"chunk": 5}, marks=pytest.mark.slow),
-        pytest.param({"accumulate": 4}, marks=pytest.mark.slow),
+        pytest.param({"chunk": 5}, marks=pytest.mark.exhaustive),
+        pytest.param({"accumulate": 4}, marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
@@ -192,8 +192,8 @@ def test_how_a_step_is_computed_changes_nothing(
     ("sizes", "settings"),
     [
         ((2, 2, 2), {"blocks": "unrolled"}),
-        pytest.param((1, 1, 1), {}, marks=pytest.mark.slow),
-        pytest.param((1, 8, 1), {"remat": True, "chunk": 5}, marks=pytest.mark.slow),
+        pytest.param((1, 1, 1), {}, marks=pytest.mark.exhaustive),
+        pytest.param((1, 8, 1), {"remat": True, "chunk": 5}, marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
@@ -225,7 +225,7 @@ def test_bfloat16_steps_train_as_float32_ones_do(
     [
         {"accumulate": 4},
         pytest.param(
-            {"accumulate": 2, "chunk": 7, "remat": True, "blocks": "unrolled"}, marks=pytest.mark.slow
+            {"accumulate": 2, "chunk": 7, "remat": True, "blocks": "unrolled"}, marks=pytest.mark.exhaustive
         ),
     ],
     ids=str,
@@ -346,8 +346,8 @@ def everything_trained(config: GPTConfig, blocks: str) -> tuple[Any, Any, Any, A
 @pytest.mark.parametrize(
     ("chosen", "blocks"),
     [(CHOICES[0], "scan"), (CHOICES[-1], "scan")]
-    + [pytest.param(chosen, "scan", marks=pytest.mark.slow) for chosen in CHOICES[1:-1]]
-    + [pytest.param(chosen, "unrolled", marks=pytest.mark.slow) for chosen in CHOICES],
+    + [pytest.param(chosen, "scan", marks=pytest.mark.exhaustive) for chosen in CHOICES[1:-1]]
+    + [pytest.param(chosen, "unrolled", marks=pytest.mark.exhaustive) for chosen in CHOICES],
     ids=str,
 )
 def test_only_what_is_chosen_trains(config: GPTConfig, chosen: Chosen, blocks: str) -> None:

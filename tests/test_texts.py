@@ -97,7 +97,7 @@ def test_closing_the_pieces_ends_what_runs() -> None:
     assert decoder.closed
 
 
-@pytest.mark.parametrize("steps", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [1, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_an_engine_is_free_after_its_texts_however_they_ended(lm: LanguageModel, steps: int) -> None:
     engine = Engine(lm.served, slots=2, ends={256}, steps=steps)
     whole, same = texts_of(engine, requests(2), BYTES)
