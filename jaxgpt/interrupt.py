@@ -16,22 +16,34 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
+RESUMABLE = 75  # the exit code that says: run the same command again to go on
+TO_END = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # besides Ctrl-C; Slurm warns with the last one
 GRACE = 1.0  # seconds in which a command may put things in order after Ctrl-C
 _IMPORTING = "<frozen importlib._bootstrap>"
 _pressed = False
+_trains = False  # whether the program is one that trains
 _leaving = threading.RLock()  # held by the thread that says why the process ends
 _heard_by: "Callable[[signal.Signals], None]"  # what the thread that hears of signals calls
 
 
 @contextlib.contextmanager
-def ended_by_ctrl_c() -> Iterator[None]:
+def ended_by_ctrl_c(*, trains: bool = False) -> Iterator[None]:
     """Around a whole program: Ctrl-C ends it within a second, with one line and exit code 130.
+
+    A program that `trains` is also ended by SIGTERM, SIGHUP and SIGUSR1, and by all four with exit code 75:
+    it has not begun anything yet, and the same command begins again. While it trains, `training.stop` hears
+    of these signals.
 
     Whoever installs a signal handler of its own inside the block decides itself. Nothing changes where Ctrl-C
     is ignored, as it is for commands that a shell runs in the background.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+    global _trains
+    if _trains := trains:
+        for number in TO_END:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _end)
     heard, written = os.pipe()
     os.set_blocking(written, False)
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
@@ -40,7 +52,8 @@ def ended_by_ctrl_c() -> Iterator[None]:
         yield
     except SystemExit as end:
         if _pressed and is_alone():
-            end_process(end.code if isinstance(end.code, int) else 1)
+            code = end.code if isinstance(end.code, int) else 1
+            end_process(_code_of(signal.SIGINT) if code == 128 + signal.SIGINT else code)
         raise
 
 
@@ -59,22 +72,27 @@ def hearing(of: Callable[[signal.Signals], None]) -> Iterator[None]:
         _heard_by = before
 
 
-def leave(number: signal.Signals) -> NoReturn:
-    """End the process at once, whatever its threads do, with one line and exit code 128 + the signal's."""
+def leave(number: signal.Signals, code: int | None = None) -> NoReturn:
+    """End the process at once, whatever its threads do, with one line.
+
+    The exit code is 128 + the signal's, or 75 where nothing is lost by it.
+    """
+    code = _code_of(number) if code is None else code
     if _leaving.acquire(blocking=False):
         with contextlib.suppress(Exception):
             show_cursor()
             name = "Ctrl-C" if number == signal.SIGINT else number.name
-            print(f"jaxgpt: error: stopped by {name}", file=sys.stderr)
+            again = "; run the same command again to go on" if code == RESUMABLE else ""
+            print(f"jaxgpt: error: stopped by {name}{again}", file=sys.stderr)
     else:  # another thread says so, and ends the process
         time.sleep(GRACE)
-    end_process(128 + number)
+    end_process(code)
 
 
-def leave_soon(number: signal.Signals, grace: float = GRACE) -> None:
+def leave_soon(number: signal.Signals, grace: float = GRACE, code: int | None = None) -> None:
     """Do so after some seconds, unless the process has ended by itself or is one of several of a job."""
     if is_alone():
-        timer = threading.Timer(grace, leave, [number])
+        timer = threading.Timer(grace, leave, [number, code])
         timer.daemon = True
         timer.start()
 
@@ -105,6 +123,14 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _end(number: int, _: FrameType | None) -> None:
+    leave(signal.Signals(number))
+
+
+def _code_of(number: signal.Signals) -> int:
+    return RESUMABLE if _trains else 128 + number
+
+
 def _hear(pipe: int) -> None:
     """Tell of each signal whose number is written into the pipe."""
     while number := os.read(pipe, 1):
@@ -112,9 +138,12 @@ def _hear(pipe: int) -> None:
 
 
 def _expect_an_end(number: signal.Signals) -> None:
-    """After Ctrl-C, end the process soon, even if Python never comes to the handler that would."""
-    if number == signal.SIGINT and signal.getsignal(number) is _interrupt:
+    """After a signal, end the process soon, even if Python never comes to the handler that would."""
+    handler = signal.getsignal(number)
+    if handler is _interrupt:
         leave_soon(number)
+    elif handler is _end and is_alone():
+        leave(number)
 
 
 _heard_by = _expect_an_end

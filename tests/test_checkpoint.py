@@ -3,6 +3,7 @@
 import errno
 import gc
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.errors import DataError, JaxgptError, MissingError, StorageError
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import abstract, mesh_of, shardings
+from jaxgpt.weights import checkpoint
 from jaxgpt.weights.checkpoint import Checkpoints, finished_steps, latest_step, read_meta, restore
 from jaxgpt.weights.digests import digests
 
@@ -254,6 +256,20 @@ def test_an_unfinished_directory_is_not_the_latest_step(tmp_path: Path) -> None:
     assert latest_step(tmp_path) == 100
     restored = restore(tmp_path, 100, "params", target_of(small(0)["params"]))
     np.testing.assert_array_equal(restored["x"], [100, 100, 100])
+
+
+def test_a_checkpoint_is_never_half_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is moved first. What is left where the process is killed meanwhile is gone after the next start."""
+    with monkeypatch.context() as killed:
+        killed.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            for step in (10, 20):
+                checkpoints.save(step, small(step), {})
+    (half,) = (tmp_path / checkpoint.EVICTED).iterdir()
+    shutil.rmtree(half / "params")
+    assert half.name == "10" and finished_steps(tmp_path) == [20] and latest_step(tmp_path) == 20
+    with Checkpoints(tmp_path, keep=1):
+        assert [path.name for path in tmp_path.iterdir()] == ["20"]
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, ["30"]), (2, ["20", "30"])])

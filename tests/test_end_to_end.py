@@ -482,6 +482,77 @@ def test_divergence_that_the_validation_loss_sees_first_ends_with_76_too(
     assert list((out / "checkpoints").iterdir()) == []
 
 
+def flip_a_bit(checkpoint: Path) -> None:
+    path = max((checkpoint / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_the_table(checkpoint: Path) -> None:
+    path = checkpoint / "meta" / "metadata"
+    path.write_text(path.read_text()[:-9])
+
+
+def delete_an_item(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "rest")
+
+
+def forget_the_last_evaluation(run: Path) -> None:
+    """So that the run has something left to do at its last step."""
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if not ('"step": 12' in line and "val_loss" in line)))
+
+
+DAMAGES = [
+    (flip_a_bit, "params: other contents than were saved in"),
+    pytest.param(cut_the_table, "meta: ", marks=pytest.mark.slow),
+    pytest.param(delete_an_item, "rest: ", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture, damage: Any, said: str
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "run")
+    damage(out / "checkpoints" / "12")
+    forget_the_last_evaluation(out)
+    pretrain(out, data, "--steps", "12")
+    told = capsys.readouterr().err
+    assert f"warning: checkpoint is damaged ({out / 'checkpoints' / '12'}): {said}" in told
+    assert "trying the one before it, of step 10" in told and "is kept as" in told
+    assert measured(out, *LOSSES) == measured(whole, *LOSSES)
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"10", "12", "12.damaged-1"}
+    assert jaxgpt.load(out).config.layers == 2
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_changed(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "run")
+    for step in ("10", "12"):
+        cut_the_table(out / "checkpoints" / step)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    pretrain(out, data, "--steps", "14", code=65)
+    assert f"error: checkpoint is damaged ({out / 'checkpoints' / '12'}): meta: " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_an_update_that_overflows_is_never_saved(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its loss and its gradient are finite, and nothing is measured after it."""
+    out = shutil.copytree(whole, tmp_path / "run")
+    huge = ("--optim.learning-rate", "3.4e38", "--optim.schedule", "constant", "--optim.weight-decay", "1e3")
+    pretrain(
+        out, data, "--steps", "13", "--eval-every", "0", *SILENT, *huge, "--optim.clip-norm", "0", code=76
+    )
+    assert "diverged at step 13: not finite any more: params/" in capsys.readouterr().err
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"10", "12"}
+
+
 @pytest.mark.slow
 def test_a_killed_process_leaves_a_run_that_resumes(data: Path, tmp_path: Path) -> None:
     """A run that is killed twice, at arbitrary moments, ends like one that was never interrupted."""

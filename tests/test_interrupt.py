@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxgpt.interrupt import TO_END
+
 PROGRAM = """
 import os, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.HANDLER)
@@ -101,16 +103,17 @@ def test_two_threads_that_end_the_program_say_so_once(tmp_path: Path) -> None:
     assert ended(body, tmp_path) == (130, "", ONE_LINE)
 
 
-TRAINING = f"""
+TRAINING = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from jaxgpt.interrupt import ended_by_ctrl_c
 from jaxgpt.training.stop import stop_on_signal
 
 with ended_by_ctrl_c(), stop_on_signal(lambda text: print(text, flush=True)) as stop:
+    stop.nothing_to_save = NOTHING
     print("busy", flush=True)
-    {BUSY}
-"""
+    BUSY
+""".replace("BUSY", BUSY)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,10 @@ def test_while_it_compiles_training_answers_a_signal_at_once_and_a_second_one_en
     number: signal.Signals, name: str, code: int
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", TRAINING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", TRAINING.replace("NOTHING", "False")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as program:
         assert program.stdout and program.stderr
         assert program.stdout.readline() == "busy\n"
@@ -137,6 +143,20 @@ def test_while_it_compiles_training_answers_a_signal_at_once_and_a_second_one_en
         assert program.stderr.read() == f"jaxgpt: error: stopped by {name}\n"
 
 
+def test_while_there_is_nothing_to_save_the_first_signal_ends_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAINING.replace("NOTHING", "True")], stdout=-1, stderr=-1, text=True
+    ) as program:
+        assert program.stdout and program.stderr
+        assert program.stdout.readline() == "busy\n"
+        begun = time.monotonic()
+        program.send_signal(signal.SIGUSR1)
+        assert program.wait(20) == 75
+        assert time.monotonic() - begun < 0.5
+        said = "jaxgpt: error: stopped by SIGUSR1; run the same command again to go on\n"
+        assert program.stderr.read() == said and program.stdout.read() == ""
+
+
 @pytest.mark.parametrize(
     ("body", "handler"),
     [(CTRL_C, "SIG_IGN"), (f"signal.signal(signal.SIGINT, lambda *_: 0); {CTRL_C}", "default_int_handler")],
@@ -145,12 +165,25 @@ def test_who_ignores_it_or_handles_it_is_left_alone(tmp_path: Path, body: str, h
     assert ended(body, tmp_path, handler) == (0, "tidied\n", "")
 
 
-def test_every_verb_ends_with_130_from_its_first_import_on(tmp_path: Path) -> None:
-    """The command's own module installs it before the command line is imported."""
-    (tmp_path / "tyro.py").write_text(f"import os, signal\n{CTRL_C}\n")
+@pytest.mark.parametrize(
+    ("verb", "number", "code", "said"),
+    [
+        ("info", signal.SIGINT, 130, ONE_LINE),
+        ("info", signal.SIGTERM, -signal.SIGTERM, ""),
+        *(("pretrain", number, 75, None) for number in (signal.SIGINT, *TO_END)),
+        ("finetune", signal.SIGTERM, 75, None),
+    ],
+)
+def test_a_verb_is_ended_from_its_first_import_on(
+    tmp_path: Path, verb: str, number: signal.Signals, code: int, said: str | None
+) -> None:
+    """The command's own module sees to it before the command line is imported."""
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
+    again = f"jaxgpt: error: stopped by {name}; run the same command again to go on\n"
+    (tmp_path / "tyro.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{number.name})\n")
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     program += "sys.path.insert(0, sys.argv.pop()); from jaxgpt.__main__ import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", program, "info", str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", program, verb, str(tmp_path)], capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", ONE_LINE)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", again if said is None else said)

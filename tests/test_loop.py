@@ -293,9 +293,35 @@ def test_tokens_per_second_are_those_of_the_steps_whether_they_are_computed_at_o
     assert rates == {1: None, 2: pytest.approx(8 / 2), 3: pytest.approx(8 / 3), 4: pytest.approx(8 / 4)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_step_that_is_computed_at_once_after_one_that_is_waited_for_counts_for_the_next_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each step takes a second. Of step 3 alone it is known at once that it has ended."""
+    clock, run = [0.0], Recorder(steps=5, log_every=1)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("jaxgpt.training.loop._is_computed", lambda metrics: metrics["loss"].step == 3)
+
+    class Later(Metric):
+        def __float__(self) -> float:
+            clock[0] += self.step != 3
+            return super().__float__()
+
+    def step(state: Any, batch: Any) -> Any:
+        clock[0] += state == 2
+        return state + 1, {"loss": Later(run, state + 1)}
+
+    run.settings |= {"step": step}
+    run.train()
+    rates = {row["step"]: row.get("tokens_per_second") for row in run.rows if "loss" in row}
+    assert rates == {1: None, 2: pytest.approx(4), 3: None, 4: pytest.approx(16), 5: pytest.approx(8)}
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_saves_the_step_that_is_done_and_stops(number: signal.Signals) -> None:
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {each: signal.getsignal(each) for each in SIGNALS}
     run = Recorder()
     with (
         pytest.raises(
@@ -316,11 +342,22 @@ def test_a_signal_saves_the_step_that_is_done_and_stops(number: signal.Signals) 
 
 
 def test_handlers_are_restored_whatever_happens() -> None:
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {each: signal.getsignal(each) for each in SIGNALS}
     with pytest.raises(KeyError), stop_on_signal() as stop:
-        assert {each: signal.getsignal(each) for each in handlers} != handlers and stop.signal is None
+        assert all(signal.getsignal(each) != handler for each, handler in handlers.items())
+        assert stop.signal is None
         raise KeyError
     assert {each: signal.getsignal(each) for each in handlers} == handlers
+
+
+def test_under_nohup_the_end_of_the_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 PROGRAM = """

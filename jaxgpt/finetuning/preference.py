@@ -39,7 +39,7 @@ from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.initial import with_architecture
 from jaxgpt.training.loop import Event
 from jaxgpt.training.loss import Loss
-from jaxgpt.training.resume import find_run
+from jaxgpt.training.resume import recipe_in
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop
 from jaxgpt.training.task import Details, Task, TrainingData
@@ -75,7 +75,7 @@ def preference_tuning(
     by name, which must not differ from it. Raises what `read_pairs`, `divided` and `evaluation.during.opened`
     raise, ConfigError where no model is named, and DataError where no training pair fits the context.
     """
-    begun = hosts.decide(lambda: find_run(Path(config.out_dir)) is not None)
+    begun = hosts.decide(lambda: recipe_in(Path(config.out_dir)) is not None)
     source = config.out_dir if begun else _base(config)  # a run has its own copy of what it needs of the base
     config = with_architecture(config, stated, tell)
     parts, notes = split_of(config, read_pairs, "pairs")

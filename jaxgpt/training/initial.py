@@ -17,7 +17,7 @@ from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import by_path, shardings
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
-from jaxgpt.training.resume import find_run
+from jaxgpt.training.resume import recipe_in
 from jaxgpt.training.state import TrainState, create_state
 from jaxgpt.training.task import Task
 from jaxgpt.weights.convert import companions, with_dtype, without_head
@@ -89,7 +89,7 @@ def companions_of(recipe: RunConfig) -> dict[str, bytes]:
 
     A run that is resumed has them already, and does not need that model any more.
     """
-    if recipe.init_from is None or find_run(Path(recipe.out_dir)):
+    if recipe.init_from is None or recipe_in(Path(recipe.out_dir)):
         return {}
     return companions(open_model(recipe.init_from))
 
@@ -106,8 +106,7 @@ def _origin(recipe: RunConfig) -> Origin | None:
     None where there is none, and where the run that is there began with another one: it is refused later.
     """
     source, data = recipe.init_from, recipe.data
-    if found := find_run(Path(recipe.out_dir)):
-        before = found.recipe
+    if before := recipe_in(Path(recipe.out_dir)):
         if before.init_from is None or source not in (None, before.init_from):
             return None
         rows, spec = before.model.vocab_multiple, before.data.tokenizer

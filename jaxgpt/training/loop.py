@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 
-from jaxgpt.errors import DivergedError, StoppedError
+from jaxgpt.errors import StoppedError
 from jaxgpt.log import Best
+from jaxgpt.training.divergence import refuse_non_finite
 from jaxgpt.training.metrics import Sink
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop, StopRequested
@@ -90,11 +91,16 @@ class _Clock:
             self._steps, self._until = self._steps + 1, moment
 
     def rate(self) -> dict[str, float]:
-        """The speed since the last row, and a new beginning. Empty where no step was timed."""
-        steps, since, self._steps, self._since = self._steps, self._since, 0, max(self._since, self._until)
-        return (
-            {"tokens_per_second": steps * self._loop.tokens_per_step / (self._until - since)} if steps else {}
-        )
+        """The speed since the last row, and a new beginning. Empty where no step was timed.
+
+        A step that was computed at once may seem to end before the one that was waited for. Then both count
+        for the next row.
+        """
+        steps, seconds = self._steps, self._until - self._since
+        if not (steps and seconds > 0):
+            return {}
+        self._steps, self._since = 0, self._until
+        return {"tokens_per_second": steps * self._loop.tokens_per_step / seconds}
 
 
 def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int, str], bool]) -> TrainState:
@@ -115,7 +121,7 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
             return
         (number, metrics, finished), pending = pending, None
         row = {name: float(value) for name, value in metrics.items()}
-        _refuse_non_finite(number, row)
+        refuse_non_finite(number, row)
         clock.tick(clock.now() if finished is None else finished)
         if number % loop.log_every == 0 or number in (1, loop.steps):
             _write(loop, number, row | clock.rate())
@@ -174,7 +180,7 @@ def _run_events(loop: Loop, state: TrainState, number: int, events: Sequence[Eve
         except StopRequested:
             return True
         numbers = {name: float(value) for name, value in measured.items() if not isinstance(value, str)}
-        _refuse_non_finite(number, numbers)
+        refuse_non_finite(number, numbers)
         _write(loop, number, measured)
         loop.best.see(number, measured)
     return False
@@ -183,13 +189,3 @@ def _run_events(loop: Loop, state: TrainState, number: int, events: Sequence[Eve
 def _write(loop: Loop, number: int, row: dict[str, Any]) -> None:
     for sink in loop.sinks:
         sink.write(number, row)
-
-
-def _refuse_non_finite(number: int, row: dict[str, float]) -> None:
-    wrong = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
-    if wrong:
-        raise DivergedError(
-            f"diverged at step {number}",
-            why=", ".join(wrong),
-            fix="lower --optim.learning-rate or raise --optim.warmup-steps; earlier checkpoints are intact",
-        )

@@ -14,7 +14,7 @@ from typing import Any
 from jaxgpt.config import RunConfig, TrainConfig, flag_of, flat, is_named, read_config, task_of
 from jaxgpt.errors import ConfigError, MissingError
 from jaxgpt.log import METRICS_FILE, read_rows
-from jaxgpt.weights.checkpoint import CHECKPOINTS, latest_step, read_meta
+from jaxgpt.weights.checkpoint import CHECKPOINTS, finished_steps, latest_step, read_meta
 
 
 class Change(Enum):
@@ -130,11 +130,18 @@ class Found:
     """The names of what its log records for that step."""
 
 
-def find_run(folder: Path) -> Found | None:
+def recipe_in(folder: Path) -> RunConfig | None:
+    """The settings of the run in a directory; None where there is no run, or it has saved nothing yet."""
+    saved = folder / CHECKPOINTS
+    return read_config(folder) if saved.is_dir() and finished_steps(saved) else None
+
+
+def find_run(folder: Path, damaged: Collection[Path] = ()) -> Found | None:
     """The run to continue; None where there is no run, or it has not saved anything yet.
 
-    Raises ConfigError where the directory holds converted weights, and MissingError where the run's
-    checkpoints are missing.
+    The checkpoints that are known to be `damaged` do not count. Raises ConfigError where the directory holds
+    converted weights, MissingError where the run's checkpoints are missing, and DamagedError where the newest
+    one is damaged.
     """
     rows, saved = read_rows(folder / METRICS_FILE), folder / CHECKPOINTS
     if rows and not saved.is_dir():
@@ -144,7 +151,7 @@ def find_run(folder: Path) -> Found | None:
             why=f"the folder is not there, while {METRICS_FILE} goes to step {rows[-1]['step']}",
             fix="put the folder back, name another --out-dir, or delete the run directory to begin again",
         )
-    step = latest_step(saved) if saved.is_dir() else None
+    step = latest_step(saved, damaged) if saved.is_dir() else None
     if step is None:
         return None
     before = read_meta(saved, step).get("position")

@@ -29,7 +29,7 @@ from jaxgpt.training.starts import recorded
 from jaxgpt.training.state import StepPrograms, compile_step, pass_by
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
-from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, DamagedError, latest_step, paths_of, set_aside
 
 Tell = Callable[[str], None]
 # These may differ between hosts, because what they point to is compared instead.
@@ -47,13 +47,16 @@ def run(
 ) -> None:
     """Train the task in the recipe's `out_dir`. If it holds a run already, continue where that run stopped.
 
+    It goes on from the newest checkpoint that is sound. A damaged one is set aside, and `tell` hears of it.
+
     `sinks` receive every measurement, as the run's own log does. `named` are the settings that were asked for
     by name, since a resume may change some settings only by name (`training.resume`). Nothing is written
     before all settings are accepted.
 
     Raises ConfigError where the directory holds another run, MissingError where its checkpoints are missing,
-    BusyError while another process trains there, DivergedError when a loss is not finite, and StorageError
-    when something cannot be written. Raises StoppedError after saving when `stop` asked the run to end.
+    DamagedError where all of them are damaged, BusyError while another process trains there, DivergedError
+    when a loss or a parameter is not finite, and StorageError when something cannot be written. Raises
+    StoppedError after saving when `stop` asked the run to end.
     """
     folder = Path(recipe.out_dir)
     check_batch(recipe.batch, task.mesh)
@@ -61,24 +64,60 @@ def run(
         check_tensorboard()
     hosts.check_same("their settings", {n: value for n, value in flat(recipe).items() if n not in PATHS})
     with locked(folder):
-        found = hosts.decide(lambda: find_run(folder))
-        if found:
-            recipe = accepted(found, recipe, named, folder)
-        data = open_data(task, recipe, stop, found)
-        best = hosts.decide(lambda: _best_so_far(folder, recipe, found))
-        step, names = found.step if found else 0, {event.name for event in data.events}
-        if recipe.patience and not any(event.measures(recipe.best_metric) for event in data.events):
-            why, fix = "there is nothing to evaluate on", "leave out --patience, or raise --data.val-fraction"
-            raise ConfigError(f"patience = {recipe.patience}", why=why, fix=fix)
-        measured = found is not None and found.measured >= names
-        if found and found.step == recipe.steps and measured:
-            tell(f"{folder} has done its {found.step} steps; ask for more with --steps")
-        elif not (found and best.exhausted and measured):
-            step = _train(recipe, task, data, found, best, stop=stop, tell=tell, sinks=sinks)
-        if step < recipe.steps:
-            tell(_ended_early(step, best))
-        if hosts.is_first():
-            task.report(folder)
+        damaged: list[DamagedError] = []
+        while True:
+            try:
+                return _go_on(recipe, task, damaged, stop=stop, tell=tell, sinks=sinks, named=named)
+            except DamagedError as error:
+                _pass_over(error, damaged, folder / CHECKPOINTS, tell)
+
+
+def _go_on(
+    recipe: RunConfig,
+    task: Task,
+    damaged: Sequence[DamagedError],
+    *,
+    stop: Stop,
+    tell: Tell,
+    sinks: Sequence[Sink],
+    named: Collection[str],
+) -> None:
+    """Begin the run, or continue it from its newest checkpoint that is not known to be damaged."""
+    folder = Path(recipe.out_dir)
+    found = hosts.decide(lambda: find_run(folder, paths_of(damaged)))
+    if found:
+        recipe = accepted(found, recipe, named, folder)
+    data = open_data(task, recipe, stop, found)
+    best = hosts.decide(lambda: _best_so_far(folder, recipe, found))
+    step, names = found.step if found else 0, {event.name for event in data.events}
+    if recipe.patience and not any(event.measures(recipe.best_metric) for event in data.events):
+        why, fix = "there is nothing to evaluate on", "leave out --patience, or raise --data.val-fraction"
+        raise ConfigError(f"patience = {recipe.patience}", why=why, fix=fix)
+    measured = found is not None and found.measured >= names
+    if found and found.step == recipe.steps and measured:
+        tell(f"{folder} has done its {found.step} steps; ask for more with --steps")
+    elif not (found and best.exhausted and measured):
+        step = _train(recipe, task, data, found, best, damaged, stop=stop, tell=tell, sinks=sinks)
+    if step < recipe.steps:
+        tell(_ended_early(step, best))
+    if hosts.is_first():
+        task.report(folder)
+
+
+def _pass_over(error: DamagedError, damaged: list[DamagedError], saved: Path, tell: Tell) -> None:
+    """Count the checkpoint of an error among the damaged ones.
+
+    Raises the error where it is not of this run or no older one is left, and where several processes train:
+    they would have to agree on what each of them has read.
+    """
+    paths = {*paths_of(damaged), *paths_of([error])}
+    left = latest_step(saved, paths)
+    if error.checkpoint is None or error.checkpoint.parent != saved.absolute() or jax.process_count() > 1:
+        raise error
+    if left is None:
+        raise damaged[0] if damaged else error
+    damaged.append(error)
+    tell(f"warning: {str(error).rpartition(';')[0]}; trying the one before it, of step {left}")
 
 
 def open_data(task: Task, recipe: RunConfig, stop: Stop, found: Found | None) -> TrainingData:
@@ -132,6 +171,7 @@ def _train(
     data: TrainingData,
     found: Found | None,
     best: Best,
+    damaged: Sequence[DamagedError],
     *,
     stop: Stop,
     tell: Tell,
@@ -139,11 +179,14 @@ def _train(
 ) -> int:
     """Train. Returns the number of steps that are done at the end."""
     folder, mesh, start, since = Path(recipe.out_dir), task.mesh, found.step if found else 0, perf_counter()
+    stop.nothing_to_save = True
     setup = set_up(recipe, task, data)
     if found:
         tell(f"going on from step {start} of {folder}")
         with waiting(f"reading checkpoint {start}", tell):
             state = setup.restored(folder, start)
+        for path in paths_of(damaged):
+            tell(f"the damaged checkpoint is kept as {set_aside(path)}; delete it when you do not need it")
     else:
         state = setup.initial(recipe, tell)
         with _before_the_first_step(stop):
@@ -154,6 +197,7 @@ def _train(
     programs = StepPrograms(compile_step(setup.step, state, mesh))
     with waiting("compiling the training step", tell):
         programs.of(state, setup.batch_at(start))
+    stop.nothing_to_save = False
     write_settings(folder, recipe, task.tokenizer, found, tell, task.files)  # until here nothing was changed
     with contextlib.ExitStack() as stack:
         if hosts.is_first():

@@ -27,6 +27,7 @@ from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.parallel import abstract, shardings
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import tokenizer_in
+from jaxgpt.training.divergence import refuse_non_finite_arrays
 from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.resume import Found, changes
@@ -131,13 +132,15 @@ def save_state(
 
     The checkpoint has an item for the parameters, one for their average if the run keeps it, and one for what
     only training needs. Of a run that trains adapters on a `base`, it has the adapters in place of the
-    parameters, and says which base they belong to.
+    parameters, and says which base they belong to. Raises DivergedError where a number is not finite; nothing
+    is saved then.
     """
     kept = {"params": state.params} if base is None else {ADAPTER: state.trainable}
     items = kept | {"rest": _rest(state)}
     average = averaged(state.opt_state)
     if average is not None:  # it has what trains, and every reader of a run expects a whole model
         items["average"] = combine(average, state.frozen, state.chosen) if base is None else average
+    refuse_non_finite_arrays(step, items)
     meta: dict[str, Any] = {"position": {"fingerprint": fingerprint}}
     checkpoints.save(step, items, meta if base is None else meta | {"base": base._asdict()})
 

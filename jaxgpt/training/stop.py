@@ -10,7 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxgpt.display import Progress
-from jaxgpt.interrupt import hearing, leave_soon
+from jaxgpt.interrupt import RESUMABLE, TO_END, hearing, is_alone, leave, leave_soon
 
 GRACE = 0.2  # seconds in which a second signal may end the run by its own handler
 
@@ -24,6 +24,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.nothing_to_save = False
+        """Whether the process may end at once, because all is as the last save left it."""
         self._first_step: int | None = None
 
     def ask(self, number: signal.Signals) -> None:
@@ -62,7 +64,10 @@ class Stop:
 
 @contextmanager
 def stop_on_signal(tell: Callable[[str], None] = lambda _: None) -> Iterator[Stop]:
-    """Listen for SIGINT (Ctrl-C) and SIGTERM. The first asks to stop, and a second ends the process at once.
+    """Listen for SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (Slurm's warning).
+
+    The first asks to stop, and a second ends the process at once. So does the first while there is nothing to
+    save. SIGHUP is not listened to where it is ignored, as it is under `nohup`.
 
     `tell` hears of the first at once, even while the training step compiles, where the process is a command
     (`interrupt.hearing`). With several processes JAX handles SIGTERM. It passes the signal on, and ignores a
@@ -79,13 +84,17 @@ def stop_on_signal(tell: Callable[[str], None] = lambda _: None) -> Iterator[Sto
         if number not in before:
             return
         come.append(number)
+        if len(come) == 1 and stop.nothing_to_save and is_alone():
+            leave(number, RESUMABLE)
         if len(come) == 1:
             name = "Ctrl-C" if number == signal.SIGINT else number.name
             tell(f"{name}: saving and stopping as soon as this is done; a second one leaves at once, unsaved")
         else:
-            leave_soon(number, GRACE)
+            leave_soon(number, GRACE, 128 + number)
 
-    numbers = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+    numbers = {signal.SIGINT, *TO_END} - ({signal.SIGTERM} if jax.process_count() > 1 else set())
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         with hearing(hear):

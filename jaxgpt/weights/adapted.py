@@ -16,7 +16,7 @@ from jaxgpt.model.lora import adapter_shapes, merged
 from jaxgpt.parallel import abstract, by_path, shardings
 from jaxgpt.text.chat_template import templates_in
 from jaxgpt.weights.adapter import Adapter, Base, check_base
-from jaxgpt.weights.checkpoint import CHECKPOINTS, read_meta, restore
+from jaxgpt.weights.checkpoint import CHECKPOINTS, damaged, read_meta, restore
 from jaxgpt.weights.convert import with_dtype, without_head
 from jaxgpt.weights.digests import model_digest
 from jaxgpt.weights.formats.peft import is_peft, open_peft
@@ -74,14 +74,12 @@ def _of_run(folder: Path, named: str | None) -> Adapter:
 
 
 def saved_base(folder: Path, step: int) -> Base:
-    """Return the base that a run's checkpoint names. Raises DataError where it names none."""
+    """Return the base that a run's checkpoint names. Raises DamagedError where it names none."""
     meta = read_meta(folder / CHECKPOINTS, step)
     try:
         return Base(**meta["base"])
     except (KeyError, TypeError) as error:
-        fix = "remove it to use the checkpoint before it"
-        path = folder / CHECKPOINTS / str(step)
-        raise DataError("checkpoint is damaged", path=path, why="meta: it names no base", fix=fix) from error
+        raise damaged(folder / CHECKPOINTS, step, "meta: it names no base") from error
 
 
 def with_adapter(base: StoredModel, adapter: Adapter, path: str | Path, *, name: str) -> StoredModel:

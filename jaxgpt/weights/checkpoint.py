@@ -5,8 +5,9 @@ table with the caller's entries and a digest of every leaf. Orbax alone would re
 """
 
 import itertools
+import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,26 @@ from jaxgpt.parallel import path_of
 from jaxgpt.weights.digests import digests, is_key, kind, storable
 
 CHECKPOINTS = "checkpoints"  # the name of their directory in a run directory
+# A checkpoint that is no longer kept is first moved into this folder. So none is ever half there.
+EVICTED = "evicted"
 # Orbax has each device write a slice of an array that all of them hold. Small arrays are not worth slicing:
 # of a small model on eight devices, that took most of the time of a save.
 SLICE = 1 << 20  # bytes
 ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True
 )
+
+
+class DamagedError(DataError):
+    """A checkpoint does not hold what was saved in it (exit code 65)."""
+
+    checkpoint: Path | None = None
+    """Its directory. None where another process of the job tells of it."""
+
+
+def paths_of(errors: Iterable[DamagedError]) -> list[Path]:
+    """Return the directories of the checkpoints that these errors are about."""
+    return [error.checkpoint for error in errors if error.checkpoint]
 
 
 class Checkpoints:
@@ -37,10 +52,11 @@ class Checkpoints:
         The step that `best()` names at a save stays besides.
         """
         self.folder = folder.absolute()
-        hosts.decide(lambda: _set_aside_unfinished(self.folder))
+        hosts.decide(lambda: _tidy(self.folder))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Kept(keep, best),
             cleanup_tmp_directories=True,
+            todelete_subdir=EVICTED,
             # Orbax would otherwise make directories in the background. When that fails, its threads keep the
             # process waiting long after the error was reported.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
@@ -62,12 +78,14 @@ class Checkpoints:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
+        self._delete_evicted()
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Begin to save the items and entries of a step; the arrays may be donated as soon as this returns.
 
         Raises StorageError when this save, or the one before it, could not be written.
         """
+        self.wait()
         meta = meta | {"digests": {name: digests(tree) for name, tree in items.items()}}
         arguments: dict[str, Any] = {
             name: ocp.args.PyTreeSave(storable(tree)) for name, tree in items.items()
@@ -85,6 +103,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
+        self._delete_evicted()
+
+    def _delete_evicted(self) -> None:
+        if hosts.is_first():
+            shutil.rmtree(self.folder / EVICTED, ignore_errors=True)
 
     def _failed(self, error: Exception) -> StorageError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -109,15 +132,16 @@ class _Kept:
         return [step in newest or step == best for step in steps]
 
 
-def latest_step(folder: Path) -> int | None:
+def latest_step(folder: Path, damaged: Collection[Path] = ()) -> int | None:
     """Return the newest finished step in a directory of checkpoints, or None when there is none.
 
-    A directory that is named after a step but holds no finished checkpoint is ignored, with a warning.
+    Checkpoints that are known to be `damaged` do not count. A directory that is named after a step but holds
+    no finished checkpoint is ignored, with a warning.
     """
     finished, unfinished = _named_after_steps(folder)
     for path in unfinished:
         warnings.warn(f"{path} is not a finished checkpoint and is ignored", stacklevel=2)
-    return max((int(path.name) for path in finished), default=None)
+    return max((int(path.name) for path in finished if path.absolute() not in damaged), default=None)
 
 
 def finished_steps(folder: Path) -> list[int]:
@@ -132,14 +156,21 @@ def _named_after_steps(folder: Path) -> tuple[list[Path], list[Path]]:
     return finished, [path for path in named if path not in finished]
 
 
-def _set_aside_unfinished(folder: Path) -> None:
-    """Rename the directories that are named after a step but hold no finished checkpoint.
+def _tidy(folder: Path) -> None:
+    """Delete what a process that was killed left behind, and set aside what is no finished checkpoint.
 
-    Orbax counts them as checkpoints: it would refuse to save that step, and delete real ones instead.
+    Orbax counts each directory that is named after a step as a checkpoint: it would refuse to save that step,
+    and delete real ones instead.
     """
+    shutil.rmtree(folder / EVICTED, ignore_errors=True)
     for path in _named_after_steps(folder)[1]:
-        names = (path.with_name(f"{path.name}.unfinished-{n}") for n in itertools.count(1))
-        path.rename(next(name for name in names if not name.exists()))
+        set_aside(path)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that it does not count any more. Returns its new path."""
+    names = (checkpoint.with_name(f"{checkpoint.name}.damaged-{n}") for n in itertools.count(1))
+    return checkpoint.rename(next(name for name in names if not name.exists()))
 
 
 def read_meta(folder: Path, step: int) -> dict[str, Any]:
@@ -147,22 +178,22 @@ def read_meta(folder: Path, step: int) -> dict[str, Any]:
     try:  # by the handler alone: a Checkpointer waits for all processes, also where one alone reads
         meta: Any = ocp.JsonCheckpointHandler().restore(folder.absolute() / str(step) / "meta")
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise _damaged(folder / str(step), f"meta: {error}") from error
+        raise damaged(folder, step, f"meta: {error}") from error
     tables = meta.get("digests") if isinstance(meta, dict) else None
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise _damaged(folder / str(step), "meta: it holds no table of digests")
+        raise damaged(folder, step, "meta: it holds no table of digests")
     return dict(meta)
 
 
 def restore(folder: Path, step: int, name: str, target: Any) -> Any:
     """Return one item of a checkpoint, in the shapes, dtypes and shardings of `target` (`parallel.abstract`).
 
-    Raises MissingError when there is no such checkpoint, DataError when it does not fit the target or its
+    Raises MissingError when there is no such checkpoint, DamagedError when it does not fit the target or its
     bytes are not those that were saved.
     """
-    path, expected = _saved(folder, step, name, target)
-    tree = _read(path, _storable_target(target))
-    _check_digests(path, expected, digests(tree))
+    expected = _saved(folder, step, name, target)
+    tree = _read(folder, step, name, _storable_target(target))
+    _check_digests(folder, step, name, expected, digests(tree))
     return jax.tree.map(
         lambda want, have: jax.random.wrap_key_data(have) if is_key(want) else have, target, tree
     )
@@ -170,34 +201,37 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
 
 def restore_leaf(folder: Path, step: int, name: str, target: Any, leaf: str) -> Array:
     """Return only the leaf at a path such as `h/attn/c_attn/kernel`. Raises what `restore` raises."""
-    path, expected = _saved(folder, step, name, target)
+    expected = _saved(folder, step, name, target)
     alone = jax.tree_util.tree_map_with_path(
         lambda place, shape: shape if path_of(place) == leaf else ocp.PLACEHOLDER, _storable_target(target)
     )
     read = jax.tree_util.tree_map_with_path(
-        lambda place, found: found if path_of(place) == leaf else None, _read(path, alone)
+        lambda place, found: found if path_of(place) == leaf else None, _read(folder, step, name, alone)
     )
-    _check_digests(path, {leaf: expected[leaf]}, digests(read))
+    _check_digests(folder, step, name, {leaf: expected[leaf]}, digests(read))
     leaves: list[Array] = jax.tree.leaves(read)
     [array] = leaves
     return array
 
 
-def _saved(folder: Path, step: int, name: str, target: Any) -> tuple[Path, dict[str, str]]:
-    """Return where an item lies, and the digests it was saved with. Refuses an item unlike the target."""
-    path = folder.absolute() / str(step) / name
-    if not path.is_dir():
+def _saved(folder: Path, step: int, name: str, target: Any) -> dict[str, str]:
+    """Return the digests that an item was saved with. Refuses an item unlike the target."""
+    path = folder.absolute() / str(step)
+    expected: dict[str, str] | None = read_meta(folder, step)["digests"].get(name) if path.is_dir() else None
+    if expected is None and not (path / name).is_dir():
         raise MissingError(
-            "no checkpoint", path=path, why="there is no such directory", fix="name a trained run directory"
+            "no checkpoint",
+            path=path / name,
+            why="there is no such directory",
+            fix="name a trained run directory",
         )
-    expected = read_meta(folder, step)["digests"].get(name)
     if expected is None:
-        raise _damaged(path, f"meta: it holds no digests of {name}")
-    _refuse_other(path, expected, target)
-    return path, expected
+        raise damaged(folder, step, f"meta: it holds no digests of {name}")
+    _refuse_other(folder, step, name, expected, target)
+    return expected
 
 
-def _read(path: Path, target: Any) -> Any:
+def _read(folder: Path, step: int, name: str, target: Any) -> Any:
     """Return the arrays of an item; a placeholder in the target stays one."""
     arguments = jax.tree.map(
         lambda leaf: (
@@ -211,16 +245,18 @@ def _read(path: Path, target: Any) -> Any:
         # By default Orbax reads everything at once, which needs twice the memory of the parameters.
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes_of_largest(target))
         with ocp.Checkpointer(handler) as reader:
+            path = folder.absolute() / str(step) / name
             return reader.restore(path, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
     except Exception as error:  # Orbax raises a dozen kinds of error for a damaged checkpoint
-        raise _damaged(
-            path, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        ) from error
+        why = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise damaged(folder, step, f"{name}: {why}") from error
 
 
-def _check_digests(path: Path, expected: dict[str, str], found: dict[str, str]) -> None:
+def _check_digests(
+    folder: Path, step: int, name: str, expected: dict[str, str], found: dict[str, str]
+) -> None:
     if wrong := sorted({leaf for leaf, _ in set(expected.items()) ^ set(found.items())}):
-        raise _damaged(path, f"other contents than were saved in {', '.join(wrong)}")
+        raise damaged(folder, step, f"{name}: other contents than were saved in {', '.join(wrong)}")
 
 
 def _gigabytes_of_largest(tree: Any) -> int:
@@ -230,7 +266,7 @@ def _gigabytes_of_largest(tree: Any) -> int:
     return -(-largest // 10**9)
 
 
-def _refuse_other(path: Path, expected: dict[str, Any], target: Any) -> None:
+def _refuse_other(folder: Path, step: int, name: str, expected: dict[str, Any], target: Any) -> None:
     """Refuse leaves that are saved but not wanted, wanted but not saved, or of another dtype or shape.
 
     Orbax itself would cast a leaf of another dtype without an error.
@@ -247,12 +283,14 @@ def _refuse_other(path: Path, expected: dict[str, Any], target: Any) -> None:
     ]
     problems += [f"{leaf} is not wanted" for leaf in saved.keys() - wanted.keys()]
     if problems:
-        raise DataError(
+        error = DamagedError(
             "checkpoint holds other arrays",
-            path=path,
+            path=folder.absolute() / str(step) / name,
             why=", ".join(sorted(problems)),
             fix="use the settings with which it was saved",
         )
+        error.checkpoint = folder.absolute() / str(step)
+        raise error
 
 
 def _storable_target(target: Any) -> Any:
@@ -265,7 +303,14 @@ def _storable_target(target: Any) -> Any:
     return jax.tree.map(describe, target)
 
 
-def _damaged(path: Path, why: str) -> DataError:
-    return DataError(
-        "checkpoint is damaged", path=path, why=why, fix="remove it to use the checkpoint before it"
+def damaged(folder: Path, step: int, why: str) -> DamagedError:
+    """Return the error for the checkpoint of a step in the directory `folder`."""
+    path = folder.absolute() / str(step)
+    error = DamagedError(
+        "checkpoint is damaged",
+        path=path,
+        why=why,
+        fix="remove this directory, and the checkpoint before it is used",
     )
+    error.checkpoint = path
+    return error
