@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest -q
 PROMPT ?= The function
 
-.PHONY: demo test slow exhaustive notebooks lint bench clean dev
+.PHONY: demo test slow exhaustive notebooks lint bench clean dev docs
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## train a small model on the built-in text and let it write
@@ -30,6 +30,9 @@ exhaustive: dev  ## further variants and many repetitions; for a release, and no
 
 notebooks: dev  ## runs every notebook, without a network; the executed copies are left in build/notebooks
 	$(PYTEST) -m notebook tests/test_notebooks.py
+
+docs: $(VENV)/.docs  ## the documentation site, without a network; `make notebooks` before it gives the notebooks their results
+	$(BIN)/python tools/build_docs.py
 
 lint: dev
 	$(BIN)/ruff check .
@@ -59,3 +62,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing jaxgpt and its development tools into $(VENV) (minutes the first time, nothing after)"
 	@$(PIP) --editable '.[dev]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "Installing what makes the documentation site into $(VENV)"
+	@$(PIP) --editable '.[docs]'
+	@touch $@

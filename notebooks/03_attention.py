@@ -32,6 +32,7 @@ import numpy as np
 import jaxgpt
 from jaxgpt.book.printed import assert_printed
 from jaxgpt.book.torch_random import TorchGenerator, linear
+from jaxgpt.evaluation.plots import heat_map
 from jaxgpt.model import attend
 from jaxgpt.model.attention import (
     causal_mask,
@@ -142,21 +143,9 @@ weights_TS.sum(axis=-1)
 # %% [markdown]
 # A heat map shows the weights: each row is a query, each column a word that it looks at.
 
-
 # %%
-def heat_map(panel, weights_TS, title):
-    largest = max(0.4, float(jnp.max(weights_TS)))
-    panel.imshow(weights_TS, cmap="Blues", vmin=0, vmax=largest)
-    panel.set(title=title, xticks=range(6), yticks=range(6))
-    panel.set_xticklabels(words, rotation=45, ha="right")
-    panel.set_yticklabels(words)
-    for (row, column), weight in np.ndenumerate(np.asarray(weights_TS)):
-        colour = "white" if weight > 0.6 * largest else "black"
-        panel.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=7, color=colour)
-
-
 figure, panel = plt.subplots(figsize=(4.2, 4.2), layout="constrained")
-heat_map(panel, weights_TS, "Attention weights")
+heat_map(panel, weights_TS, words, title="Attention weights", largest=0.4)
 plt.show()
 
 # %% [markdown]
@@ -390,8 +379,8 @@ hidden_TS
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.4), layout="constrained")
-heat_map(panels[0], weights_TS, "Every word sees every word")
-heat_map(panels[1], causal_TS, "No word sees a later one")
+heat_map(panels[0], weights_TS, words, title="Every word sees every word", largest=0.4)
+heat_map(panels[1], causal_TS, words, title="No word sees a later one")
 plt.show()
 
 # %% [markdown]
@@ -434,8 +423,8 @@ assert_printed(
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.4), layout="constrained")
-heat_map(panels[0], causal_TS, "Causal attention weights")
-heat_map(panels[1], dropped_TS, "The same after dropout")
+heat_map(panels[0], causal_TS, words, title="Causal attention weights")
+heat_map(panels[1], dropped_TS, words, title="The same after dropout")
 plt.show()
 
 # %% [markdown]
@@ -496,7 +485,7 @@ assert_printed(contexts_BTE.shape, [2, 6, 4])
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.4), layout="constrained")
 for head, panel in enumerate(panels):
-    heat_map(panel, weights_BHTS[0, head], f"Head {head}")
+    heat_map(panel, weights_BHTS[0, head], words, title=f"Head {head}")
 plt.show()
 
 # %% [markdown]

@@ -37,6 +37,7 @@ import jaxgpt
 from jaxgpt.book.printed import assert_printed
 from jaxgpt.book.torch_random import TorchGenerator
 from jaxgpt.book.weights import book_params
+from jaxgpt.evaluation.plots import loss_curves
 from jaxgpt.inference.sampling import Plan, Sampling, filtered, settings_of
 from jaxgpt.log import Best, latest, series
 from jaxgpt.text.batch import shifted
@@ -163,12 +164,9 @@ on_much = jaxgpt.train("nano", settings, out_dir=str(folder / "much"))
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True)
 runs = {"20,000 characters": on_little, "all of the text": on_much}
 for axis, (title, run) in zip(axes, runs.items(), strict=True):
-    for name, label in (("loss", "training"), ("val_loss", "validation")):
-        axis.plot(*zip(*series(run.metrics, name), strict=True), label=label)
-    axis.set(title=title, xlabel="step")
-    axis.grid(alpha=0.3)
-    axis.legend()
-axes[0].set_ylabel("loss (nats a byte)")
+    loss_curves(axis, run.metrics, unit="byte")
+    axis.set_title(title)
+    axis.label_outer()
 plt.show()
 
 # %%

@@ -36,6 +36,7 @@ import numpy as np
 import jaxgpt
 from jaxgpt.book.printed import assert_printed
 from jaxgpt.config import OptimConfig
+from jaxgpt.evaluation.plots import curve
 from jaxgpt.log import latest, series
 from jaxgpt.training.optim import adamw, learning_rate
 
@@ -185,9 +186,8 @@ measured = {
 }
 for panel, (key, title) in zip(panels, measured.items(), strict=True):
     for name, run in runs.items():
-        panel.plot(*zip(*series(run.metrics, key), strict=True), label=name)
-    panel.set(title=title, xlabel="step")
-    panel.grid(alpha=0.3)
+        curve(panel, run.metrics, key, label=name)
+    panel.set_title(title)
 panels[0].set_ylim(2.5, 4)
 panels[2].set_yscale("log")
 panels[0].legend()

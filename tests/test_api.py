@@ -17,6 +17,7 @@ from jaxgpt.serving.answers import Answer, Choice, Piece
 from jaxgpt.serving.api import Reader
 from jaxgpt.serving.call import Call, Limits, Prompt
 from jaxgpt.serving.fields import ApiError, parse_object
+from jaxgpt.serving.job import Look
 from jaxgpt.text.chat_template import ChatTemplate
 from jaxgpt.text.tokenizer import RankTokenizer
 
@@ -40,6 +41,10 @@ def refused(read: Any, **fields: Any) -> ApiError:
         read(**fields)
     assert SECRET not in json.dumps(caught.value.body())
     return caught.value
+
+
+def look(**fields: Any) -> Look:
+    return READER.look(json.dumps(fields).encode(), 3)
 
 
 # --- what is asked
@@ -67,6 +72,42 @@ def test_defaults_are_openais() -> None:
 )
 def test_a_prompt_is_text_or_ids_one_or_several(prompt: Any, ids: list[list[int]]) -> None:
     assert [list(each.ids) for each in completion(prompt=prompt).prompts] == ids
+
+
+def test_what_is_looked_into_is_a_text_ids_or_a_conversation() -> None:
+    assert look(prompt="ab") == Look((97, 98), None) == look(prompt=[97, 98], model="tiny")
+    assert look(layer=2) == Look((END,), 2)
+    turns = [{"role": "user", "content": ""}]
+    reader = dataclasses.replace(READER, limits=Limits(looked_at=200))  # the template alone has 140 tokens
+    found = reader.look(json.dumps({"messages": turns, "layer": 0}).encode(), 3)
+    assert found == Look(chat(messages=turns).prompts[0].ids, 0)
+    assert len(look(prompt="a" * 128).ids) == 128
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": "a" * 129}, "prompt"),
+        ({"messages": [TURN | {"content": "a" * 60}]}, "messages"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [SECRET]}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": [257]}, "prompt"),
+        ({"prompt": "a", "layer": 3}, "layer"),
+        ({"prompt": "a", "layer": -1}, "layer"),
+        ({"prompt": "a", "temperature": 1}, "temperature"),
+        ({"prompt": "a", "messages": [TURN]}, "prompt"),
+    ],
+)
+def test_what_cannot_be_looked_into_is_refused(fields: dict[str, Any], param: str) -> None:
+    error = refused(look, **fields)
+    assert (error.status, error.param) == (400, param)
+
+
+def test_a_text_that_is_too_long_to_look_into_says_how_long_it_may_be() -> None:
+    error = refused(look, prompt="a" * 130)
+    assert "at most 128 tokens to be looked into; it has 130" in error.message
+    assert error.code == "context_length_exceeded"
 
 
 def test_choices_of_a_prompt_draw_with_seeds_in_a_row_and_never_slide() -> None:

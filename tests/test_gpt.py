@@ -10,7 +10,8 @@ from conftest import shaken
 
 from jaxgpt.config import GPTConfig, TrainConfig, load_recipe, preset_names
 from jaxgpt.model.cache import lengthened
-from jaxgpt.model.gpt import Params, define, unstacked
+from jaxgpt.model.gpt import Params, define
+from jaxgpt.model.stack import unstacked
 from jaxgpt.training.flops import count_parameters
 from jaxgpt.training.loss import cross_entropy
 

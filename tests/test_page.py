@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from test_server import SECRET, Served, until
 
@@ -200,6 +201,65 @@ def test_a_model_with_a_template_chats(page: Any, server: Served) -> None:
     assert page.locator("#text").text_content() == ""
 
 
+def look_inside(page: Any) -> None:
+    page.get_by_role("button", name="Look inside").click()
+    playwright.expect(page.locator("#inside")).to_be_visible(timeout=30_000)
+    playwright.expect(page.locator("#heads button").first).to_be_visible(timeout=30_000)
+
+
+def test_the_panel_shows_where_heads_look_and_what_layers_would_write(page: Any, server: Served) -> None:
+    write(page, "ab")
+    text = page.locator("#text").text_content()
+    look_inside(page)
+    lens, attention = server.inside(prompt=text)["lens"], server.inside(prompt=text, layer=0)["attention"]
+    rows = page.locator("#lens tr")
+    assert rows.all_inner_texts()[1].startswith("layer 0") and rows.all_inner_texts()[2].startswith(
+        "embedding"
+    )
+    top = [max(place, key=place.get) for place in lens[1]]
+    said = rows.nth(1).locator("td").evaluate_all("all => all.map(each => each.parts[0].token)")
+    assert said == top
+    heads = page.locator("#heads button")
+    assert heads.count() == 2
+    for head in (1, 0):
+        heads.nth(head).click()
+        page.locator("#looks .from").nth(5).hover()
+        titles = page.locator("#looks .from").evaluate_all("all => all.map(each => each.title)")
+        assert titles[:6] == [f"{100 * weight:.1f} %" for weight in attention[head][5]]
+        assert set(titles[6:]) == {"it comes later and is not seen"}
+        dark = (
+            heads.nth(head)
+            .locator("canvas")
+            .evaluate("c => [...c.getContext('2d').getImageData(0, 5, c.width, 1).data]")
+        )
+        np.testing.assert_allclose(dark[3:24:4], np.multiply(255, attention[head][5]), atol=2)
+        assert not any(dark[27::4])
+    page.locator("#lens td").first.hover()
+    playwright.expect(page.get_by_role("tooltip")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.locator("#looks .from").first.focus()
+    page.keyboard.press("ArrowRight")
+    playwright.expect(page.locator("#looks .from").nth(1)).to_be_focused()
+    page.get_by_role("button", name="Close").click()
+    playwright.expect(page.locator("#inside")).to_be_hidden()
+
+
+def test_a_part_that_is_selected_is_looked_into_and_a_long_text_is_refused(page: Any) -> None:
+    write(page, "a" * 140)
+    page.get_by_role("button", name="Look inside").click()
+    playwright.expect(page.locator("#status")).to_contain_text("at most 128 tokens")
+    playwright.expect(page.locator("#inside")).to_be_hidden()
+    page.evaluate("""() => {
+        const given = document.querySelector("#text .given").firstChild;
+        getSelection().setBaseAndExtent(given, 3, given, 10);
+    }""")
+    with page.expect_request("**/v1/inside") as asked:
+        look_inside(page)
+    assert asked.value.post_data_json == {"prompt": "a" * 7}
+    write(page, "b")
+    playwright.expect(page.locator("#inside")).to_be_hidden()  # it was another text
+
+
 def test_copy_takes_prompt_and_text(page: Any) -> None:
     write(page, "ab")
     page.get_by_role("button", name="Copy").click()
@@ -250,7 +310,9 @@ def test_it_is_readable_and_fits_a_phone(browser: Any, server: Served, scheme: s
     with browser.new_context(color_scheme=scheme, viewport={"width": 360, "height": 740}) as context:
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{server.port}/")
+        page.locator("#length").fill("30")
         write(page, "ab")
+        look_inside(page)
         for number in (0, page.locator(".token").count() - 1):
             page.locator(".token").nth(number).hover()
             assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -259,7 +321,8 @@ def test_it_is_readable_and_fits_a_phone(browser: Any, server: Served, scheme: s
                 .map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
                 .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
             const sheet = of(document.getElementById("sheet"), "backgroundColor");
-            return [".token", ".given", ".legend"].map(s => [of(document.querySelector(s), "color"), sheet]);
+            return [".token", ".given", ".legend", "#looks", "#inside p"]
+                .map(s => [of(document.querySelector(s), "color"), sheet]);
         }""")
         for text, ground in luminance:  # contrast of WCAG 2.2, 1.4.3
             assert (max(text, ground) + 0.05) / (min(text, ground) + 0.05) > 4.5

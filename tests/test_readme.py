@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import jaxgpt
 from jaxgpt.cli import VERBS, parse
 from jaxgpt.config import preset_names
 
@@ -53,6 +54,37 @@ def test_the_map_is_the_one_that_the_docstrings_make(monkeypatch: pytest.MonkeyP
     from write_map import MAP, written_map
 
     assert MAP.read_text(encoding="utf-8") == written_map(), "run python tools/write_map.py"
+
+
+def test_the_badges_are_those_of_the_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from write_badges import badge_row
+
+    row = badge_row()
+    assert README.split("\n\n")[1] == row, "run python tools/write_badges.py"
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    elsewhere = [text for text in text_of(DOCUMENTS).split() if address in text and text not in row]
+    assert elsewhere == [], "the address stands in pyproject.toml, and in the badges that are made of it"
+    for workflow in set(re.findall(r"workflows/(\w+\.yml)", row)):
+        assert (ROOT / ".github" / "workflows" / workflow).is_file()
+    for path in re.findall(r"/blob/main/([^)]+)\)", row):
+        assert (ROOT / path).is_file()
+
+
+def test_the_site_shows_every_section_of_readme_and_every_public_name() -> None:
+    pages = text_of([path for path in DOCUMENTS if path.parent.name == "docs"])
+    sections = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    included = re.findall(r'^:start-after: "## (.*)"$', pages, re.MULTILINE)
+    ends = re.findall(r'^:end-before: "## (.*)"$', pages, re.MULTILINE)
+    assert sorted(included) == sorted(set(sections) - {"Working on jaxgpt"})
+    assert ends == [sections[sections.index(name) + 1] for name in included]
+    api = (ROOT / "docs" / "api.md").read_text()
+    assert set(re.findall(r"auto(?:class|function):: jaxgpt\.(\w+)$", api, re.MULTILINE)) == set(
+        jaxgpt.__all__
+    )
+    listed = re.findall(r"^(\w+)$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    here = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert {name for name in listed if name not in ("CONTRIBUTING", "CHANGELOG")} == here
 
 
 def test_every_verb_and_every_preset_is_named() -> None:
@@ -123,7 +155,8 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    named = re.findall(r"\b(?:configs|docs|jaxgpt|tests|tools)/[a-z0-9_/-]+\.\w+", text_of(DOCUMENTS))
+    text = re.sub(r"https://\S+", "", text_of(DOCUMENTS))
+    named = re.findall(r"\b(?:configs|docs|jaxgpt|tests|tools)/[a-z0-9_/-]+\.\w+", text)
     named += re.findall(r"\btools/\w+\.\w+", text_of(SOURCES))
     assert [name for name in sorted(set(named)) if not (ROOT / name).is_file()] == []
     assert {"tools/convert_weights.py", "tools/bench_weights.py", "docs/map.md"} <= set(named)

@@ -167,7 +167,7 @@ def test_the_command_shows_the_step_and_writes_the_files(
     highest = sorted(second.texts, key=lambda shown: -shown.loss)
     assert re.findall(r"^row \d+: ", said.out, re.M) == [f"{shown.title}: " for shown in highest[:3]]
     content = files[0].read_text()
-    assert content.count('class="token"') == 256 and f'title="{highest[0].tokens[1][1]:.4f}"' in content
+    assert content.count('class="token"') == 256 and f'title="loss {highest[0].tokens[1][1]:.4f}, ' in content
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,5 @@ def test_gradients_of_blocks_are_joined_by_part_and_by_layer() -> None:
 def test_losses_that_are_not_finite_have_the_strongest_colour() -> None:
     tokens = [("<b>", None), ("a\n", 0.0), ("b", 2.0), ("c", 9.0), ("d", float("nan")), ("e", float("inf"))]
     seen = Seen(page("a & b", [Tokens([Shown("row 1", tokens, float("nan"))], 4.0)]))
-    assert seen.wrong == [] and seen.values("style") == [
-        f"--heat: {heat}" for heat in ("0.00", "0.50", "1.00", "1.00", "1.00")
-    ]
+    assert seen.wrong == [] and seen.values("style") == [f"--share: {share}" for share in (100, 50, 0, 0, 0)]
     assert "b" not in [tag for tag, _ in seen.tags] and "<b>a↵\nbcde" in seen.text and "a & b" in seen.text

@@ -16,7 +16,7 @@ from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.served import Served
 from jaxgpt.model.gpt import define
 from jaxgpt.serving import scheduler as scheduling
-from jaxgpt.serving.job import EngineFailed
+from jaxgpt.serving.job import EngineFailed, Text
 from jaxgpt.serving.scheduler import QueueFull, Scheduler
 
 END = 256
@@ -167,7 +167,7 @@ def test_a_job_that_finds_no_room_is_refused_whole(engine: Paced) -> None:
         engine.held = True
         with scheduler.job([request("a"), request("b")]):
             with pytest.raises(QueueFull):
-                scheduler.job([request("c")], texts=[[1, 2]])
+                scheduler.job([request("c")], texts=[Text([1, 2])])
             assert scheduler.open == 2
             with scheduler.job([request("c")]), pytest.raises(QueueFull):
                 scheduler.job([request("d")])
@@ -195,11 +195,11 @@ def test_scores_are_the_engines_and_wait_in_no_ones_way(engine: Paced) -> None:
 
     async def test() -> Any:
         engine.held = True
-        with scheduler.job([request("a", 2)], texts=[[1, 2, 3], [5, 6]], alternatives=2) as job:
-            first = await job.scores[0]
-            assert engine.made == 0 and not job.scores[1].done()  # one of them, then the step that is held
+        with scheduler.job([request("a", 2)], texts=[Text([1, 2, 3], 2), Text([5, 6], 2)]) as job:
+            first = await job.found[0]
+            assert engine.made == 0 and not job.found[1].done()  # one of them, then the step that is held
             engine.let_go()
-            return [first, await job.scores[1]]
+            return [first, await job.found[1]]
 
     scores = run(scheduler, test)
     assert scores == [engine.score([1, 2, 3], 2), engine.score([5, 6], 2)]
@@ -220,13 +220,13 @@ def test_scoring_gets_no_more_time_than_requests_that_run_beside_it(engine: Pace
         return Engine.step(engine)
 
     async def test() -> None:
-        with scheduler.job([], texts=[[1, 2]]) as compiled:
-            await asyncio.gather(*compiled.scores)
+        with scheduler.job([], texts=[Text([1, 2])]) as compiled:
+            await asyncio.gather(*compiled.found)
         engine.score, engine.step = slow, step  # type: ignore[method-assign]
-        with scheduler.job([request("a", 60)]) as job, scheduler.job([], texts=[[1, 2]] * 4) as other:
+        with scheduler.job([request("a", 60)]) as job, scheduler.job([], texts=[Text([1, 2])] * 4) as other:
             async for _ in job.news():
                 pass
-            await asyncio.gather(*other.scores)
+            await asyncio.gather(*other.found)
 
     run(scheduler, test)
     texts = [place for place, what in enumerate(order) if what == "text"]
@@ -238,8 +238,8 @@ def test_a_score_that_comes_while_its_client_leaves_is_dropped(engine: Paced) ->
 
     async def test() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-        with scheduler.job([], texts=[[1, 2, 3]]) as job:
-            job.scores[0].cancel()
+        with scheduler.job([], texts=[Text([1, 2, 3])]) as job:
+            job.found[0].cancel()
             await until(lambda: scheduler.open == 0)
 
     run(scheduler, test)
@@ -254,7 +254,7 @@ def test_what_is_cancelled_leaves_the_queue_at_once_whatever_kind_it_is(engine: 
         with scheduler.job([request("a", 50), request("b", 50)]):
             await until(lambda: engine.waiting == 2)  # it is in a step, from which it does not return
             for _ in range(100):
-                with scheduler.job([request("c")] * 3, texts=[[1, 2]] * 5):
+                with scheduler.job([request("c")] * 3, texts=[Text([1, 2])] * 5):
                     assert (scheduler.open, scheduler.waiting) == (10, 10)
                 assert (scheduler.open, scheduler.waiting) == (2, 2)
             assert not scheduler._dropped and not scheduler._texts
@@ -269,7 +269,7 @@ def test_a_failure_of_the_engine_reaches_everyone_and_those_who_come_later(engin
     async def test() -> None:
         engine.held = True
         with (
-            scheduler.job([request("a")], texts=[[1, 2], [3, 4]]) as job,
+            scheduler.job([request("a")], texts=[Text([1, 2]), Text([3, 4])]) as job,
             scheduler.job([request("b")]) as other,
         ):
             engine.fault = True
@@ -278,7 +278,7 @@ def test_a_failure_of_the_engine_reaches_everyone_and_those_who_come_later(engin
                 with pytest.raises(EngineFailed):
                     [news async for news in each.news()]
             with pytest.raises(EngineFailed):
-                await job.scores[1]
+                await job.found[1]
         with scheduler.job([request("c")]) as later, pytest.raises(EngineFailed):
             [news async for news in later.news()]
 

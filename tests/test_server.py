@@ -24,6 +24,7 @@ import jaxgpt
 from jaxgpt.config import LoraConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.inside import attention_weights, logit_lens
 from jaxgpt.inference.prompts import chat_prompt
 from jaxgpt.inference.requests import NewToken
 from jaxgpt.inference.templates import Instruction
@@ -37,6 +38,7 @@ from jaxgpt.weights.formats.peft import write_peft
 
 pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
+from jaxgpt.serving.answers import token_name
 from jaxgpt.serving.api import Reader
 from jaxgpt.serving.body import while_connected
 from jaxgpt.serving.call import Limits
@@ -132,6 +134,11 @@ class Served:
 
     def complete(self, **fields: Any) -> dict[str, Any]:
         status, _, body = self.ask("POST", "/v1/completions", {"temperature": 0} | fields)
+        assert status == 200, body
+        return json.loads(body)
+
+    def inside(self, **fields: Any) -> dict[str, Any]:
+        status, _, body = self.ask("POST", "/v1/inside", fields)
         assert status == 200, body
         return json.loads(body)
 
@@ -273,6 +280,41 @@ def test_an_lm_eval_request_equals_the_engines_scores(
     assert only["usage"]["completion_tokens"] == 0
 
 
+def test_it_shows_what_the_layers_compute(server: Served, model: LanguageModel) -> None:
+    text = "The quick"
+    found = server.inside(prompt=text)
+    assert (found["tokens"], found["layers"], found["heads"]) == ([*text], 1, 2)
+    expected = logit_lens(model.served, list(text.encode()))
+    for layer, places in enumerate(found["lens"]):
+        for place, top in enumerate(places):
+            assert [*top.values()] == expected.logprobs_NTK[layer, place].tolist()
+            names = [token_name(BYTES, id) for id in expected.ids_NTK[layer, place].tolist()]
+            assert [*top] == names
+    said = server.complete(prompt=text, logprobs=5, max_tokens=1)["choices"][0]["logprobs"]
+    assert found["lens"][-1][-1] == pytest.approx(said["top_logprobs"][0], abs=1e-5)
+    found = server.inside(prompt=text, layer=0)
+    weights_HTT = attention_weights(model.served, list(text.encode()), 0)
+    for head, rows in enumerate(found["attention"]):
+        assert [len(row) for row in rows] == list(range(1, len(text) + 1))
+        for place, row in enumerate(rows):
+            np.testing.assert_allclose(row, weights_HTT[head, place, : place + 1], atol=6e-4)
+    assert "lens" not in found and found["layer"] == 0
+    assert server.metrics()['jaxgpt_requests_total{route="/v1/inside",status="200"}'] == 2
+
+
+def test_looking_inside_waits_for_a_step_and_not_for_the_texts_that_are_written(server: Served) -> None:
+    server.engine.hold()
+    running, found = server.send(max_tokens=150), list[int]()
+    server.engine.allow_until(lambda: server.scheduler.running == 1)
+    asking = threading.Thread(target=lambda: found.append(len(server.inside(prompt="ab")["tokens"])))
+    asking.start()
+    until(lambda: server.scheduler.waiting == 1)
+    server.engine.allow_until(lambda: server.scheduler.open == 1)
+    asking.join()
+    assert found == [2] and server.scheduler.running == 1  # the text is still being written
+    running.close()
+
+
 def test_a_text_ends_where_the_context_is_full(server: Served) -> None:
     choice = server.complete(prompt="a" * 190, max_tokens=50)["choices"][0]
     assert choice["finish_reason"] == "length" and len(choice["text"].encode()) >= 1
@@ -329,6 +371,10 @@ def test_it_answers_to_every_name_of_this_machine_and_to_no_other(server: Served
         ("POST", "/v1/completions", SECRET.encode() * 3000, {}, 413),
         ("GET", f"/{SECRET}", b"", {}, 404),
         ("GET", "/v1/completions", b"", {}, 405),
+        ("GET", "/v1/inside", b"", {}, 405),
+        ("POST", "/v1/inside", {"prompt": SECRET * 15}, {}, 400),
+        ("POST", "/v1/inside", SECRET.encode() * 3000, {}, 413),
+        ("POST", "/v1/inside", {"prompt": SECRET}, {"Content-Type": "text/plain"}, 415),
         ("PUT", "/health", b"", {}, 405),
         ("GET", f"/v1/models/{SECRET}", b"", {}, 404),
         ("GET", "/", b"", {"Host": f"{SECRET}.example"}, 403),
@@ -367,10 +413,8 @@ def test_a_full_queue_answers_429_and_when_to_come_again(model: LanguageModel) -
         server.engine.hold()
         clients = [server.send(max_tokens=2) for _ in range(3)]
         until(lambda: server.scheduler.open == 3)
-        for stream in (False, True):
-            status, headers, body = server.ask(
-                "POST", "/v1/completions", {"prompt": SECRET, "stream": stream}
-            )
+        for route, more in (("completions", {}), ("completions", {"stream": True}), ("inside", {})):
+            status, headers, body = server.ask("POST", f"/v1/{route}", {"prompt": SECRET} | more)
             assert status == 429 and int(headers["retry-after"]) >= 1 and SECRET.encode() not in body
         server.engine.let_go()
         assert [each.recv(15) for each in clients] == [b"HTTP/1.1 200 OK"] * 3
@@ -393,6 +437,7 @@ def test_every_route_but_health_needs_the_key(model: LanguageModel) -> None:
             ("GET", "/nothing"),
             ("POST", "/v1/completions"),
             ("POST", "/v1/chat/completions"),
+            ("POST", "/v1/inside"),
         ):
             for wrong in (
                 "",
@@ -630,6 +675,7 @@ def test_sigterm_lets_a_running_request_end_and_exits_with_0(saved: Path) -> Non
 SLOW = """
 import time
 from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.inside import attention_weights, logit_lens
 step = Engine.step
 Engine.step = lambda self: (time.sleep({seconds}), step(self))[1]
 """
@@ -638,6 +684,7 @@ Engine.step = lambda self: (time.sleep({seconds}), step(self))[1]
 HANGS = """
 import jax
 from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.inside import attention_weights, logit_lens
 forever = jax.jit(lambda x: jax.lax.while_loop(lambda x: x >= 0, lambda x: x * 0, x))
 Engine.step = lambda self: forever(0.0).block_until_ready()
 """

@@ -8,12 +8,12 @@ confidence as JSON.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxgpt.evaluation.classes import Calibration, Confusion
 from jaxgpt.evaluation.document import Heading, Paragraph, Part, Picture, Table
+from jaxgpt.evaluation.plots import heat_map, new_figure
 from jaxgpt.log import latest
 from jaxgpt.training.devices import Rows
 
@@ -80,7 +80,7 @@ def _calibration(bins: str, name: str, path: Path) -> list[Part]:
 
 def _reliability(found: Calibration, edges: np.ndarray, path: Path) -> list[Part]:
     """Draw accuracy over confidence. Returns the picture, where matplotlib is installed."""
-    if (figure := _figure(4.5)) is None:
+    if (figure := new_figure(4.5, 4.5)) is None:
         return []
     axes = figure.add_subplot(
         xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal"
@@ -94,32 +94,12 @@ def _reliability(found: Calibration, edges: np.ndarray, path: Path) -> list[Part
     return [Picture(path, "reliability diagram: accuracy over confidence")]
 
 
-def _figure(size: float) -> Any:
-    """A square figure, or None where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    figure = Figure(figsize=(size, size), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _picture(confusion: Confusion, labels: Sequence[str], path: Path) -> list[Part]:
     """Draw the confusion matrix. Returns the picture, where matplotlib is installed."""
-    if (figure := _figure(2.5 + 0.6 * len(labels))) is None:
+    size = 2.5 + 0.6 * len(labels)
+    if (figure := new_figure(size, size)) is None:
         return []
-    places = range(len(labels))
     axes = figure.add_subplot(xlabel="predicted class", ylabel="true class")
-    axes.imshow(confusion.counts_CC, cmap="Blues")
-    axes.set_xticks(places, labels, rotation=45, ha="right")
-    axes.set_yticks(places, labels)
-    middle = confusion.counts_CC.max() / 2
-    for row in places:
-        for column in places:
-            count = int(confusion.counts_CC[row, column])
-            colour = "white" if count > middle else "black"
-            axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
+    heat_map(axes, confusion.counts_CC, labels, form=",")
     figure.savefig(path, dpi=120, metadata={"Software": None})
     return [Picture(path, "confusion matrix")]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jaxgpt.config import RunConfig, flat, read_config, task_of
 from jaxgpt.errors import ConfigError, unwritable
 from jaxgpt.evaluation.markdown import table
+from jaxgpt.evaluation.plots import curve, new_figure
 from jaxgpt.log import METRICS_FILE, latest, read_rows, series
 from jaxgpt.training.flops import count_parameters
 
@@ -98,9 +99,6 @@ def draw(runs: Sequence[Compared], path: Path) -> None:
 
     Raises ConfigError where runs have losses of different units, and StorageError.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     units = {run.config.unit for run in runs}
     if len(units) > 1:
         raise ConfigError(
@@ -108,19 +106,15 @@ def draw(runs: Sequence[Compared], path: Path) -> None:
             why=f"their losses are {' and '.join(f'nats per {unit}' for unit in sorted(units))}",
             fix="leave out --out, or compare runs of one task",
         )
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel=f"loss (nats per {units.pop()})")
+    figure = new_figure(8, 4.5)
+    assert figure is not None, "check_picture comes before"
+    axes = figure.add_subplot(ylabel=f"loss (nats per {units.pop()})")
     for number, run in enumerate(runs):
-        train, val = series(run.rows, "loss"), series(run.rows, "val_loss")
-        if train:
-            axes.plot(*zip(*train, strict=True), color=f"C{number}", alpha=0.35, linewidth=1)
-        if val:
-            axes.plot(*zip(*val, strict=True), "o-", color=f"C{number}", markersize=3)
+        curve(axes, run.rows, "loss", color=f"C{number}", alpha=0.35, linewidth=1)
+        curve(axes, run.rows, "val_loss", "o-", color=f"C{number}", markersize=3)
         axes.plot([], [], color=f"C{number}", label=run.name)
     axes.set_title("validation losses (dots) and training losses (pale)", fontsize=10)
     axes.legend()
-    axes.grid(alpha=0.3)
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

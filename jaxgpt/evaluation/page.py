@@ -1,19 +1,19 @@
 """A report as one HTML page: no scripts, no other files, nothing from the network, light and dark."""
 
 import base64
-import html
 import re
 from collections.abc import Iterable, Sequence
 
+from jaxgpt.evaluation import token_html
 from jaxgpt.evaluation.document import Heading, Paragraph, Part, Picture, Table, Tokens, Verbatim
-from jaxgpt.evaluation.markdown import CONTROL_PICTURES
+from jaxgpt.evaluation.token_html import escaped, token_spans
 from jaxgpt.text.shown import Shown
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --faint: #666d75; --page: #fff; --line: #d9dde2;
-  --code: #f3f4f6; --hot: 214 69 65; }
+  --code: #f3f4f6; }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e6e9; --faint: #9aa1a9; --page: #16181b;
-  --line: #353a40; --code: #212429; --hot: 226 92 80; } }
+  --line: #353a40; --code: #212429; } }
 body { margin: 2rem auto; padding: 0 1rem; max-width: 58rem; font: 16px/1.5 system-ui, sans-serif;
   background: var(--page); color: var(--text); }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; } h3 { font-size: 1rem; color: var(--faint); }
@@ -26,7 +26,7 @@ code, pre { font: 14px/1.5 ui-monospace, monospace; background: var(--code); bor
 code { padding: .1rem .3rem; }
 pre { padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } img { max-width: 100%; border-radius: 6px; background: #fff; }
-.token { background: rgb(var(--hot) / var(--heat)); border-radius: 2px; } .unscored { color: var(--faint); }
+.unscored { color: var(--faint); }
 """.strip()
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -38,25 +38,25 @@ def page(title: str, parts: Sequence[Part]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{_escaped(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n"
-        f"<body>\n<h1>{_escaped(title)}</h1>\n{body}\n</body>\n</html>\n"
+        f"<title>{escaped(title)}</title>\n<style>\n{STYLE}\n{token_html.STYLE}</style>\n</head>\n"
+        f"<body>\n<h1>{escaped(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
 
 def _html(part: Part) -> str:
     match part:
         case Heading(text):
-            return f"<h2>{_escaped(text)}</h2>"
+            return f"<h2>{escaped(text)}</h2>"
         case Paragraph(text):
             return f"<p>{_inline(text)}</p>"
         case Table(head, lines):
             rows = [_row("td", line) for line in lines]
             return f'<div class="wide"><table>\n{_row("th", head)}\n' + "\n".join(rows) + "\n</table></div>"
         case Verbatim(text):
-            return f"<pre>\n{_escaped(text)}</pre>"
+            return f"<pre>\n{escaped(text)}</pre>"
         case Picture(path, shows):
             data = base64.b64encode(path.read_bytes()).decode("ascii")
-            return f'<figure><img alt="{_escaped(shows)}" src="data:image/png;base64,{data}"></figure>'
+            return f'<figure><img alt="{escaped(shows)}" src="data:image/png;base64,{data}"></figure>'
         case Tokens(texts):
             return "\n".join(_tokens(text, part) for text in texts)
 
@@ -66,24 +66,10 @@ def _row(cell: str, texts: Iterable[str]) -> str:
 
 
 def _tokens(shown: Shown, among: Tokens) -> str:
-    """A text; the pointer over a token shows its loss."""
-    spans = []
-    for text, loss in shown.tokens:
-        visible = _escaped(text).replace("\n", "↵\n")
-        if loss is None:
-            spans.append(f'<span class="unscored">{visible}</span>')
-        else:
-            about = f'class="token" style="--heat: {among.heat(loss):.2f}" title="{loss:.4f}"'
-            spans.append(f"<span {about}>{visible}</span>")
-    return f"<h3>{_escaped(shown.title)}: {shown.loss:.4f}</h3>\n<pre>\n{''.join(spans)}</pre>"
-
-
-def _escaped(text: str) -> str:
-    """A text without markup. Control characters and halves of surrogate pairs are shown as others."""
-    sound = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
-    return html.escape(sound.translate(CONTROL_PICTURES))
+    heading = f"<h3>{escaped(shown.title)}: {shown.loss:.4f}</h3>"
+    return f'{heading}\n<pre class="tokens">\n{token_spans(shown, among)}</pre>'
 
 
 def _inline(text: str) -> str:
     """A text in which code stands between backticks."""
-    return re.sub("`([^`]*)`", r"<code>\1</code>", _escaped(text))
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escaped(text))

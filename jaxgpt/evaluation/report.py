@@ -18,6 +18,7 @@ from jaxgpt.evaluation.class_report import class_parts
 from jaxgpt.evaluation.document import Heading, Paragraph, Part, Picture, Table, Verbatim
 from jaxgpt.evaluation.markdown import markdown
 from jaxgpt.evaluation.page import page
+from jaxgpt.evaluation.plots import loss_curves, new_figure
 from jaxgpt.log import METRICS_FILE, TRAINED, Best, latest, read_rows, series
 from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
 from jaxgpt.training.devices import Devices, Rows, stages
@@ -135,27 +136,18 @@ def _settings(config: RunConfig) -> Part:
 
 def _curve(rows: Rows, path: Path, unit: str) -> Part:
     """Draw the losses over the steps. Returns the picture, or why there is none."""
-    train, val = series(rows, "loss"), series(rows, "val_loss")
-    if not train and not val:
+    if not series(rows, "loss") and not series(rows, "val_loss"):
         return Paragraph("No loss was recorded.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    if (figure := new_figure(8, 4.5)) is None:
         return Paragraph(
             "The curve was not drawn: matplotlib is not installed (`pip install 'jaxgpt[plots]'`)."
         )
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel=f"loss (nats per {unit})")
-    for points, style, label in ((train, "-", "training"), (val, "o-", "validation")):
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+    axes = figure.add_subplot()
+    loss_curves(axes, rows, unit=unit)
     for color, (key, label) in zip(("0.4", "0.7"), BASELINES.items(), strict=True):
         if (loss := latest(rows, key)) is not None:
             axes.axhline(loss, color=color, linestyle="--", linewidth=1, label=label)
     axes.legend()
-    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     return Picture(path, "training and validation loss over the steps")
 

@@ -84,6 +84,16 @@ def plain(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, mask: Mask, *, scale: flo
     return _product(q_BTHK, k_BTHK, v_BTHK, mask.allowed(0, T, S), scale=scale)
 
 
+def plain_weights(
+    q_BTHK: Array, k_BTHK: Array, mask: Mask, *, scale: float | Array, slopes_H: Array | None = None
+) -> Array:
+    """How much each query looks at each key in `plain`, float32 [B, H, T, T]; a row adds up to 1."""
+    T = q_BTHK.shape[1]
+    distance_TT = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
+    bias_BHTT = _alibi(slopes_H, distance_TT[None])
+    return _weights(q_BTHK, k_BTHK, mask.allowed(0, T, T), scale=scale, bias_BHTS=bias_BHTT)
+
+
 def blocks(
     q_BTHK: Array,
     k_BTHK: Array,
@@ -250,10 +260,16 @@ def _product(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32) * scale
-    if bias_BHTS is not None:
-        scores_BHTS = scores_BHTS + bias_BHTS
-    weights_BHTS = jax.nn.softmax(jnp.where(allowed_BTS[:, None], scores_BHTS, -jnp.inf), axis=-1)
+    weights_BHTS = _weights(q_BTHK, k_BSHK, allowed_BTS, scale=scale, bias_BHTS=bias_BHTS)
     if key is not None:
         weights_BHTS = drop(weights_BHTS, dropout, key)
     return jnp.einsum("bhts,bshk->bthk", weights_BHTS.astype(v_BSHK.dtype), v_BSHK)
+
+
+def _weights(
+    q_BTHK: Array, k_BSHK: Array, allowed_BTS: Array, *, scale: float | Array, bias_BHTS: Array | None
+) -> Array:
+    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32) * scale
+    if bias_BHTS is not None:
+        scores_BHTS = scores_BHTS + bias_BHTS
+    return jax.nn.softmax(jnp.where(allowed_BTS[:, None], scores_BHTS, -jnp.inf), axis=-1)

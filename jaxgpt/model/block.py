@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.model.attend import attend, attend_cached, drop
+from jaxgpt.model.attend import attend, attend_cached, drop, plain_weights
 from jaxgpt.model.attention import join_heads, split_heads
 from jaxgpt.model.cache import Cached, write_positions
 from jaxgpt.model.initializers import INIT_STD
@@ -25,6 +26,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
+
+
+class Scoring(TypedDict):
+    """What `attend` and its like are told of the scores."""
+
+    scale: float | Array
+    slopes_H: Array | None
 
 
 def layer_norm(config: GPTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -72,16 +80,8 @@ class Attention(nnx.Module):
         key: Array | None,
     ) -> tuple[Array, tuple[Array, Array]]:
         """What attention adds to the residual stream, and the keys and values [B, H, S, K] it looked at."""
-        config = self.config
-        q_BTHK, k_BTHK, v_BTHK = (
-            self.placement("heads", split_heads(part, config.heads))
-            for part in jnp.moveaxis(self.c_attn(x_BTD, key=_folded(key, 1)), -2, 0)
-        )
-        if config.position == "rotary":
-            q_BTHK, k_BTHK = (rotate_by_position(x, positions_BT) for x in (q_BTHK, k_BTHK))
-        scale: float | Array = 1 / math.sqrt(config.head_size) if config.scale_attention else 1.0
-        scale = scale / (layer + 1.0) if config.scale_by_inverse_layer else scale
-        slopes_H = jnp.asarray(alibi_slopes(config.heads)) if config.position == "alibi" else None
+        q_BTHK, k_BTHK, v_BTHK = self._projected(x_BTD, positions_BT, key)
+        scoring = self._scoring(layer)
         keys_BHSK, values_BHSK = jnp.swapaxes(k_BTHK, 1, 2), jnp.swapaxes(v_BTHK, 1, 2)
         if cached is None:
             context_BTHK = attend(
@@ -89,20 +89,40 @@ class Attention(nnx.Module):
                 k_BTHK,
                 v_BTHK,
                 Mask(causal=self.causal, segments_BT=segments_BT),
-                scale=scale,
-                slopes_H=slopes_H,
-                dropout=config.dropout,
+                dropout=self.config.dropout,
                 key=key,
                 placement=self.placement,
+                **scoring,
             )
         else:
             keys_BHSK = write_positions(cached.keys_BHSK, keys_BHSK, cached.start_B)
             values_BHSK = write_positions(cached.values_BHSK, values_BHSK, cached.start_B)
-            context_BTHK = attend_cached(
-                q_BTHK, keys_BHSK, values_BHSK, cached.start_B, scale=scale, slopes_H=slopes_H
-            )
+            context_BTHK = attend_cached(q_BTHK, keys_BHSK, values_BHSK, cached.start_B, **scoring)
         update_BTD = self.c_proj(join_heads(context_BTHK), key=_folded(key, 2))
         return update_BTD, (keys_BHSK, values_BHSK)
+
+    def weights(self, x_BTD: Array, layer: Array | int, positions_BT: Array) -> Array:
+        """How much each position looks at each one, float32 [B, H, T, T], by the plain attention."""
+        q_BTHK, k_BTHK, _ = self._projected(x_BTD, positions_BT, None)
+        return plain_weights(q_BTHK, k_BTHK, Mask(causal=self.causal), **self._scoring(layer))
+
+    def _projected(self, x_BTD: Array, positions_BT: Array, key: Array | None) -> tuple[Array, Array, Array]:
+        """Queries, keys and values [B, T, H, K]."""
+        q_BTHK, k_BTHK, v_BTHK = (
+            self.placement("heads", split_heads(part, self.config.heads))
+            for part in jnp.moveaxis(self.c_attn(x_BTD, key=_folded(key, 1)), -2, 0)
+        )
+        if self.config.position == "rotary":
+            q_BTHK, k_BTHK = (rotate_by_position(x, positions_BT) for x in (q_BTHK, k_BTHK))
+        return q_BTHK, k_BTHK, v_BTHK
+
+    def _scoring(self, layer: Array | int) -> Scoring:
+        """How scores are made of queries and keys."""
+        config = self.config
+        scale: float | Array = 1 / math.sqrt(config.head_size) if config.scale_attention else 1.0
+        scale = scale / (layer + 1.0) if config.scale_by_inverse_layer else scale
+        slopes_H = jnp.asarray(alibi_slopes(config.heads)) if config.position == "alibi" else None
+        return {"scale": scale, "slopes_H": slopes_H}
 
 
 class MLP(nnx.Module):
@@ -157,6 +177,10 @@ class Block(nnx.Module):
         with jax.named_scope("mlp"):
             x_BTD = x_BTD + drop(self.mlp(self.ln_2(x_BTD), keys[2]), self.dropout, keys[2])
         return self.placement("stream", x_BTD), keys_values
+
+    def weights(self, x_BTD: Array, layer: Array | int, positions_BT: Array) -> Array:
+        """How much each position looks at each one, float32 [B, H, T, T], for the stream before the block."""
+        return self.attn.weights(self.ln_1(x_BTD), layer, positions_BT)
 
 
 def _folded(key: Array | None, number: int) -> Array | None:

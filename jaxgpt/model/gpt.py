@@ -26,9 +26,9 @@ from jaxgpt.model.initializers import embedding_init, linear_init
 from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.model.positions import sinusoidal_positions
 from jaxgpt.model.pure import parameters, stacked, structure
+from jaxgpt.model.stack import Params as Params
+from jaxgpt.model.stack import run_blocks, unstacked
 from jaxgpt.parallel import NOWHERE, Placement
-
-Params = dict[str, Any]
 
 
 class GPT(nnx.Module):
@@ -113,6 +113,18 @@ class Apply(Protocol):
         """float32 logits [B, T, V] over the vocabulary. The arguments are those of `Hidden`."""
 
 
+class Inside(NamedTuple):
+    """What a model computes on its way, layer by layer."""
+
+    hidden_NBTD: Array
+    """What `hidden` would give if the model ended after its first n blocks, for n from 0 to N, [N + 1, B, T,
+    D]. `unembed` makes the logit lens of it: what the model would predict there. The last is what it does
+    predict. Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    weights_NBHTT: Array
+    """How much each position looks at each one in every layer and head, float32. A row adds up to 1."""
+
+
 class Model(NamedTuple):
     """The model as pure functions of its parameters, a plain nested dict of float32 arrays."""
 
@@ -127,6 +139,10 @@ class Model(NamedTuple):
     score: Callable[[Params, Array], Array]
     """score(params, x) -> float32 logits [..., C]: the head of a model with classes, as it is in Hugging
     Face's GPT2ForSequenceClassification.
+    """
+    inside: Callable[[Params, Array], Inside] | None = None
+    """inside(params, tokens_BT) -> what the layers compute, without dropout. A compiled program computes only
+    the half that it uses. None where an architecture does not have it (the encoder).
     """
 
 
@@ -147,7 +163,14 @@ def define(
     attention kernel runs.
     """
     functions = _Functions(config, remat, unrolled, layers, placement)
-    return Model(functions.init, functions.hidden, functions.unembed, functions.apply, functions.score)
+    return Model(
+        functions.init,
+        functions.hidden,
+        functions.unembed,
+        functions.apply,
+        functions.score,
+        functions.inside,
+    )
 
 
 class _Functions:
@@ -164,6 +187,7 @@ class _Functions:
             return nnx.merge(inside, block)(*arguments)
 
         self._run_block = jax.checkpoint(run_block) if remat else run_block
+        self._inside = inside
 
     def init(self, key: Array) -> Params:
         config, layers = self._config, self._layers
@@ -197,14 +221,29 @@ class _Functions:
             model = self._around(params)
             first_key = None if key is None else jax.random.fold_in(key, self._config.layers)
             x_BTD = model.embed(jnp.asarray(tokens_BT), positions_BT, first_key)
-            blocks = params["h"]
-            if self._unrolled and not isinstance(blocks, tuple):
-                blocks = unstacked(blocks)
-            x_BTD, news = _run_blocks(step, blocks, x_BTD, cache)
+            x_BTD, news = run_blocks(step, self._blocks(params), x_BTD, cache)
             if news is not None:
                 before_B: Array | int = 0 if cache is None else cache.length_B
                 cache = KVCache(*news, before_B + jnp.full(B, T))
             return model.ln_f(x_BTD).astype(self._config.compute_dtype), cache
+
+    def inside(self, params: Params, tokens_BT: Array) -> Inside:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+
+        def step(
+            x_BTD: Array, layer: Array | int, block: Params, cached: Cached | None = None
+        ) -> tuple[Array, tuple[Array, Array]]:
+            weights_BHTT = nnx.merge(self._inside, block).weights(x_BTD, layer, positions_BT)
+            x_BTD, _ = self._run_block(block, x_BTD, layer, positions_BT, None, cached)
+            return x_BTD, (x_BTD, weights_BHTT)
+
+        with self._exactly():
+            model = self._around(params)
+            first_BTD = model.embed(jnp.asarray(tokens_BT), positions_BT, None)
+            _, found = run_blocks(step, self._blocks(params), first_BTD, None)
+            assert found is not None
+            hidden_NBTD = model.ln_f(jnp.stack([first_BTD, *found[0]]))
+            return Inside(hidden_NBTD.astype(self._config.compute_dtype), jnp.stack(found[1]))
 
     def unembed(self, params: Params, x: Array) -> Array:
         with self._exactly():
@@ -228,6 +267,11 @@ class _Functions:
         logits_BTV: Array = self.unembed(params, x_BTD)[..., : self._config.vocab]
         return logits_BTV
 
+    def _blocks(self, params: Params) -> Params | tuple[Params, ...]:
+        """The blocks as they are to be run."""
+        apart = isinstance(params["h"], tuple)
+        return unstacked(params["h"]) if self._unrolled and not apart else params["h"]
+
     def _exactly(self) -> AbstractContextManager[None]:
         """Matrix products of the precision that the compute dtype asks for."""
         precision: AbstractContextManager[None] = jax.default_matmul_precision(self._config.matmul_precision)
@@ -240,47 +284,3 @@ class _Functions:
             if name in rest:
                 rest[name] = rest[name] | {"embedding": self._placement(lies, rest[name]["embedding"])}
         return nnx.merge(self._outside, rest)
-
-
-def _run_blocks(
-    step: Callable[..., tuple[Array, tuple[Array, Array] | None]],
-    blocks: Params | tuple[Params, ...],
-    x_BTD: Array,
-    cache: KVCache | None,
-) -> tuple[Array, tuple[tuple[Array, ...], tuple[Array, ...]] | None]:
-    """The residual stream behind the last block; and the keys and the values of all layers where `step` gives
-    them.
-    """
-    if not isinstance(blocks, tuple):
-        assert cache is None, "decoding from a cache needs unstacked blocks"
-        layers = jax.tree.leaves(blocks)[0].shape[0]
-        x_BTD, stacked = jax.lax.scan(lambda x, xs: step(x, *xs), x_BTD, (jnp.arange(layers), blocks))
-        return x_BTD, None if stacked is None else (tuple(stacked[0]), tuple(stacked[1]))
-    news = []
-    for layer, block in enumerate(blocks):
-        cached = None if cache is None else Cached(cache.keys[layer], cache.values[layer], cache.length_B)
-        x_BTD, new = step(x_BTD, layer, block, cached)
-        news.append(new)
-    kept = [new for new in news if new is not None]
-    return x_BTD, (tuple(k for k, _ in kept), tuple(v for _, v in kept)) if kept else None
-
-
-@jax.custom_vjp
-def unstacked(blocks: Params) -> tuple[Params, ...]:
-    """Stacked blocks, one leaf a kind with a leading axis of layers, as a tuple of single blocks.
-
-    The gradient is stacked in one piece; left to itself, JAX would add up a whole stack for each layer.
-    """
-    layers = jax.tree.leaves(blocks)[0].shape[0]
-    return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], blocks) for n in range(layers))
-
-
-def _unstacked_forward(blocks: Params) -> tuple[tuple[Params, ...], None]:
-    return unstacked(blocks), None
-
-
-def _unstacked_backward(_: None, grads: tuple[Params, ...]) -> tuple[Params]:
-    return (jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads),)
-
-
-unstacked.defvjp(_unstacked_forward, _unstacked_backward)

@@ -1,4 +1,5 @@
-"""What a client asks for: bodies of /v1/completions and /v1/chat/completions become a `Call`.
+"""What a client asks for: bodies of /v1/completions and /v1/chat/completions become a `Call`, those of
+/v1/inside a `Look`.
 
 Besides OpenAI's fields there are top_k, min_p, repetition_penalty, min_tokens, stop_token_ids and ignore_eos.
 A prompt longer than the context is refused, and an answer ends with `length` when the context is full: no
@@ -17,6 +18,7 @@ from jaxgpt.inference.sampling import Sampling
 from jaxgpt.inference.templates import Template
 from jaxgpt.serving.call import Call, Limits, Prompt
 from jaxgpt.serving.fields import ApiError, Fields, parse_object
+from jaxgpt.serving.job import Look
 from jaxgpt.serving.parameters import SPEAKING, changes_nothing
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -93,6 +95,26 @@ class Reader:
             stop=(*template.stop, *fields.strings("stop", MOST_STOPS, LONGEST_STOP)),
         )
 
+    def look(self, body: bytes, layers: int) -> Look:
+        """Return what a body of /v1/inside asks for, of a model with so many layers.
+
+        Raises ApiError, which names the field that is wrong.
+        """
+        fields = Fields(parse_object(body))
+        self._check_model(fields)
+        layer = fields.integer("layer", None, 0, layers - 1)
+        if fields.has("messages"):
+            name, prompt = "messages", self._conversation(fields)[1]
+        else:
+            given = fields.take("prompt")
+            name, prompt = "prompt", self._prompt("" if given is None else given)
+        fields.close()
+        if len(prompt.ids) > self.limits.looked_at:
+            rule = f"{name} must have at most {self.limits.looked_at} tokens to be looked into"
+            why = f"it has {len(prompt.ids)}: choose a part of it"
+            raise ApiError(400, f"{rule}; {why}", name, code="context_length_exceeded")
+        return Look(prompt.ids, layer)
+
     def _call(self, fields: Fields, **known: Any) -> Call:
         """Return the call, after reading the fields that both routes have."""
         seed = fields.integer("seed", None, -(2**63), 2**63 - 1)
@@ -148,9 +170,11 @@ class Reader:
         listed = given if several else [given]
         if not 0 < len(listed) <= self.limits.choices:
             raise fields.wrong("prompt", f"1 to {self.limits.choices} prompts")
-        return tuple(
-            self._encode(text, "prompt") if isinstance(text, str) else self._ids(text) for text in listed
-        )
+        return tuple(map(self._prompt, listed))
+
+    def _prompt(self, given: Any) -> Prompt:
+        """Return a prompt that is given as a text or as a list of ids."""
+        return self._encode(given, "prompt") if isinstance(given, str) else self._ids(given)
 
     def _encode(self, text: str, name: str) -> Prompt:
         if len(text.encode("utf-8", "surrogatepass")) > self.context * self.tokenizer.longest_token:

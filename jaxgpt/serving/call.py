@@ -19,6 +19,8 @@ class Limits:
     """The most new tokens in one choice."""
     reported: int = 1 << 17
     """The most log-probabilities in an answer: those of all tokens of all choices, and their alternatives."""
+    looked_at: int = 128
+    """The most tokens of a text that is looked into."""
 
 
 @dataclass(frozen=True)

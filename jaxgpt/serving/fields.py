@@ -76,6 +76,10 @@ class Fields:
         name = self._within + name
         return ApiError(400, f"{name} must be {rule}", name)
 
+    def has(self, name: str) -> bool:
+        """Whether a field is there that nobody has taken."""
+        return name in self._left
+
     def take(self, name: str) -> Any:
         """Return what the field holds, or None if it is absent."""
         return self._left.pop(name, None)

@@ -1,14 +1,15 @@
-"""What a client has the engine do, as the event loop sees it: a job waits for its news and its scores."""
+"""What a client has the engine do, as the event loop sees it: a job waits for its news and its findings."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.inside import attention_weights, compile_attention, compile_lens, logit_lens
 from jaxgpt.inference.requests import NewToken, Request
-
-Scores = list[NewToken]
+from jaxgpt.inference.served import Served
 
 
 class EngineFailed(Exception):
@@ -19,7 +20,28 @@ class Text(NamedTuple):
     """A text to score, and for how many alternatives at each place."""
 
     ids: Sequence[int]
-    alternatives: int
+    alternatives: int = 0
+
+    def read(self, engine: Engine) -> list[NewToken]:
+        """Return the log-probabilities of its tokens."""
+        return engine.score(self.ids, self.alternatives)
+
+
+class Look(NamedTuple):
+    """A text to look into: at the attention of a layer or, without one, through the logit lens."""
+
+    ids: Sequence[int]
+    layer: int | None
+
+    def compile(self, served: Served) -> None:
+        """Compile what `read` runs. This may be done in any thread."""
+        (compile_lens if self.layer is None else compile_attention)(served, self.ids)
+
+    def read(self, engine: Engine) -> Any:
+        """Return attention weights [H, T, T] or a Lens."""
+        if self.layer is None:
+            return logit_lens(engine.served, self.ids)
+        return attention_weights(engine.served, self.ids, self.layer)
 
 
 @dataclass(eq=False)
@@ -28,7 +50,7 @@ class Work:
 
     job: "Job"
     place: int
-    what: Request | Text
+    what: Request | Text | Look
     number: int = 0
     """The engine's number for a request that it has begun. Only the engine's thread uses it."""
 
@@ -42,13 +64,13 @@ class Job:
     def __init__(
         self,
         requests: Sequence[Request],
-        texts: Sequence[Text],
+        texts: Sequence[Text | Look],
         *,
         ended: Callable[["Work"], None],
         forget: Callable[["Work"], None],
     ) -> None:
-        self.scores: list[asyncio.Future[Scores]] = [asyncio.Future() for _ in texts]
-        """The result for each text that is to be scored."""
+        self.found: list[asyncio.Future[Any]] = [asyncio.Future() for _ in texts]
+        """What is found of each text: what its `read` returns."""
         self.runs = [Work(self, place, request) for place, request in enumerate(requests)]
         self.texts = [Work(self, place, text) for place, text in enumerate(texts)]
         self.left = {*self.runs, *self.texts}
@@ -62,9 +84,9 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for score in self.scores:
-            if not score.cancel() and not score.cancelled():
-                score.exception()  # asyncio warns of an exception that nobody has looked at
+        for result in self.found:
+            if not result.cancel() and not result.cancelled():
+                result.exception()  # asyncio warns of an exception that nobody has looked at
         for work in list(self.left):
             self._forget(work)
 
@@ -92,18 +114,18 @@ class Job:
             if new.finish:
                 self._ended(work)
 
-    def take_scores(self, work: Work, scores: Scores) -> None:
-        """Take the result for a text."""
+    def take_found(self, work: Work, found: Any) -> None:
+        """Take what was found of a text."""
         if work in self.left:
             self._ended(work)
-            if not (score := self.scores[work.place]).done():  # a client that is leaving has cancelled it
-                score.set_result(scores)
+            if not (result := self.found[work.place]).done():  # a client that is leaving has cancelled it
+                result.set_result(found)
 
     def fail(self, error: EngineFailed) -> None:
         """End everything that is left with an error."""
         for work in list(self.left):
             self._forget(work)
-        for score in self.scores:
-            if not score.done():
-                score.set_exception(error)
+        for result in self.found:
+            if not result.done():
+                result.set_exception(error)
         self._news.put_nowait(error)

@@ -71,8 +71,9 @@ function showMode() {
 function clear() {
   turns = []; before = ""; points = []; parts = []; last = null; asked = null;
   hideTip();
+  closeInside();
   $("text").replaceChildren();
-  $("continue").disabled = $("again").disabled = $("copy").disabled = true;
+  $("continue").disabled = $("again").disabled = $("copy").disabled = $("look").disabled = true;
 }
 
 // What is asked anew: in a chat, the message is added to the turns; otherwise the text begins with the prompt.
@@ -127,7 +128,8 @@ async function write() {
   points = []; parts = [];
   asked = { after: $("text").lastChild, turns: turns.length };
   hideTip();
-  $("generate").disabled = $("continue").disabled = $("again").disabled = true;
+  closeInside();
+  $("generate").disabled = $("continue").disabled = $("again").disabled = $("look").disabled = true;
   $("stop").disabled = $("copy").disabled = false;
   say("…");
   try {
@@ -155,7 +157,7 @@ async function write() {
   } finally {
     running = null;
     if (chat && points.length) talk.push({ role: "assistant", content: points.join("") });
-    $("generate").disabled = $("continue").disabled = $("again").disabled = false;
+    $("generate").disabled = $("continue").disabled = $("again").disabled = $("look").disabled = false;
     $("stop").disabled = true;
   }
 }

@@ -5,6 +5,10 @@ import hashlib
 import re
 from pathlib import Path
 
+from jaxgpt.evaluation.token_html import STYLE as TOKENS
+
+SCRIPTS = ("page.js", "page_tokens.js", "page_inside.js")
+
 
 def _read(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
@@ -13,8 +17,8 @@ def _read(name: str) -> str:
 # One document, so that the page needs one request, and one key.
 HTML = (
     _read("page.html")
-    .replace("<style></style>", f"<style>\n{_read('page.css')}</style>")
-    .replace("<script></script>", f"<script>\n{_read('page.js')}\n{_read('page_tokens.js')}</script>")
+    .replace("<style></style>", f"<style>\n{TOKENS}{_read('page.css')}</style>")
+    .replace("<script></script>", "<script>\n" + "\n".join(map(_read, SCRIPTS)) + "</script>")
 )
 
 

@@ -45,12 +45,15 @@ function asText(choice, decoding) {
   };
 }
 
+// How likely a token is, from 0 to 100, as it is coloured (tokens.css). 6 nats are one in 400.
+const shareOf = (logprob) => Math.round(100 * Math.max(0, 1 + logprob / 6));
+
 function append(text) {
   const kind = !text ? " end" : text.includes("\n") ? " line" : "";
   const made = element("span", "token" + kind, text || "end of text");
   const logprob = parts.reduce((sum, part) => sum + part.logprob, 0);
   made.parts = parts;
-  made.style.setProperty("--share", Math.round(100 * Math.max(0, 1 + logprob / 6)));  // 6 nats: one in 400
+  made.style.setProperty("--share", shareOf(logprob));
   made.tabIndex = last ? -1 : 0;   // one stop for Tab; arrows move within
   made.setAttribute("aria-describedby", "tip");
   parts = [];
@@ -90,17 +93,22 @@ function hideTip() {
   document.querySelector(".shown")?.classList.remove("shown");
 }
 
-const tokenAt = (event) => event.target.closest?.(".token");
-$("text").addEventListener("mouseover", (event) => tokenAt(event) && showTip(tokenAt(event)));
-$("text").addEventListener("mouseleave", hideTip);
-$("text").addEventListener("focusin", (event) => tokenAt(event) && showTip(tokenAt(event)));
-$("text").addEventListener("focusout", hideTip);
-$("text").addEventListener("keydown", (event) => {
+// The arrows move the focus from one element of a class to the next.
+function moveFocus(event, className) {
   const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
-  const from = tokenAt(event), to = step && from && from[step];
-  if (!to?.classList.contains("token")) return;
+  const from = event.target.closest?.("." + className), to = step && from && from[step];
+  if (!to?.classList.contains(className)) return;
   event.preventDefault();
   from.tabIndex = -1;
   to.tabIndex = 0;
   to.focus();
-});
+}
+
+const tokenAt = (event) => event.target.closest?.(".token");
+for (const place of [$("text"), $("lens")]) {
+  place.addEventListener("mouseover", (event) => tokenAt(event) && showTip(tokenAt(event)));
+  place.addEventListener("mouseleave", hideTip);
+  place.addEventListener("focusin", (event) => tokenAt(event) && showTip(tokenAt(event)));
+  place.addEventListener("focusout", hideTip);
+  place.addEventListener("keydown", (event) => moveFocus(event, "token"));
+}

@@ -1,7 +1,7 @@
 """The thread that owns the engine, and how asyncio talks to it.
 
 Only one thread may use the engine. Between two steps this thread takes over what has come in the meantime: as
-many requests as there are free slots, and one text to score if the last one has been made up for by steps.
+many requests as there are free slots, and one text to read if the last one has been made up for by steps.
 Everything else waits in a queue that the event loop can reach, so that what is cancelled leaves it at once.
 After each step the thread hands the news back in a single call of the event loop, and each job has a queue
 for its own. Such a queue never holds more than the tokens of its job. Therefore a reader may be slow: neither
@@ -22,7 +22,8 @@ from typing import Any
 
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.requests import NewToken, Request
-from jaxgpt.serving.job import EngineFailed, Job, Text, Work
+from jaxgpt.inference.served import Served
+from jaxgpt.serving.job import EngineFailed, Job, Look, Text, Work
 
 MOST_LEAD = 2.0  # seconds; more than that was compiling
 STOP_SECONDS = 5.0  # the thread may take this long to end after it was told to
@@ -58,7 +59,12 @@ class Scheduler:
         self._begun: dict[int, Work] = {}
         self._since: float | None = None
         self._lead = 0.0
-        """By how many seconds scoring has had more time than requests that were running meanwhile."""
+        """By how many seconds texts have had more time than requests that were running meanwhile."""
+
+    @property
+    def served(self) -> Served:
+        """The model."""
+        return self._engine.served
 
     def start(self) -> None:
         """Start the thread. The event loop that will use the scheduler must call this while it runs."""
@@ -91,7 +97,7 @@ class Scheduler:
 
     @property
     def open(self) -> int:
-        """The number of requests, and texts to score, that have not ended."""
+        """The number of requests, and texts to read, that have not ended."""
         return sum(len(job.left) for job in self._jobs)
 
     @property
@@ -101,17 +107,14 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """The number of requests, and texts to score, that the engine has not begun."""
+        """The number of requests, and texts to read, that the engine has not begun."""
         return self._engine.waiting + len(self._requests) + len(self._texts)
 
-    def job(
-        self, requests: Sequence[Request], texts: Sequence[Sequence[int]] = (), alternatives: int = 0
-    ) -> Job:
-        """Have requests run and texts scored (`Engine.score`). Raises QueueFull unless all of them fit."""
+    def job(self, requests: Sequence[Request], texts: Sequence[Text | Look] = ()) -> Job:
+        """Have requests run, and texts scored or looked into. Raises QueueFull unless all of them fit."""
         if self.open + len(requests) + len(texts) > self.most_open:
             raise QueueFull
-        scored = [Text(ids, alternatives) for ids in texts]
-        job = Job(requests, scored, ended=self.ended, forget=self.forget)
+        job = Job(requests, texts, ended=self.ended, forget=self.forget)
         if job.left:
             self._jobs.add(job)
         with self._changed:
@@ -126,7 +129,7 @@ class Scheduler:
         """Cancel work that has not ended. A slot that it has is free before the next step."""
         self.ended(work)
         with self._changed:
-            queue = self._texts if isinstance(work.what, Text) else self._requests
+            queue = self._requests if isinstance(work.what, Request) else self._texts
             if work in queue:
                 del queue[work]
             else:
@@ -190,9 +193,9 @@ class Scheduler:
             return taken
 
     def _begin(self, work: Work) -> None:
-        if isinstance(work.what, Text):
+        if not isinstance(work.what, Request):
             start = time.monotonic()
-            self._tell(work.job.take_scores, work, self._engine.score(*work.what))
+            self._tell(work.job.take_found, work, work.what.read(self._engine))
             self._lead = min(MOST_LEAD, time.monotonic() - start)
             return
         try:

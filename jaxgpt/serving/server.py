@@ -6,6 +6,7 @@ GET  /metrics               counters for Prometheus
 GET  /v1/models             the models that are served: one, and one more for each adapter
 POST /v1/completions        continues prompts, with echo, logprobs, n, stop and stream
 POST /v1/chat/completions   answers a conversation, if the model has a chat template
+POST /v1/inside             shows what the layers of a model compute for a text
 """
 
 import asyncio
@@ -53,6 +54,7 @@ def create_app(
         Route("/v1/models/{model:path}", service.model),
         Route("/v1/completions", service.completions, methods=["POST"]),
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
+        Route("/v1/inside", service.inside, methods=["POST"]),
     ]
 
     @contextlib.asynccontextmanager

@@ -11,13 +11,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from jaxgpt.inference.requests import Request as EngineRequest
 from jaxgpt.serving import page
 from jaxgpt.serving.answers import Answer, Choice, Piece
 from jaxgpt.serving.api import Reader, unknown_model
 from jaxgpt.serving.body import read_body, while_connected
 from jaxgpt.serving.call import Call
 from jaxgpt.serving.fields import ApiError, parse_object
-from jaxgpt.serving.job import EngineFailed, Job
+from jaxgpt.serving.inside import inside_answer
+from jaxgpt.serving.job import EngineFailed, Job, Look, Text
 from jaxgpt.serving.metrics import CONTENT_TYPE, Metrics
 from jaxgpt.serving.scheduler import QueueFull, Scheduler
 
@@ -39,6 +41,7 @@ class Service:
         self._hosted = {each.reader.model: each for each in hosted}
         self._first, self.metrics, self._patience = hosted[0], metrics, patience
         self._since = int(time.time())
+        self._compiling = asyncio.Lock()  # nothing is compiled twice
 
     async def page(self, _: Request) -> Response:
         """Answer GET / with the page."""
@@ -105,6 +108,26 @@ class Service:
         with self.open(hosted.scheduler, call) as job:
             return Whole(await while_connected(request.receive, self._whole(answer, job)))
 
+    async def inside(self, request: Request) -> Response:
+        """Answer POST /v1/inside.
+
+        What has to be compiled is compiled here, beside the engine, which goes on meanwhile. The engine then
+        runs it between two steps, as it does with texts to score.
+        """
+        body = await read_body(request, self._first.reader.limits.body)
+        reader, scheduler = await asyncio.to_thread(self._asked, body)
+        look = await asyncio.to_thread(reader.look, body, scheduler.served.config.layers)
+        async with self._compiling:
+            await asyncio.to_thread(look.compile, scheduler.served)
+        with _opened(scheduler, [], [look]) as job:
+            try:
+                found = await while_connected(request.receive, _result(job))
+            except EngineFailed as error:
+                raise failure() from error
+        config = scheduler.served.config
+        answer = await asyncio.to_thread(inside_answer, look, found, reader.model, reader.tokenizer, config)
+        return Whole([answer])
+
     def _asked(self, body: bytes) -> Hosted:
         """The model that a body names. The first one for any other name, which its reader then refuses."""
         if len(self._hosted) == 1:
@@ -114,15 +137,9 @@ class Service:
 
     def open(self, scheduler: Scheduler, call: Call) -> Job:
         """Hand a call to the scheduler. Raises ApiError if it is full (429) or has failed (503)."""
-        texts = [prompt.ids for prompt in call.prompts] if call.echo and call.logprobs is not None else []
-        if scheduler.failed:
-            raise failure()
-        try:
-            job = scheduler.job(call.requests(), texts, call.logprobs or 0)
-        except QueueFull as error:
-            headers = {"Retry-After": str(RETRY_SECONDS)}
-            message = "too many requests are waiting; try again later"
-            raise ApiError(429, message, headers=headers) from error
+        reports = call.echo and call.logprobs is not None
+        texts = [Text(prompt.ids, call.logprobs or 0) for prompt in call.prompts] if reports else []
+        job = _opened(scheduler, call.requests(), texts)
         self.metrics.prompt_tokens += sum(len(prompt.ids) for prompt in call.prompts)
         return job
 
@@ -143,7 +160,7 @@ class Service:
         """
         try:
             if call.echo:
-                scores = await asyncio.gather(*job.scores)
+                scores = await asyncio.gather(*job.found)
                 for index, choice in enumerate(choices):
                     prompt = index // call.best_of
                     yield index, choice.echo(call.prompts[prompt], scores[prompt] if scores else ())
@@ -219,6 +236,23 @@ class EventStream:
             yield answer.chunk(index, piece)
         if answer.call.usage:
             yield answer.closing(sum(choice.written for choice in choices))
+
+
+def _opened(scheduler: Scheduler, requests: Sequence[EngineRequest], texts: Sequence[Text | Look]) -> Job:
+    """A job of the scheduler. Raises ApiError if it is full (429) or has failed (503)."""
+    if scheduler.failed:
+        raise failure()
+    try:
+        return scheduler.job(requests, texts)
+    except QueueFull as error:
+        headers = {"Retry-After": str(RETRY_SECONDS)}
+        message = "too many requests are waiting; try again later"
+        raise ApiError(429, message, headers=headers) from error
+
+
+async def _result(job: Job) -> Any:
+    """What is found of the job's only text."""
+    return await job.found[0]
 
 
 async def _send_event(send: Send, event: dict[str, Any] | str) -> None:
