@@ -19,12 +19,13 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 html_theme = "sphinx_book_theme"
 html_title = project
-html_theme_options = {
-    "repository_url": PROJECT["urls"]["Repository"],
-    "repository_branch": "main",
-    "use_repository_button": True,
-    "launch_buttons": {"colab_url": "https://colab.research.google.com"},
-}
+if "urls" in PROJECT:  # each page leads to its place there, and each notebook to Colab
+    html_theme_options = {
+        "repository_url": PROJECT["urls"]["Repository"],
+        "repository_branch": "main",
+        "use_repository_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
 
 
 def escaped(line: str) -> str:
