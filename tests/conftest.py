@@ -49,8 +49,10 @@ gc.set_threshold(100_000, 50, 100)
 hypothesis.settings.register_profile("jaxgpt", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("jaxgpt")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A shell starts commands in the background with Ctrl-C ignored. The tests that send it need it, there too.
+# A shell starts commands in the background with Ctrl-C ignored, and nohup ignores the end of the terminal.
+# The tests that send these signals need them, there too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
