@@ -28,8 +28,8 @@ slow: dev  ## the tests that take long
 exhaustive: dev  ## further variants and many repetitions; for a release, and not part of .ci/run
 	$(PYTEST) -m exhaustive -n 2 --dist loadfile
 
-notebooks: dev  ## runs every notebook, without a network; the executed copies are left in build/notebooks
-	$(PYTEST) -m notebook tests/test_notebooks.py
+notebooks: dev  ## runs every notebook (or ONLY=one), without a network; the executed copies are left in build/notebooks
+	$(PYTEST) -m notebook tests/test_notebooks.py $(if $(ONLY),-k $(ONLY))
 
 docs: $(VENV)/.docs  ## the documentation site, without a network; `make notebooks` before it gives the notebooks their results
 	$(BIN)/python tools/build_docs.py

@@ -11,7 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -20,11 +23,13 @@ sys.path.append(str(ROOT / "tools"))
 from write_notebooks import FOLDER, notebook_of, sources, written  # noqa: E402  It is not in the package.
 
 OFFLINE = Path(__file__).parent / "offline"
+COLAB = FOLDER / "colab_tpu.py"
 EXECUTED = ROOT / "build" / "notebooks"
 LEDGER = ROOT / "docs" / "book.md"
 MOST_LINES = 19
 CELL_SECONDS = 300
 OTHERS = {"flax", "jax", "numpy", "matplotlib", "tiktoken", *sys.stdlib_module_names}
+OTHERS.add("google")  # google.colab, which is there in Colab alone
 SOURCES = pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
 
 
@@ -54,8 +59,11 @@ def test_there_is_no_other_file_for_colab() -> None:
 @SOURCES
 def test_cells_are_short_and_the_first_one_installs(source: Path) -> None:
     cells = code_cells(source)
-    installs = code_cells(sources()[0])[0]
-    assert "google.colab" in installs and cells[0] == installs, "copy the first cell of the first notebook"
+    if source != COLAB:  # it has an installation of its own
+        installs = code_cells(sources()[0])[0]
+        assert "google.colab" in installs and cells[0] == installs, (
+            "copy the first cell of the first notebook"
+        )
     assert [cell for cell in cells if len(cell.splitlines()) > MOST_LINES] == []
     tags = [tag for cell in notebook_of(source).cells for tag in cell.metadata.get("tags", ())]
     assert tags.count("parameters") == 1 and set(tags) <= {"parameters", "eight-devices"}
@@ -69,6 +77,57 @@ def test_what_is_imported_is_public_and_exists(source: Path) -> None:
         if top == "jaxgpt":
             assert not re.search(r"(^|\.)_", f"{module}.{name or ''}")
             exec(f"from {module} import {name}" if name else f"import {module}")
+
+
+class Installed(NamedTuple):
+    """What a session of Colab has: packages, what is imported of JAX, and what the first cell is to do."""
+
+    jax: str
+    flax: str
+    imported: str | None
+    installs: bool
+    restarts: bool
+
+
+PAIR = ("0.12.0.1", "0.12.12")
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        Installed("0.7.2", "0.11.2", imported=None, installs=True, restarts=False),
+        Installed("0.7.2", "0.11.2", imported="0.7.2", installs=True, restarts=True),
+        Installed(PAIR[0], "0.11.2", imported=PAIR[0], installs=True, restarts=False),
+        Installed(*PAIR, imported="0.7.2", installs=False, restarts=True),
+        Installed(*PAIR, imported=PAIR[0], installs=False, restarts=False),
+    ],
+    ids=["as Colab is", "jax was imported", "another flax", "restart was forgotten", "installed"],
+)
+def test_the_first_cell_of_the_colab_notebook_installs_a_pair_that_is_tested(
+    session: Installed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    has, commands = {"jax": session.jax, "flax": session.flax, "numpy": np.__version__}, []
+
+    def run(command: list[str], *, check: bool) -> None:
+        commands.append(command)
+        assert check
+        has.update(part.split("==") for part in command if "==" in part)
+
+    monkeypatch.setattr("importlib.metadata.version", has.__getitem__)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    if session.imported:
+        jax = ModuleType("jax")
+        jax.__version__ = session.imported
+        monkeypatch.setitem(sys.modules, "jax", jax)
+    exec(code_cells(COLAB)[0], {})
+    assert (has["jax"], has["flax"]) == PAIR
+    assert len(commands) == session.installs and all("jaxgpt[plots,tpu]" in command for command in commands)
+    assert ("Runtime > Restart session" in capsys.readouterr().out) == session.restarts
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for name, number in zip(("jax", "flax"), PAIR, strict=True):
+        assert f"{name}=={number}; python_version >= '3.12'" in pins
 
 
 def literals(node: ast.expr) -> list[str | float]:

@@ -5,6 +5,7 @@ table with the caller's entries and a digest of every leaf. Orbax alone would re
 """
 
 import itertools
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -26,9 +27,13 @@ EVICTED = "evicted"
 # Orbax has each device write a slice of an array that all of them hold. Small arrays are not worth slicing:
 # of a small model on eight devices, that took most of the time of a save.
 SLICE = 1 << 20  # bytes
+logger = logging.getLogger("absl")
+level = logger.level
+logger.setLevel(logging.ERROR)  # Orbax warns whoever overrides a handler, which every notebook would show
 ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True
 )
+logger.setLevel(level)
 
 
 class DamagedError(DataError):
