@@ -66,7 +66,8 @@ def test_the_lens_of_the_last_layer_is_what_the_model_says(
     config: GPTConfig, params: Params, tokens_BT: np.ndarray, inside: Inside
 ) -> None:
     expected_BTD, _ = jax.jit(define(config).hidden)(params, tokens_BT)
-    np.testing.assert_array_equal(inside.hidden_NBTD[-1], expected_BTD)
+    # Two programs: XLA may join the same operations in another way, and then round otherwise.
+    np.testing.assert_allclose(inside.hidden_NBTD[-1], expected_BTD, rtol=0, atol=2e-6)
     assert inside.hidden_NBTD.shape == (config.layers + 1, *expected_BTD.shape)
 
 
