@@ -107,6 +107,8 @@ def test_what_cannot_be_looked_into_is_refused(fields: dict[str, Any], param: st
 def test_a_text_that_is_too_long_to_look_into_says_how_long_it_may_be() -> None:
     error = refused(look, prompt="a" * 130)
     assert "at most 128 tokens to be looked into; it has 130" in error.message
+    longer = refused(look, prompt="a" * 5000)  # than the context, too
+    assert "at most 128 tokens to be looked into; it has more" in longer.message
     assert error.code == "context_length_exceeded"
 
 

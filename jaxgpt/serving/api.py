@@ -24,6 +24,7 @@ from jaxgpt.text.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 16  # OpenAI's default in /v1/completions
 MOST_STOPS, LONGEST_STOP = 64, 256
+TOO_LONG = "context_length_exceeded"
 MOST_STOP_IDS, MOST_BIASES = 64, 1024
 # With smaller values than these, float32 arithmetic on logits overflows.
 LEAST_TEMPERATURE, LEAST_PENALTY = 1e-6, 0.01
@@ -103,17 +104,25 @@ class Reader:
         fields = Fields(parse_object(body))
         self._check_model(fields)
         layer = fields.integer("layer", None, 0, layers - 1)
-        if fields.has("messages"):
-            name, prompt = "messages", self._conversation(fields)[1]
-        else:
-            given = fields.take("prompt")
-            name, prompt = "prompt", self._prompt("" if given is None else given)
+        name = "messages" if fields.has("messages") else "prompt"
+        try:
+            if name == "messages":
+                ids = self._conversation(fields)[1].ids
+            else:
+                given = fields.take("prompt")
+                ids = self._prompt("" if given is None else given).ids
+        except ApiError as error:
+            if error.code == TOO_LONG and self.limits.looked_at < self.context:
+                raise self._too_long_to_look(name, "it has more") from error
+            raise
         fields.close()
-        if len(prompt.ids) > self.limits.looked_at:
-            rule = f"{name} must have at most {self.limits.looked_at} tokens to be looked into"
-            why = f"it has {len(prompt.ids)}: choose a part of it"
-            raise ApiError(400, f"{rule}; {why}", name, code="context_length_exceeded")
-        return Look(prompt.ids, layer)
+        if len(ids) > self.limits.looked_at:
+            raise self._too_long_to_look(name, f"it has {len(ids)}")
+        return Look(ids, layer)
+
+    def _too_long_to_look(self, name: str, has: str) -> ApiError:
+        rule = f"{name} must have at most {self.limits.looked_at} tokens to be looked into"
+        return ApiError(400, f"{rule}; {has}: choose a part of it", name, code=TOO_LONG)
 
     def _call(self, fields: Fields, **known: Any) -> Call:
         """Return the call, after reading the fields that both routes have."""
@@ -223,7 +232,7 @@ class Reader:
 
     def _too_long(self, name: str) -> ApiError:
         rule = f"{name} must have at most {self.context} tokens, the model's context"
-        return ApiError(400, rule, name, code="context_length_exceeded")
+        return ApiError(400, rule, name, code=TOO_LONG)
 
 
 def unknown_model() -> ApiError:
