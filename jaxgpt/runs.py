@@ -72,8 +72,8 @@ def train(
     says of it is replaced. What is named here or stated in a TOML file must not differ from it.
 
     Ctrl-C, or a notebook's stop button, saves the step that was reached and raises StoppedError. The same
-    call again continues from there. With `handle_signals`, in the main thread, SIGTERM does the same.
-    Otherwise no signal handler is installed.
+    call again continues from there. With `handle_signals`, in the main thread, SIGTERM, SIGHUP and
+    SIGUSR1 do the same. Otherwise no signal handler is installed.
 
     `progress` shows how training goes, in a terminal or in a notebook. Without it nothing is printed. Raises
     what `training.run.run` raises.
