@@ -8,12 +8,13 @@ it the compiler would rather move the activations of all sequences than gather t
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgpt.config import MeshConfig
@@ -177,6 +178,15 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(describe, tree, shardings(tree, mesh))
+
+
+def one_by_one(program: Callable[[Array], Any], arrays: Iterable[Array]) -> list[Any]:
+    """Return what a program makes of each array, in NumPy, waiting for each before the next is launched.
+
+    On CPU JAX runs at most 32 programs of a device at once. Where more wait, and they need other processes of
+    the job, those processes may run theirs in another order, and all wait for ever (seen with jax 0.10.1).
+    """
+    return [jax.device_get(program(array)) for array in arrays]
 
 
 def check_batch(sequences: int, mesh: Mesh) -> None:

@@ -562,6 +562,37 @@ def test_two_processes_train_stop_and_resume_as_one(data: Path, tmp_path: Path) 
     assert value == pytest.approx(measured(one, "val_loss")[again + 2], rel=1e-5)
 
 
+MANY_ARRAYS = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxgpt.training.divergence import refuse_non_finite_arrays
+from jaxgpt.weights.digests import digests
+
+mesh = jax.make_mesh((2, 2), ("data", "fsdp"))
+specs = P("fsdp"), P(), P(("data", "fsdp")), P(None, "fsdp")
+
+
+def array(number):
+    placed = NamedSharding(mesh, specs[number % 4])
+    ones = np.ones((8, 8 * (number // 4 + 1)), np.float32)
+    return jax.make_array_from_callback(ones.shape, placed, lambda index: ones[index])
+
+
+arrays = {f"array {number}": array(number) for number in range(48)}
+for step in range(20):
+    refuse_non_finite_arrays(step, arrays)
+    found = digests(arrays)
+print(sorted(found.items()))
+"""
+
+
+def test_what_two_processes_save_is_checked_without_waiting_for_ever(tmp_path: Path) -> None:
+    """More arrays than JAX on CPU runs programs at once: 32 of a device."""
+    with Job(tmp_path / "job", JOIN + MANY_ARRAYS) as job:
+        assert job.ended() == [0, 0], job.all_said()
+        assert job.printed(0).splitlines()[-1] == job.printed(1).splitlines()[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trains", ["all", "lora"])
 def test_two_processes_tune_preferences_and_measure_a_text_as_one(
@@ -580,9 +611,12 @@ def test_two_processes_tune_preferences_and_measure_a_text_as_one(
     with Job(tmp_path / "job", COMMAND_LINE, *args, tmp_path / "two") as job:
         assert job.ended() == [0, 0], job.all_said()
     verb(*args, tmp_path / "one")
-    references = [np.load(tmp_path / name / "data" / "reference.npz") for name in ("two", "one")]
-    for part in ("train", "val"):
-        np.testing.assert_allclose(references[0][part], references[1][part], rtol=1e-5)
+    with (
+        np.load(tmp_path / "two" / "data" / "reference.npz") as two,
+        np.load(tmp_path / "one" / "data" / "reference.npz") as one,
+    ):
+        for part in ("train", "val"):
+            np.testing.assert_allclose(two[part], one[part], rtol=1e-5)
     for name in (
         "loss",
         "margin",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgpt.errors import DivergedError
-from jaxgpt.parallel import path_of
+from jaxgpt.parallel import one_by_one, path_of
 from jaxgpt.weights.digests import storable
 
 NAMED = 3  # how many arrays a message names
@@ -31,7 +31,7 @@ def refuse_non_finite_arrays(step: int, tree: Any) -> None:
         for path, leaf in jax.tree_util.tree_flatten_with_path(storable(tree))[0]
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
-    finite = jax.device_get([_is_finite(leaf) for _, leaf in leaves])
+    finite = one_by_one(_is_finite, (leaf for _, leaf in leaves))
     if wrong := [path_of(path) for (path, _), each in zip(leaves, finite, strict=True) if not each]:
         more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise _diverged(step, f"not finite any more: {', '.join(wrong[:NAMED])}{more}")

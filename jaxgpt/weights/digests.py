@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgpt.parallel import by_path, path_of
+from jaxgpt.parallel import by_path, one_by_one, path_of
 
 
 def digests(tree: Any) -> dict[str, str]:
@@ -19,7 +19,7 @@ def digests(tree: Any) -> dict[str, str]:
     accidents, not against forgery.
     """
     leaves = jax.tree_util.tree_flatten_with_path(storable(tree))[0]
-    sums = jax.device_get([_sums(leaf) for _, leaf in leaves])
+    sums = one_by_one(_sums, (leaf for _, leaf in leaves))
     return {
         path_of(path): f"{kind(leaf)}:{int(low):08x}{int(high):08x}"
         for (path, leaf), (low, high) in zip(leaves, sums, strict=True)
