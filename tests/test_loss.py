@@ -1,5 +1,7 @@
 """The loss: equal to NumPy in float64, the same in chunks, and blind to padding."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxgpt.config import GPTConfig
 from jaxgpt.model.gpt import Model, Params, define
 from jaxgpt.text.batch import Batch, shifted
+from jaxgpt.training import loss
 from jaxgpt.training.loss import cross_entropy, next_token_loss
 
 
@@ -48,6 +51,57 @@ def test_cross_entropy_survives_large_logits_and_ids_that_cannot_be() -> None:
     logits = jnp.array([1e4, 1e4, -jnp.inf])
     np.testing.assert_allclose(cross_entropy(logits, jnp.array(0)), np.log(2), atol=1e-3)  # float32 at 1e4
     assert np.isfinite(jax.grad(cross_entropy)(logits, jnp.array(0))).all()
+
+
+def plain_cross_entropy(logits_V: jax.Array, targets: jax.Array) -> jax.Array:
+    """The same by JAX's own functions, with the backward pass that JAX derives."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits_V), targets[..., None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("largest", [5, 300])
+def test_the_gradient_is_the_one_that_jax_derives(largest: float) -> None:
+    """With weights of zero, ids that pad the vocabulary, and logits whose log-sum has few digits."""
+    rng = np.random.default_rng(0)
+    logits_BTV = (
+        jnp.asarray(largest * rng.standard_normal((3, 7, 40)), jnp.float32).at[..., 37:].set(-jnp.inf)
+    )
+    targets_BT = jnp.asarray(rng.integers(0, 37, (3, 7)))
+    weights_BT = jnp.asarray(rng.choice([0.0, 0.5, 3.0], (3, 7)), jnp.float32)
+
+    def total(logits_BTV: jax.Array, function: Any) -> jax.Array:
+        return jnp.sum(function(logits_BTV, targets_BT) * weights_BT)
+
+    (value, grads), (expected, expected_grads) = (
+        jax.jit(jax.value_and_grad(functools.partial(total, function=function)))(logits_BTV)
+        for function in (cross_entropy, plain_cross_entropy)
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-6, atol=1e-7)
+    assert not grads[..., 37:].any() and not grads[weights_BT == 0].any() and grads[weights_BT > 0].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_a_model_trains_on_the_gradients_that_jax_derives(
+    config: GPTConfig, params: Params, dtype: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, compute_dtype=dtype)
+    value, grads = value_and_grad(config, params, chunk)
+    monkeypatch.setattr(loss, "cross_entropy", plain_cross_entropy)
+    expected, expected_grads = value_and_grad(config, params, chunk)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    largest = max(float(jnp.abs(grad).max()) for grad in jax.tree.leaves(expected_grads))
+    within = {"float32": 1e-6, "bfloat16": 1e-2}[dtype] * largest  # bfloat16 keeps 8 bits of what rounds anew
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=within, rtol=0), grads, expected_grads)
+
+
+def test_the_backward_pass_adds_no_array_of_ones_to_the_softmax() -> None:
+    def program(function: Any) -> str:
+        return str(
+            jax.make_jaxpr(jax.grad(lambda x: function(x, jnp.zeros(5, jnp.int32)).sum()))(jnp.eye(5, 64))
+        )
+
+    assert "scatter" not in program(cross_entropy) and "scatter" in program(plain_cross_entropy)
 
 
 def stored(matrix_DV: Any) -> Model:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.model.gpt import Model, Params
 from jaxgpt.model.seq2seq import Seq2Seq
@@ -21,18 +22,41 @@ Loss = Callable[[Params, Any, Array | None], tuple[Array, Array, dict[str, Array
 Losses = Callable[[Params, Any, Array | None], Array]
 """`losses(params, batch, key)` is the loss of each prediction: [B, T] of tokens, or [B] of whole texts."""
 
+NORMALISER = "normaliser"  # what softmax divides by, and the logit that it subtracts before
 
+
+@jax.custom_vjp
 def cross_entropy(logits_V: Array, targets: Array) -> Array:
-    """-log softmax(logits)[target] in nats, of shape [...], from float32 logits [..., V] and ids [...]."""
+    """-log softmax(logits)[target] in nats, of shape [...], from float32 logits [..., V] and ids [...].
+
+    The gradient, softmax(logits) - onehot(target), is made in one pass over the logits, from the largest one
+    and the sum of exponentials, which the forward pass keeps. JAX's own adds up two arrays of that size.
+    """
+    return _cross_entropy_forward(logits_V, targets)[0]
+
+
+def _cross_entropy_forward(logits_V: Array, targets: Array) -> tuple[Array, tuple[Array, ...]]:
     chosen = jnp.take_along_axis(logits_V, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_V, axis=-1) - chosen
+    largest = checkpoint_name(jnp.max(logits_V, axis=-1), NORMALISER)
+    total = checkpoint_name(jnp.sum(jnp.exp(logits_V - largest[..., None]), axis=-1), NORMALISER)
+    return jnp.log(total) + (largest - chosen), (logits_V, targets, largest, total)
+
+
+def _cross_entropy_backward(kept: tuple[Array, ...], grad: Array) -> tuple[Array, None]:
+    logits_V, targets, largest, total = kept
+    ids_V = jax.lax.broadcasted_iota(targets.dtype, logits_V.shape, logits_V.ndim - 1)
+    softmax_V = jnp.exp(logits_V - largest[..., None]) * (grad / total)[..., None]
+    return jnp.where(ids_V == targets[..., None], softmax_V - grad[..., None], softmax_V), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def next_token_loss(model: Model, *, chunk: int = 0) -> Loss:
     """The training loss of a language model.
 
     With `chunk`, the logits of only that many positions of each sequence exist at one time: [B, chunk, V]
-    floats rather than [B, T, V]. The backward pass computes them again.
+    floats rather than [B, T, V]. The backward pass computes the logits again.
     """
 
     def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array, dict[str, Array]]:
@@ -101,7 +125,9 @@ def _by_chunks(summed: Callable[..., Array], chunk: int, *arrays_BT: Array) -> A
         x_BNC = x_BT[:, :whole].reshape(x_BT.shape[0], whole // chunk, chunk, *x_BT.shape[2:])
         return jnp.moveaxis(x_BNC, 1, 0)
 
-    again = jax.checkpoint(summed)
+    again = jax.checkpoint(
+        summed, policy=jax.checkpoint_policies.save_only_these_names(NORMALISER), prevent_cse=False
+    )
     total, _ = jax.lax.scan(
         lambda total, piece: (total + again(*piece), None),
         jnp.zeros(jax.eval_shape(summed, *arrays_BT).shape, jnp.float32),
