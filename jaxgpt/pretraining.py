@@ -63,7 +63,7 @@ def pretraining(
         tell(f"the model's vocabulary is the data's: {tokenizer.vocab:,} instead of {config.model.vocab:,}")
     recipe = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=tokenizer.vocab))
     mesh = mesh_of(recipe.mesh)
-    model = training_model(recipe.model, mesh, remat=recipe.remat, blocks=recipe.blocks)
+    model = training_model(recipe.model, mesh, keeps=recipe.backward_keeps, blocks=recipe.blocks)
     loss = next_token_loss(model, chunk=recipe.loss_chunk)
     measurements = opened(recipe, tokenizer, progress)
 

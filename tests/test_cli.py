@@ -139,8 +139,8 @@ def test_flags_change_the_recipe_they_stand_behind(tmp_path: Path, monkeypatch: 
         (["--optim.learning_rate", "0.1", "--seed", "1"], {"optim.learning_rate", "seed"}),
         (["--optim.learning_rate=0.1"], {"optim.learning_rate"}),
         (["--from", "gpt2", "--out_dir=a"], {"init_from", "out_dir"}),
-        (["--no-remat", "--model.no-bias"], {"remat", "model.bias"}),
-        (["--remat", "--sample-prompt", "seed"], {"remat", "sample_prompt"}),
+        (["--no-tensorboard", "--model.no-bias"], {"tensorboard", "model.bias"}),
+        (["--tensorboard", "--sample-prompt", "seed"], {"tensorboard", "sample_prompt"}),
     ],
 )
 def test_a_verb_is_told_which_settings_were_named(

@@ -167,14 +167,23 @@ def test_a_recipe_takes_settings_by_dotted_names() -> None:
             load_recipe("nano", wrong)
 
 
+def test_a_recipe_may_still_say_remat(tmp_path: Path) -> None:
+    for text, kept in (("true", "nothing"), ("false", "all")):
+        assert load_recipe(recipe(tmp_path, f"remat = {text}")).backward_keeps == kept
+    for wrong in ("remat = 3", "remat = true\nbackward_keeps = 'all'"):
+        with pytest.raises(ConfigError, match="unknown key remat"):
+            load_recipe(recipe(tmp_path, wrong))
+
+
 def test_settings_of_other_formats(tmp_path: Path) -> None:
     """Format 0 is that of runs made before there was a number; a newer one is not guessed at."""
     save_config(TrainConfig(steps=3), tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored.pop("format") == 1
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert read_config(tmp_path) == TrainConfig(steps=3)
-    for newer in (2, "1", None):
+    assert stored.pop("format") == 2 and stored.pop("backward_keeps") == "all"
+    for before, kept in (({}, "all"), ({"format": 1, "remat": True}, "nothing"), ({"remat": False}, "all")):
+        (tmp_path / "config.json").write_text(json.dumps(stored | before))
+        assert read_config(tmp_path) == TrainConfig(steps=3, backward_keeps=kept)
+    for newer in (3, "1", None):
         (tmp_path / "config.json").write_text(json.dumps(stored | {"format": newer}))
         with pytest.raises(DataError, match="install a newer jaxgpt"):
             read_config(tmp_path)

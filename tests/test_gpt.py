@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import shaken
 
-from jaxgpt.config import GPTConfig, TrainConfig, load_recipe, preset_names
+from jaxgpt.config import GPTConfig, Keeps, TrainConfig, load_recipe, preset_names
 from jaxgpt.model.cache import lengthened
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.model.stack import unstacked
@@ -95,15 +95,15 @@ def test_scanned_unrolled_and_recomputed_blocks_give_the_same_loss_and_gradients
     config = dataclasses.replace(config, position=position)
     params = shaken(jax.jit(define(config).init)(jax.random.key(0)))
 
-    def loss(params: Params, **how: bool) -> jax.Array:
+    def loss(params: Params, **how: Any) -> jax.Array:
         logits_BTV = define(config, **how).apply(params, tokens_BT[:, :-1])
         return cross_entropy(logits_BTV, jnp.asarray(tokens_BT[:, 1:])).mean()
 
-    def measured(**how: bool) -> tuple[jax.Array, Params]:
+    def measured(**how: Any) -> tuple[jax.Array, Params]:
         return jax.jit(jax.value_and_grad(functools.partial(loss, **how)))(params)
 
     expected, grads = measured()
-    for how in ({"unrolled": True}, {"remat": True}):
+    for how in ({"unrolled": True}, {"keeps": "products"}, {"keeps": "nothing", "unrolled": True}):
         value, others = measured(**how)
         np.testing.assert_allclose(value, expected, rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), others, grads)
@@ -119,13 +119,18 @@ def test_unrolled_blocks_run_outside_a_loop(config: GPTConfig, params: Params, t
     assert loops(unrolled=True) == 0 < loops()
 
 
-def test_recomputing_really_recomputes(config: GPTConfig, params: Params, tokens_BT: np.ndarray) -> None:
-    def products(remat: bool) -> int:
-        model = define(config, remat=remat)
+def test_the_backward_pass_computes_again_what_is_not_kept(
+    config: GPTConfig, params: Params, tokens_BT: np.ndarray
+) -> None:
+    """Of a block's six products. Of the last one, nothing is needed."""
+
+    def products(keeps: Keeps) -> int:
+        model = define(config, keeps=keeps)
         jaxpr = jax.make_jaxpr(jax.grad(lambda p: model.hidden(p, tokens_BT)[0].sum()))(params)
         return str(jaxpr).count("dot_general")
 
-    assert products(True) > products(False)
+    assert products("products") == products("all") + 1, "the scores"
+    assert products("nothing") == products("all") + 5
 
 
 @pytest.mark.parametrize("position", MOST_POSITIONS)

@@ -40,7 +40,7 @@ OTHER: dict[str, Any] = {  # another value of every setting
     "out_dir": "runs/moved",
     "init_from": "gpt2-large",
     "blocks": "scan",
-    "remat": True,
+    "backward_keeps": "nothing",
     "loss_chunk": 4,
     "distributed": True,
     "tensorboard": True,

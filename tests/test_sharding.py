@@ -110,7 +110,7 @@ def test_parameters_are_gathered_gradients_reduced_and_sequences_stay(
 
 
 ACCUMULATED = {"accumulate": 4, "rows": 4 * B}
-REMADE = {"chunk": 16, "remat": True}
+REMADE = {"chunk": 16, "keeps": "nothing"}
 UNROLLED = {"blocks": "unrolled", "accumulate": 2, "rows": 2 * B}
 
 

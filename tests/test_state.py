@@ -174,7 +174,7 @@ def test_sharded_steps_equal_single_device_steps(
     "settings",
     [
         {"blocks": "unrolled"},
-        {"remat": True},
+        {"keeps": "nothing"},
         pytest.param({"chunk": 5}, marks=pytest.mark.exhaustive),
         pytest.param({"accumulate": 4}, marks=pytest.mark.exhaustive),
     ],
@@ -193,7 +193,7 @@ def test_how_a_step_is_computed_changes_nothing(
     [
         ((2, 2, 2), {"blocks": "unrolled"}),
         pytest.param((1, 1, 1), {}, marks=pytest.mark.exhaustive),
-        pytest.param((1, 8, 1), {"remat": True, "chunk": 5}, marks=pytest.mark.exhaustive),
+        pytest.param((1, 8, 1), {"keeps": "nothing", "chunk": 5}, marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
@@ -225,7 +225,8 @@ def test_bfloat16_steps_train_as_float32_ones_do(
     [
         {"accumulate": 4},
         pytest.param(
-            {"accumulate": 2, "chunk": 7, "remat": True, "blocks": "unrolled"}, marks=pytest.mark.exhaustive
+            {"accumulate": 2, "chunk": 7, "keeps": "nothing", "blocks": "unrolled"},
+            marks=pytest.mark.exhaustive,
         ),
     ],
     ids=str,

@@ -54,7 +54,7 @@ def step_needs(preset: str, sizes: tuple[int, ...], batch: int | None) -> dict[s
     assert isinstance(recipe, TrainConfig), "a recipe for pretraining"
     data, fsdp, tensor = sizes
     mesh = mesh_of(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: math.prod(sizes)])
-    model = training_model(recipe.model, mesh, remat=recipe.remat, blocks="scan")
+    model = training_model(recipe.model, mesh, keeps=recipe.backward_keeps, blocks="scan")
     schedule = learning_rate(recipe.optim, recipe.steps)
     optimizer = adamw(recipe.optim, schedule)
     state = abstract_state(model, optimizer, mesh)

@@ -29,7 +29,7 @@ from jaxgpt.config.reading import (
     task_of,
     with_settings,
 )
-from jaxgpt.config.recipe import MeshConfig, OptimConfig, RunConfig
+from jaxgpt.config.recipe import Keeps, MeshConfig, OptimConfig, RunConfig
 
 __all__ = [
     "CONFIG_FILE",
@@ -42,6 +42,7 @@ __all__ = [
     "FinetuneConfig",
     "GPTConfig",
     "InstructConfig",
+    "Keeps",
     "LanguageConfig",
     "LabelledConfig",
     "LoraConfig",

@@ -21,8 +21,8 @@ from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.files import write_atomically
 
 CONFIG_FILE = "config.json"
-FORMAT = 1
-"""The format number of config.json. Version 0.1.0 wrote format 0: the same content, without a number."""
+FORMAT = 2
+"""The format number of config.json. Format 1 had `remat`, and format 0 had no number besides."""
 PACKAGE = Path(__file__).parent.parent
 # The tasks that a run can have, by the names that recipes give them. Without a name it is pretraining.
 TASKS: dict[str, type[RunConfig]] = {
@@ -76,7 +76,7 @@ def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) ->
         raise ConfigError("recipe is not TOML", path=path, why=str(error), fix=fix) from None
     problems: list[str] = []
     kind = _kind(table, problems)
-    fields = _checked(kind, table, "", problems)
+    fields = _checked(kind, _renamed(table), "", problems)
     if problems:
         fix = "correct these keys in the file"
         raise ConfigError("recipe has errors", path=path, why=", ".join(problems), fix=fix)
@@ -89,6 +89,13 @@ def _kind(table: dict[str, Any], problems: list[str]) -> type[RunConfig]:
     if task not in TASKS:
         problems.append(f"task = {task!r} is not one of {', '.join(TASKS)}")
     return TASKS.get(task, TrainConfig)
+
+
+def _renamed(table: dict[str, Any]) -> dict[str, Any]:
+    """A table with settings under the names that they have now: `remat` became `backward_keeps`."""
+    if isinstance(table.get("remat"), bool) and "backward_keeps" not in table:
+        table["backward_keeps"] = "nothing" if table.pop("remat") else "all"
+    return table
 
 
 def task_of(recipe: RunConfig) -> str:
@@ -183,7 +190,7 @@ def read_config(folder: Path) -> RunConfig:
         why = f"its format is {written!r}, and this version of jaxgpt reads formats up to {FORMAT}"
         raise DataError("settings are in another format", path=path, why=why, fix="install a newer jaxgpt")
     kind = _kind(table, problems)
-    fields = _checked(kind, table, "", problems)
+    fields = _checked(kind, _renamed(table), "", problems)
     if problems:
         raise DataError("settings have errors", path=path, why=", ".join(problems), fix=restore)
     return _build(kind, fields)

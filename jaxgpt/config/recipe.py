@@ -10,6 +10,9 @@ from jaxgpt.config.checks import check_types, require, require_fraction, require
 from jaxgpt.config.model import GPTConfig
 from jaxgpt.errors import ConfigError
 
+Keeps = Literal["nothing", "products", "all"]
+"""What the backward pass finds kept of the forward pass inside the blocks."""
+
 NO_METRIC = "none"  # as `best_metric`: no checkpoint is the best one
 
 
@@ -155,9 +158,10 @@ class RunConfig:
     """How the transformer blocks are compiled.
     scan compiles one block and runs it for every layer. unrolled compiles every layer.
     auto takes the one that suits the backend."""
-    remat: bool = False
-    """Whether activations inside the blocks are computed again in the backward pass instead of being kept.
-    This saves memory and takes about a third more arithmetic."""
+    backward_keeps: Keeps = "all"
+    """What is kept inside the blocks for the backward pass; it computes the rest again, to save memory.
+    products keeps the results of the linear layers and of attention, so that little is computed again.
+    nothing keeps only what goes into each block, and computes about a third more."""
     distributed: bool = False
     """Whether this process is one of several that train together (Slurm, GKE, TPU pods).
     It then joins the others through jax.distributed.initialize."""

@@ -35,7 +35,9 @@ def finetuned_model(config: FinetuneConfig, mesh: Mesh) -> Model:
             )
         check_targets(config.lora)
         layers = LoraLayers(config.lora)
-    return training_model(config.model, mesh, remat=config.remat, blocks=config.blocks, layers=layers)
+    return training_model(
+        config.model, mesh, keeps=config.backward_keeps, blocks=config.blocks, layers=layers
+    )
 
 
 def plain_params(config: FinetuneConfig) -> Callable[[Params], Params]:

@@ -15,10 +15,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.model.mask import Mask
 from jaxgpt.parallel import NOWHERE, Placement
 
+CONTEXT = "context"  # the result of attention, by its name for what the backward pass keeps
 QUERY_BLOCK = 128  # queries in a block of `blocks`
 # Sizes of a block of the splash kernel. The first that divides the sequence is taken; a TPU has no memory for
 # larger ones.
@@ -127,7 +129,9 @@ def blocks(
                 key=None if key is None else jax.random.fold_in(key, first),
             )
         )
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    context_BTHK = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    named_BTHK: Array = checkpoint_name(context_BTHK, CONTEXT)
+    return named_BTHK
 
 
 def cudnn(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, mask: Mask) -> Array:
@@ -206,6 +210,7 @@ def _splash_kernel(
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=CONTEXT,
         interpret=interpret,
     )
     return kernel

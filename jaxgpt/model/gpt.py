@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxgpt.config import GPTConfig
+from jaxgpt.config import GPTConfig, Keeps
 from jaxgpt.model.attend import drop
 from jaxgpt.model.block import Block, layer_norm
 from jaxgpt.model.cache import Cached, KVCache
@@ -27,7 +27,7 @@ from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.model.positions import sinusoidal_positions
 from jaxgpt.model.pure import parameters, stacked, structure
 from jaxgpt.model.stack import Params as Params
-from jaxgpt.model.stack import run_blocks, unstacked
+from jaxgpt.model.stack import keeping, run_blocks, unstacked
 from jaxgpt.parallel import NOWHERE, Placement
 
 
@@ -149,20 +149,19 @@ class Model(NamedTuple):
 def define(
     config: GPTConfig,
     *,
-    remat: bool = False,
+    keeps: Keeps = "all",
     unrolled: bool = False,
     layers: Layers = AS_TRAINED,
     placement: Placement = NOWHERE,
 ) -> Model:
     """The pure functions of this architecture.
 
-    `remat` computes each block's activations again in the backward pass instead of keeping them. `unrolled`
-    runs stacked blocks one after another instead of scanning them: the same numbers, a longer compilation,
-    often a faster step. `layers` makes the linear layers and the tables of tokens, and so decides how the
-    parameters are laid out. `placement` says which devices compute; it decides how activations lie and which
-    attention kernel runs.
+    `keeps` says what the blocks keep for the backward pass (`model.stack`). `unrolled` runs stacked blocks
+    one after another instead of scanning them: the same numbers, a longer compilation, often a faster step.
+    `layers` makes the linear layers and the tables of tokens, and so decides how the parameters are laid out.
+    `placement` says which devices compute; it decides how activations lie and which attention kernel runs.
     """
-    functions = _Functions(config, remat, unrolled, layers, placement)
+    functions = _Functions(config, keeps, unrolled, layers, placement)
     return Model(
         functions.init,
         functions.hidden,
@@ -177,7 +176,7 @@ class _Functions:
     """The functions of a Model: methods, because all of them need what `define` was given."""
 
     def __init__(
-        self, config: GPTConfig, remat: bool, unrolled: bool, layers: Layers, placement: Placement
+        self, config: GPTConfig, keeps: Keeps, unrolled: bool, layers: Layers, placement: Placement
     ) -> None:
         self._config, self._unrolled, self._layers, self._placement = config, unrolled, layers, placement
         self._outside = structure(lambda: GPT(config, nnx.Rngs(0), layers, placement))
@@ -186,7 +185,7 @@ class _Functions:
         def run_block(block: Params, *arguments: Any) -> tuple[Array, tuple[Array, Array]]:
             return nnx.merge(inside, block)(*arguments)
 
-        self._run_block = jax.checkpoint(run_block) if remat else run_block
+        self._run_block = keeping(keeps, run_block, looped=not unrolled)
         self._inside = inside
 
     def init(self, key: Array) -> Params:

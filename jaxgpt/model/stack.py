@@ -1,4 +1,4 @@
-"""The blocks of a model, stored stacked: run one after another, or taken apart.
+"""The blocks of a model, stored stacked: run one after another, or taken apart; and what is kept of them.
 
 Stacked blocks have one leaf a kind with a leading layer axis N, and run under `lax.scan`. Single blocks are a
 tuple of N, and run one by one.
@@ -11,9 +11,29 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgpt.config import Keeps
+from jaxgpt.model.attend import CONTEXT
 from jaxgpt.model.cache import Cached, KVCache
 
 Params = dict[str, Any]
+
+PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of linear layers; the scores have batch axes
+    jax.checkpoint_policies.save_only_these_names(CONTEXT),
+)
+
+
+def keeping(keeps: Keeps, run_block: Callable[..., Any], *, looped: bool) -> Callable[..., Any]:
+    """`run_block`, of which the backward pass finds only this kept, and computes the rest again.
+
+    `looped` says that blocks run in a loop. Where they do not, the compiler is hindered from finding that it
+    has computed all of that before.
+    """
+    if keeps == "all":
+        return run_block
+    policy = PRODUCTS if keeps == "products" else None
+    remade: Callable[..., Any] = jax.checkpoint(run_block, policy=policy, prevent_cse=not looped)
+    return remade
 
 
 def run_blocks(

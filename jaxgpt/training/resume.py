@@ -46,7 +46,7 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "keep_checkpoints",
         "out_dir",
         "blocks",
-        "remat",
+        "backward_keeps",
         "loss_chunk",
         "distributed",
         "tensorboard",

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from jaxgpt.config import GPTConfig
+from jaxgpt.config import GPTConfig, Keeps
 from jaxgpt.model.gpt import Model, Params, define
 from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.parallel import P, Placement, abstract, shardings
@@ -52,7 +52,7 @@ def training_model(
     config: GPTConfig,
     mesh: Mesh,
     *,
-    remat: bool = False,
+    keeps: Keeps = "all",
     blocks: Blocks = "auto",
     layers: Layers = AS_TRAINED,
 ) -> Model:
@@ -62,7 +62,7 @@ def training_model(
     """
     placement = Placement(mesh)
     unrolled = blocks == "unrolled" or (blocks == "auto" and placement.platform == "cpu")
-    return define(config, remat=remat, unrolled=unrolled, layers=layers, placement=placement)
+    return define(config, keeps=keeps, unrolled=unrolled, layers=layers, placement=placement)
 
 
 def start_state(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgpt.config import GPTConfig, MeshConfig, load_recipe
+from jaxgpt.config import GPTConfig, Keeps, MeshConfig, load_recipe
 from jaxgpt.config.checks import require_positive
 
 
@@ -49,8 +49,8 @@ class BenchArgs:
     """generate: round the weights to int8."""
     blocks: Literal["scan", "unrolled", "auto"] = "auto"
     """train: run the blocks as one scan, or unrolled. auto picks the faster one for the platform."""
-    remat: bool = False
-    """train: recompute activations in the backward pass."""
+    backward_keeps: Keeps = "all"
+    """train: what is kept inside the blocks for the backward pass, which computes the rest again."""
     loss_chunk: int = 0
     """train: positions of each sequence whose logits exist at one time. 0 means all of them."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -79,7 +79,7 @@ def run(args: BenchArgs) -> None:
             batch=args.batch,
             steps=args.steps,
             blocks=args.blocks,
-            remat=args.remat,
+            keeps=args.backward_keeps,
             loss_chunk=args.loss_chunk,
         )
     else:

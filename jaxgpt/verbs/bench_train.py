@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgpt.config import GPTConfig, OptimConfig
+from jaxgpt.config import GPTConfig, Keeps, OptimConfig
 from jaxgpt.display import note
 from jaxgpt.parallel import check_batch, place_rows
 from jaxgpt.text.batch import shifted
@@ -29,7 +29,7 @@ def train_figures(
     batch: int,
     steps: int,
     blocks: Blocks = "auto",
-    remat: bool = False,
+    keeps: Keeps = "all",
     loss_chunk: int = 0,
 ) -> dict[str, Any]:
     """Figures of training steps on `batch` sequences of random tokens.
@@ -44,7 +44,7 @@ def train_figures(
     peak = peak_flops(device.device_kind, config.compute_dtype)
 
     start = time.perf_counter()
-    state, step = _compiled_step(config, mesh, blocks=blocks, remat=remat, loss_chunk=loss_chunk)
+    state, step = _compiled_step(config, mesh, blocks=blocks, keeps=keeps, loss_chunk=loss_chunk)
     tokens = np.random.default_rng(0).integers(0, config.vocab, (batch, config.context + 1), np.int32)
     rows = place_rows(lambda first, stop: shifted(tokens[first:stop]), batch, mesh)
     state, _ = jax.block_until_ready(step(state, rows))
@@ -73,10 +73,10 @@ def train_figures(
 
 
 def _compiled_step(
-    config: GPTConfig, mesh: Mesh, *, blocks: Blocks, remat: bool, loss_chunk: int
+    config: GPTConfig, mesh: Mesh, *, blocks: Blocks, keeps: Keeps, loss_chunk: int
 ) -> tuple[TrainState, Any]:
     """A new training state, and a training step, which is compiled when it first runs."""
-    model, optim = training_model(config, mesh, remat=remat, blocks=blocks), OptimConfig()
+    model, optim = training_model(config, mesh, keeps=keeps, blocks=blocks), OptimConfig()
     schedule = learning_rate(optim, 1000)
     optimizer = adamw(optim, schedule)
     state = create_state(model, optimizer, 0, mesh)
