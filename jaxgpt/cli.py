@@ -43,7 +43,8 @@ class Verb(NamedTuple):
     """The name of the dataclass in that module, which `run` takes.
 
     None means a recipe, whose settings are the flags. `run` then also takes the names of the settings that
-    flags give, and of those that a recipe file of the person's own states.
+    flags give, and of those that a recipe file of the person's own states. A verb of RECIPES that has a
+    dataclass as well takes both, as a pair.
     """
 
 
@@ -54,6 +55,7 @@ VERBS = {
         "train a BPE vocabulary, or add special tokens to a model", "tokenizer", "TokenizerArgs"
     ),
     "pretrain": Verb("train a model; the same command again resumes it", "pretrain", None),
+    "plan": Verb("say what training needs on chips that are not here", "plan", "PlanArgs"),
     "finetune": Verb("make a trained model solve a problem, from examples of it", "finetune", None),
     "classify": Verb("put texts into classes with a trained classifier", "classify", "ClassifyArgs"),
     "answer": Verb("have a model answer a file of questions", "answer", "AnswerArgs"),
@@ -72,6 +74,10 @@ RECIPES: dict[str, tuple[Callable[[], RunConfig], str]] = {
     "pretrain": (
         TrainConfig,
         "Train a model from text. The same command again resumes the run where it stopped.",
+    ),
+    "plan": (
+        TrainConfig,
+        "Say whether training fits on chips that need not be here, what they exchange and how long it takes.",
     ),
     "finetune": (
         ClassifyConfig,
@@ -159,28 +165,35 @@ def parse(name: str, args: Sequence[str]) -> Any:
     exits with 2 for flags that are wrong. Raises ConfigError for settings that are.
     """
     verb = VERBS[name]
-    if verb.arguments is None:
-        return _parse_recipe(name, args)
-    kind = getattr(importlib.import_module(f"jaxgpt.verbs.{verb.module}"), verb.arguments)
+    kind: Any = None
+    if verb.arguments is not None:
+        kind = getattr(importlib.import_module(f"jaxgpt.verbs.{verb.module}"), verb.arguments)
+    if name in RECIPES:
+        return _parse_recipe(name, args, kind)
     return tyro.cli(kind, prog=f"jaxgpt {name}", args=args)
 
 
-def _parse_recipe(name: str, args: Sequence[str]) -> RunConfig:
-    """Read `CONFIG [--any.field VALUE ...]`: the settings of the recipe are the defaults of the flags."""
+def _parse_recipe(name: str, args: Sequence[str], own: Any) -> Any:
+    """Read `CONFIG [--any.field VALUE ...]`: the settings of the recipe are the defaults of the flags.
+
+    `own` is the dataclass of further flags, if the verb has any. The settings and that are then returned.
+    """
     recipe = args[0] if args and not args[0].startswith("-") else None
-    default = load_recipe(recipe) if recipe else RECIPES[name][0]()
-    if (belongs := verb_of(default)) != name:
+    default, trains = (load_recipe(recipe) if recipe else RECIPES[name][0]()), verb_of(RECIPES[name][0]())
+    if (belongs := verb_of(default)) != trains:
+        other = f"write: jaxgpt {belongs} {recipe}"
         raise ConfigError(
             f"CONFIG {recipe}",
             why=f"the recipe's task is {task_of(default)}, which is none of `jaxgpt {name}`",
-            fix=f"write: jaxgpt {belongs} {recipe}",
+            fix=other if name == trains else f"name a recipe of `jaxgpt {trains}`, such as nano",
         )
-    presets = ", ".join(preset for preset in preset_names() if verb_of(load_recipe(preset)) == name)
+    presets = ", ".join(preset for preset in preset_names() if verb_of(load_recipe(preset)) == trains)
     of_recipe = tyro.conf.arg(metavar="CONFIG", help=f"The recipe: {presets}, or a TOML file.")
     kind = dataclasses.make_dataclass(
         name.capitalize(),
         [
             ("config", Annotated[str, tyro.conf.Positional, of_recipe]),
+            *([("own", Annotated[own, tyro.conf.arg(name="")])] if own else []),
             ("settings", Annotated[type(default), tyro.conf.arg(name="")], default),
         ],
         namespace={"__doc__": RECIPES[name][1]},
@@ -197,8 +210,7 @@ def _parse_recipe(name: str, args: Sequence[str]) -> RunConfig:
             why="it comes after a flag, so that its settings would not be read",
             fix=f"write it first: jaxgpt {name} {parsed.config} --...",
         )
-    settings: RunConfig = parsed.settings
-    return settings
+    return (parsed.settings, parsed.own) if own else parsed.settings
 
 
 def _refuse_text(name: str, recipe: str, unknown: Sequence[str]) -> None:

@@ -368,6 +368,7 @@ FLAGS = {  # what scripts rely on
         "MODEL",
     ],
     "convert": ["--to", "--check", "--dtype", "--vocab", "--layer-norm-epsilon", "SRC", "DST"],
+    "plan": ["--topology", "--price-per-chip-hour", "--json", "--batch", "--mesh.fsdp", "CONFIG"],
     "bench": ["train", "generate", "--preset", "--batch", "--prompt", "--new", "--json"],
 }
 

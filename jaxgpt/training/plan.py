@@ -1,0 +1,192 @@
+"""What training by a recipe needs on devices that are not here. The real training step is compiled for them.
+
+Run as a program, `python -m jaxgpt.training.plan FOLDER TOPOLOGY`, it compiles the step of the recipe whose
+settings are in the folder, and writes `program.json` beside them. A compiler may end its process; in one of
+its own it ends nothing else.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxgpt.config import TrainConfig, read_config, save_config
+from jaxgpt.errors import ConfigError, JaxgptError
+from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token
+from jaxgpt.training.topology import Topology
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
+PROGRAM_FILE = "program.json"
+# What the TPU's compiler says of a program that is too large for the chip.
+_TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+
+
+def plan(recipe: TrainConfig, topology: Topology, *, price: float | None = None) -> dict[str, Any]:
+    """Everything that can be said of training by this recipe on this slice, before anybody has it.
+
+    `price` is that of a chip for an hour, in any currency. All times are the least that are possible, but for
+    those from the compiler's estimate of cycles. Raises ConfigError where the recipe does not suit the slice
+    or where the slice cannot be compiled for.
+    """
+    program = compiled_elsewhere(recipe, topology)
+    tokens, chip = recipe.tokens_per_step, topology.facts
+    flops = tokens * train_flops_per_token(recipe.model) / topology.size
+    sent = sum(collective["sent"] for collective in program["collectives"] or ())
+    bounds: dict[str, float | None] = dict.fromkeys(("arithmetic", "memory", "links", "cycles"))
+    if chip is not None and program["memory"]["fits"]:
+        peak = peak_flops(program["device_kind"], recipe.model.compute_dtype)
+        bounds["arithmetic"] = None if peak is None else flops / peak
+        if program["bytes_accessed"]:
+            bounds["memory"] = program["bytes_accessed"] / chip.bandwidth
+        bounds["links"] = sent / chip.links
+        if chip.clock and program["cycles"]:
+            bounds["cycles"] = program["cycles"] / chip.clock
+    return (
+        {"topology": str(topology), "chips": topology.size}
+        | program
+        | {"parameters": count_parameters(recipe.model), "steps": recipe.steps, "tokens_per_step": tokens}
+        | {"flops_per_chip": flops, "sent_per_chip": sent, "seconds": bounds}
+        | _prospect(recipe, topology, bounds, program["device_kind"], price)
+    )
+
+
+def _prospect(
+    recipe: TrainConfig,
+    topology: Topology,
+    bounds: dict[str, float | None],
+    device_kind: str,
+    price: float | None,
+) -> dict[str, Any]:
+    """Speed, time and cost that follow from the time of a step."""
+    names = "step_seconds", "tokens_per_second", "utilisation", "train_seconds", "chip_hours", "cost"
+    prospect: dict[str, Any] = dict.fromkeys(names)
+    known = [bound for bound in bounds.values() if bound is not None]
+    if not known:
+        return prospect
+    seconds = bounds["cycles"] or max(known)
+    rate, total = recipe.tokens_per_step / seconds, recipe.steps * seconds
+    hours = total * topology.size / 3600
+    peak = peak_flops(device_kind, recipe.model.compute_dtype)
+    reached = rate * train_flops_per_token(recipe.model) / topology.size
+    return prospect | {
+        "step_seconds": seconds,
+        "tokens_per_second": rate,
+        "utilisation": None if peak is None else reached / peak,
+        "train_seconds": total,
+        "chip_hours": hours,
+        "cost": None if price is None else hours * price,
+    }
+
+
+def compiled_elsewhere(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
+    """What `compiled` says of the recipe's step, compiled in a process of its own."""
+    environment = topology.environment()
+    with tempfile.TemporaryDirectory(prefix="jaxgpt-plan-") as folder:
+        save_config(recipe, Path(folder))
+        command = [sys.executable, "-m", "jaxgpt.training.plan", folder, str(topology)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        written = Path(folder) / PROGRAM_FILE
+        if ended.returncode or not written.is_file():
+            last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise JaxgptError(
+                f"compiling for {topology} failed",
+                why=f"its process ended with {ended.returncode}: {last}",
+                fix="report this with the recipe; other settings of batch, mesh or blocks may compile",
+            )
+        found: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
+    if refused := found.get("refused"):
+        raise ConfigError.worded(refused)
+    return found
+
+
+def compiled(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
+    """Compile the recipe's training step for a slice, and read what a chip needs in the program.
+
+    Raises ConfigError where the recipe does not suit the slice.
+    """
+    from jaxgpt.training.program_text import collectives, estimated_cycles
+
+    mesh, lowered = _lowered(recipe, topology)
+    since, device = time.perf_counter(), mesh.devices.flat[0]
+    found = {"device_kind": device.device_kind, "platform": device.platform, "mesh": dict(mesh.shape)}
+    try:
+        program = lowered.compile()
+    except Exception as error:
+        if (said := _TOO_LARGE.search(str(error))) is None:
+            raise
+        used, limit = (_bytes(*said.groups()[at : at + 2]) for at in (0, 2))
+        memory = {"total": used, "limit": limit, "fits": False, "missing": used - limit}
+        unknown = dict.fromkeys(("collectives", "cycles", "bytes_accessed"))
+        return found | {"compile_seconds": time.perf_counter() - since, "memory": memory} | unknown
+    seconds, text = time.perf_counter() - since, program.as_text() or ""
+    return found | {
+        "compile_seconds": seconds,
+        "memory": _memory(program.memory_analysis(), topology),
+        "collectives": [collective._asdict() for collective in collectives(text, mesh)],
+        "cycles": estimated_cycles(text),
+        "bytes_accessed": (program.cost_analysis() or {}).get("bytes accessed"),
+    }
+
+
+def _lowered(recipe: TrainConfig, topology: Topology) -> "tuple[Mesh, jax.stages.Lowered]":
+    """The training step of a recipe, ready to be compiled, and the mesh that it is for."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+
+    from jaxgpt.parallel import ROWS, check_batch, mesh_of
+    from jaxgpt.text.batch import Batch
+    from jaxgpt.training.loss import next_token_loss
+    from jaxgpt.training.setup import training_step
+    from jaxgpt.training.state import abstract_state, compile_step, training_model
+
+    mesh = mesh_of(recipe.mesh, topology.devices())
+    check_batch(recipe.batch, mesh)
+    model = training_model(recipe.model, mesh, keeps=recipe.backward_keeps, blocks=recipe.blocks)
+    loss = next_token_loss(model, chunk=recipe.loss_chunk)
+    optimizer, step = training_step(recipe.optim, loss, steps=recipe.steps, accumulate=recipe.accumulate)
+    state = abstract_state(model, optimizer, mesh)
+    shape, rows = (recipe.sequences, recipe.model.context), NamedSharding(mesh, ROWS)
+    ids, weights = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.int32, jnp.float32))
+    return mesh, compile_step(step, state, mesh).lower(state, Batch(ids, ids, weights))
+
+
+def _memory(analysis: Any, topology: Topology) -> dict[str, Any]:
+    """The bytes that a chip needs, by the compiler's account, and what it has."""
+    needs = {
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "code": analysis.generated_code_size_in_bytes,
+    }
+    total, chip = sum(needs.values()), topology.facts
+    if chip is None:
+        return needs | {"total": total, "limit": None, "fits": None, "missing": None}
+    return needs | {"total": total, "limit": chip.memory, "fits": True, "missing": 0}  # its compiler says so
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * 1024.0 ** " KMGT".index(unit or " ")
+
+
+def main() -> None:
+    """Compile what the two arguments name. A refusal is written too: it is for the person who asked."""
+    folder, name = sys.argv[1:]
+    recipe = read_config(Path(folder))
+    assert isinstance(recipe, TrainConfig), "the program that started this one takes no other"
+    try:
+        found = compiled(recipe, Topology.named(name))
+    except ConfigError as error:
+        found = {"refused": str(error)}
+    (Path(folder) / PROGRAM_FILE).write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Devices that are not here: slices of TPU chips, and simulated CPU devices, that a step is compiled for.
+
+A slice is named by its chips and how they lie: `v5e:2x4`, `v5p:2x2x1`; `cpu:8` are eight devices of this CPU.
+"""
+
+import importlib.util
+import math
+import os
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxgpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Chip(NamedTuple):
+    """What the maker states of a chip."""
+
+    memory: float
+    """Bytes."""
+    bandwidth: float
+    """Bytes a second, between the chip and its memory."""
+    links: float
+    """Bytes a second that it sends to other chips of the slice, over all its links together."""
+    clock: float | None
+    """Cycles a second, as the peak implies it: each unit of 128 x 128 multiplies and adds at each cycle."""
+
+
+# Source: Google Cloud's page on each TPU version, "system architecture", read in November 2026. The links are
+# half of "bidirectional inter-chip interconnect bandwidth (per chip)".
+CHIPS = {
+    "v5e": Chip(16 * 2**30, 819e9, 400e9 / 2, 197e12 / (4 * 2 * 128**2)),
+    "v5p": Chip(95 * 2**30, 2765e9, 1200e9 / 2, 459e12 / (2 * 4 * 2 * 128**2)),  # two cores
+    "v6e": Chip(32 * 2**30, 1638e9, 800e9 / 2, None),
+}
+SPELLED = re.compile(r"(?P<chip>cpu|" + "|".join(CHIPS) + r"):(?P<shape>[1-9]\d*(x[1-9]\d*){0,2})")
+LARGEST = 4096  # devices
+
+
+class Topology(NamedTuple):
+    """A slice, by its chips and its shape."""
+
+    chip: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def named(cls, name: str) -> "Topology":
+        """The slice of this name. Raises ConfigError for a name that says none."""
+        found = SPELLED.fullmatch(name)
+        shape = tuple(map(int, found["shape"].split("x"))) if found else ()
+        if found is None or (found["chip"] == "cpu" and len(shape) > 1) or math.prod(shape) > LARGEST:
+            raise ConfigError(
+                f"topology = {name}",
+                why="it names no slice",
+                fix=f"write the chip ({', '.join(CHIPS)}) and how many lie in each direction, such as "
+                "v5e:2x4 or v5p:2x2x1; or cpu:8",
+            )
+        return cls(found["chip"], shape)
+
+    def __str__(self) -> str:
+        return f"{self.chip}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def size(self) -> int:
+        """The number of chips."""
+        return math.prod(self.shape)
+
+    @property
+    def facts(self) -> Chip | None:
+        """What the maker states of the chip; None of a CPU."""
+        return CHIPS.get(self.chip)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that a process must be started with to compile for this slice.
+
+        Raises ConfigError where the compiler for TPUs is not installed.
+        """
+        given = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+        given["JAX_PLATFORMS"] = "cpu"
+        if self.chip == "cpu":
+            flag = f"--xla_force_host_platform_device_count={self.size}"
+            return given | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
+        if importlib.util.find_spec("libtpu") is None:
+            raise ConfigError(
+                f"topology = {self}",
+                why="compiling for TPUs needs their compiler, libtpu, which is not installed",
+                fix="pip install 'jaxgpt[plan]', or plan for devices of this CPU: --topology cpu:8",
+            )
+        # What the machine of a TPU would otherwise be asked for.
+        return given | {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+        }
+
+    def devices(self) -> "Sequence[Any]":
+        """The devices, in a process that was started with `environment`."""
+        import jax
+        from jax.experimental import topologies
+
+        if self.chip == "cpu":
+            return jax.devices("cpu")
+        return topologies.get_topology_desc(platform="tpu", topology_name=str(self)).devices

@@ -1,0 +1,259 @@
+"""The planner: collectives counted by hand and in compiled programs, and the verb as people use it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from command_line import exit_code
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig
+from jaxgpt.errors import ConfigError, JaxgptError
+from jaxgpt.parallel import mesh_of
+from jaxgpt.training import plan as planner
+from jaxgpt.training.flops import count_parameters, train_flops_per_token
+from jaxgpt.training.plan import compiled, plan
+from jaxgpt.training.program_text import Collective, collectives, estimated_cycles
+from jaxgpt.training.topology import CHIPS, Topology
+
+
+def error_of(capsys: pytest.CaptureFixture[str], code: int, *argv: Any) -> str:
+    """The error that a command line ends with, which is this code's."""
+    assert exit_code(*argv) == code
+    return capsys.readouterr().err
+
+
+LOOP = """HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%less (p: (s32[], f32[4,6])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%inner (p: (s32[], f32[4,6])) -> (s32[], f32[4,6]) {
+  %r = f32[4,6]{1,0:T(8,128)} all-reduce(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add
+  %f = f32[4,6] fusion(%r), kind=kLoop, calls=%fused, backend_config={"window":{},"estimated_cycles":"100"}
+}
+
+%outer (p: (s32[], f32[4,6])) -> (s32[], f32[4,6]) {
+  %s = bf16[16]{0} reduce-scatter(%y), replica_groups=[4,2]<=[2,2,2]T(0,2,1), dimensions={0}, to_apply=%add
+  %w = (s32[], f32[4,6]) while(%t), condition=%less, body=%inner
+}
+
+ENTRY %main (p: f32[4,6]) -> f32[4,6] {
+  %g = (f32[10]{0}, f32[20]{0}) all-gather-start(%z), replica_groups=[4,2]<=[8], dimensions={0}
+  %d = f32[20]{0} all-gather-done(%g)
+  %a = f32[5] all-reduce(%q), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
+  %p = f32[7]{0} collective-permute(%q), source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
+  %e = (f32[3]{0}, bf16[2]{0}) all-reduce(%m, %n), replica_groups={}, to_apply=%add
+  %v = (s32[], f32[4,6]) while(%t), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
+  %h = f32[7]{0} fusion(%q), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"7"}
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_their_loop_turns() -> None:
+    mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
+    each = {(found.kind, found.axes): found for found in collectives(LOOP, mesh)}
+    assert each == {
+        key: Collective(*key, count, sent)
+        for key, count, sent in (
+            (("all-reduce", "data"), 15, 15 * 2 * 96 / 2),
+            (("reduce-scatter", "fsdp"), 5, 5 * 32),
+            (("all-gather", "tensor"), 1, 80 / 2),
+            (("collective-permute", "tensor"), 1, 28),
+            (("all-reduce", "data x fsdp x tensor"), 1, 2 * 16 * 7 / 8),
+        )
+    }
+    assert [found.sent for found in collectives(LOOP, mesh)] == sorted(
+        (found.sent for found in each.values()), reverse=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("mesh['a'=8] {'a'}", "data x fsdp x tensor"),
+        ("mesh['a'=2,'b'=2,'c'=2] {'b'}", "fsdp"),
+        ("mesh['a'=2,'b'=4] {'a'}", "data"),
+        ("mesh['a'=2,'b'=4] {'b':(2)2}", "tensor"),
+        ("mesh['a'=4,'b'=2] {'a':(1)2,'b'}", "data x tensor"),
+        ("mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}", "fsdp x tensor"),
+        ("[2,4]<=[8]", "fsdp x tensor"),
+        ("[4,2]<=[2,4]T(1,0)", "data"),
+    ],
+)
+def test_groups_of_devices_are_axes_of_the_mesh_in_every_spelling(groups: str, axes: str) -> None:
+    head = "ENTRY %main () -> f32[8] {\n  %g = f32[8] all-reduce(%x), replica_groups="
+    line = head + groups + ", to_apply=%add\n}"
+    (found,) = collectives(line, mesh_of(MeshConfig(data=2, fsdp=2, tensor=2)))
+    assert found.axes == axes
+    with pytest.raises(ValueError, match="a form that is not known"):
+        collectives(line.replace(groups, "other"), mesh_of(MeshConfig()))
+
+
+def test_the_compilers_cycles_are_added_up() -> None:
+    assert estimated_cycles(LOOP) == 5 * 3 * 100 + 7
+    assert estimated_cycles(LOOP.replace("estimated_cycles", "other")) is None
+
+
+def test_the_collectives_of_a_compiled_program_are_those_it_must_have() -> None:
+    """Ten products of a matrix that is split over `fsdp`, and a sum over `data`: in a loop, and unrolled."""
+    mesh = mesh_of(MeshConfig(data=2, fsdp=4))
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    w = jax.ShapeDtypeStruct((10, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))
+
+    def step(x: jax.Array, w: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
+            w = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P()))
+            return jnp.tanh(x @ w), None
+
+        return jax.lax.scan(layer, x, w)[0].sum()
+
+    found = collectives(jax.jit(step).lower(x, w).compile().as_text(), mesh)
+    kinds = {(each.kind, each.axes): each for each in found}
+    gathered = kinds["all-gather", "fsdp"]
+    assert gathered.sent == pytest.approx(10 * 64 * 64 * 4 * 3 / 4) and gathered.number == 10
+    assert kinds["all-reduce", "data"].sent == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["v5e", "v5e:", "v5e:2x", "v5e:0x4", "v9:2x4", "cpu:2x4", "cpu:1000000", "8"]
+)
+def test_a_name_of_no_slice_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"it names no slice; write the chip \(v5e, v5p, v6e\)"):
+        Topology.named(name)
+
+
+def test_slices_have_names_and_sizes() -> None:
+    assert [Topology.named(name).size for name in ("cpu:8", "v5e:2x4", "v5p:2x2x2")] == [8, 8, 8]
+    assert str(Topology.named("v6e:16x16")) == "v6e:16x16"
+
+
+def test_a_missing_compiler_is_named_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"libtpu, which is not installed; pip install 'jaxgpt\[plan\]'"):
+        Topology.named("v5e:2x4").environment()
+
+
+TINY = GPTConfig(vocab=200, context=16, layers=2, heads=2, width=16)
+RECIPE = TrainConfig(model=TINY, batch=8, accumulate=2, steps=50)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_data_parallel_training_sends_twice_the_gradients_of_each_micro_batch(accumulate: int) -> None:
+    """The theory of a ring. The loss and the weight are two numbers besides."""
+    recipe = dataclasses.replace(RECIPE, accumulate=accumulate)
+    found = compiled(recipe, Topology.named("cpu:8"))
+    (reduced,) = found["collectives"]
+    table = 4 * TINY.padded_vocab * TINY.width  # its gradient as a head, and as embeddings
+    stored = table + 4 * (count_parameters(TINY) - TINY.vocab * TINY.width)
+    assert (reduced["kind"], reduced["axes"]) == ("all-reduce", "data")
+    assert reduced["sent"] == pytest.approx(accumulate * 2 * 7 / 8 * (stored + table), rel=0.01)
+    memory = found["memory"]
+    assert 3 * stored < memory["arguments"] < 3.2 * stored and memory["fits"] is None
+    assert memory["total"] == sum(memory[name] for name in ("arguments", "outputs", "temporaries", "code"))
+    assert memory["temporaries"] > stored, "the gradients"
+
+
+def test_a_plan_reckons_with_what_the_maker_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = {
+        "device_kind": "TPU v5 lite",
+        "memory": {"fits": True},
+        "collectives": [{"sent": 3e9}, {"sent": 1e9}],
+        "cycles": None,
+        "bytes_accessed": 8.19e9,
+    }
+    monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology: program)
+    recipe = dataclasses.replace(RECIPE, model=dataclasses.replace(TINY, compute_dtype="bfloat16"))
+    slice_, flops = Topology.named("v5e:2x4"), 16 * 16 * train_flops_per_token(TINY)
+    found = plan(recipe, slice_, price=2.0)
+    assert found["seconds"] == pytest.approx(
+        {"arithmetic": flops / 8 / 197e12, "memory": 0.01, "links": 0.02, "cycles": None}
+    )
+    assert found["step_seconds"] == pytest.approx(0.02) and found["tokens_per_second"] == pytest.approx(
+        12_800
+    )
+    assert found["utilisation"] == pytest.approx(flops / 0.02 / (8 * 197e12))
+    assert found["train_seconds"] == pytest.approx(1.0) and found["cost"] == pytest.approx(2 * 8 / 3600)
+    program["cycles"] = 3e8
+    assert plan(recipe, slice_)["step_seconds"] == pytest.approx(3e8 / CHIPS["v5e"].clock)
+    assert plan(recipe, slice_)["cost"] is None
+    program["memory"] = {"fits": False}
+    assert plan(recipe, slice_)["step_seconds"] is None
+
+
+def test_a_program_that_is_too_large_is_said_to_lack_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lowered:
+        def compile(self) -> Any:
+            raise RuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. "
+                "Exceeded hbm capacity by 2.75G."
+            )
+
+    mesh = mesh_of(MeshConfig())
+    monkeypatch.setattr(planner, "_lowered", lambda recipe, topology: (mesh, Lowered()))
+    memory = compiled(RECIPE, Topology.named("v5e:2x4"))["memory"]
+    assert memory == {"total": 18.5 * 2**30, "limit": 15.75 * 2**30, "fits": False, "missing": 2.75 * 2**30}
+
+
+def test_what_ends_its_process_is_an_error_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(JaxgptError, match="its process ended with 1: it said nothing"):
+        plan(RECIPE, Topology.named("cpu:8"))
+
+
+PLANNED = [
+    *("plan", "nano", "--topology", "cpu:4", "--model.layers", "1", "--model.width", "16"),
+    *("--model.heads", "2", "--model.context", "16", "--mesh.fsdp", "2"),
+]
+
+
+def test_a_plan_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*PLANNED, "--json", tmp_path / "plan.json") == 0
+    figures, shown = json.loads((tmp_path / "plan.json").read_text()), capsys.readouterr().out
+    assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and figures["chips"] == 4
+    assert figures["tokens_per_step"] == 16 * 16 and figures["step_seconds"] is None
+    assert {each["axes"] for each in figures["collectives"]} <= {"data", "fsdp", "data x fsdp"}
+    assert "cpu:4: 4 x cpu (data=2 fsdp=2 tensor=1)" in shown and "all-gather over fsdp" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--mesh.fsdp", "3"], "it does not multiply to the 4 devices"),
+        (["--batch", "6"], "it does not divide over data x fsdp = 4"),
+    ],
+)
+def test_a_recipe_that_does_not_suit_the_slice_is_refused(flags: list[str], said: str, capsys: Any) -> None:
+    assert said in error_of(capsys, 2, *PLANNED, *flags)
+
+
+def test_what_does_not_fit_is_shown_and_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    too_large = {"total": 18.5 * 2**30, "limit": 15.75 * 2**30, "fits": False, "missing": 2.75 * 2**30}
+    program = {"device_kind": "TPU v5 lite", "mesh": {"data": 8}, "compile_seconds": 1.0, "memory": too_large}
+    unknown = dict.fromkeys(("collectives", "cycles", "bytes_accessed"))
+    monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology: program | unknown)
+    assert "a chip lacks 2.75 GiB" in error_of(capsys, 2, "plan", "nano", "--topology", "v5e:2x4")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["plan", "instruct", "--topology", "cpu:8"],
+        ["plan", "nano", "--topology", "tpu"],
+        ["plan", "nano", "--topology", "cpu:8", "--price-per-chip-hour", "0"],
+    ],
+)
+def test_what_cannot_be_planned_is_said_at_once(argv: list[str], capsys: Any) -> None:
+    error = error_of(capsys, 2, *argv)
+    assert any(said in error for said in ("such as nano", "names no slice", "greater than 0"))
