@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  Every fault gets one line and a code.
         if debug:
             traceback.print_exc()
-        print(f"jaxgpt: error: {_with_flag(str(explain(error)), args)}", file=sys.stderr)
+        message = _with_flag(str(explain(error)), args).replace("\n", "\\n")  # as in the name of a file
+        print(f"jaxgpt: error: {message}", file=sys.stderr)
         sys.exit(explain(error).exit_code)
     if code:
         sys.exit(code)

@@ -79,9 +79,11 @@ class CancelledError(JaxgptError):
 
 
 class DivergedError(JaxgptError):
-    """The loss or a gradient is no longer finite (exit code 76)."""
+    """A loss, a gradient or a parameter is no longer finite (exit code 76)."""
 
     exit_code = 76
+    step: int | None = None
+    """The step at which that was seen, where it is known."""
 
 
 def unreadable(path: str | Path | None, error: OSError, what: str = "cannot read") -> StorageError:

@@ -13,24 +13,39 @@ from jaxgpt.errors import ConfigError, unwritable
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write into. After the block it is flushed to the disk and takes the place of `path`.
+    """Yield a file to write into. After the block it is on the disk and takes the place of `path`.
 
     Raises StorageError where that fails. After this error, and after any error inside the block, the old file
-    is still there and unchanged.
+    is still there and unchanged. A device or a pipe, such as /dev/stdout, is written into as it is.
     """
+    path = path.resolve() if path.is_symlink() else path
     part = path.with_name(path.name + ".part")
     try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk. Raises OSError."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def refuse_occupied(path: Path) -> None:

@@ -30,7 +30,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row["step"], int):
                 raise TypeError
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             why = f"line {number} is not a JSON object with a whole number `step`"
             raise DataError("metrics are damaged", path=path, why=why, fix=f"remove line {number}") from None
         rows.append(row)

@@ -24,6 +24,7 @@ from jaxgpt.parallel import mesh_of
 from jaxgpt.text.batches import TrainingBatches, ValidationBatches
 from jaxgpt.text.manifest import MANIFEST_FILE, Manifest
 from jaxgpt.text.prepare import OtherDataError, prepare
+from jaxgpt.text.prepared import check_prepared
 from jaxgpt.text.shards import TokenStream, open_split
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_preparing
@@ -70,6 +71,7 @@ def pretraining(
     def open_data(own: Path, stop: Stop) -> TrainingData:
         show = stop.checked(progress)
         folder = given if _is_prepared(given) else _prepared(recipe, own, tell, show)
+        hosts.decide(lambda: check_prepared(folder, tokenizer, progress=show))
         train = open_split(folder, "train")
         val = open_split(folder, "val") if recipe.eval_every else None
         if val is not None and len(val) < 2:
@@ -87,6 +89,7 @@ def pretraining(
         return TrainingData(
             fingerprint=Manifest.load(folder).fingerprint,
             rows=batches.rows,
+            origins=batches.origins,
             events=[
                 *([] if val is None else _events(recipe, loss, val, tokenizer, mesh, show)),
                 *events_of(recipe, measurements, show),

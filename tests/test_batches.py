@@ -98,6 +98,15 @@ def test_rows_of_a_global_batch_follow_one_another_in_the_shuffled_stream(stream
     assert starts(training(stream, sequences=5), range(4)) == starts(training(stream, sequences=2), range(10))
 
 
+def test_a_row_says_where_it_was_read(stream: TokenStream) -> None:
+    batches = training(stream, stride=3, sequences=5)
+    for step in (0, 4):
+        rows = batches.rows(step, 0, 5)
+        for row, (place, [ids]) in enumerate(batches.origins(step)):
+            assert ids == [*rows.inputs_BT[row].tolist(), int(rows.targets_BT[row, -1])]
+            assert place == {"file": f"train_{ids[0] // 7:06d}.bin", "token": ids[0] % 7}
+
+
 @pytest.mark.parametrize(
     ("tokens", "context", "sequences"), [(101, 10, 4), (100, 10, 4), (102, 10, 3), (2, 10, 4)]
 )

@@ -258,6 +258,17 @@ def test_an_unfinished_directory_is_not_the_latest_step(tmp_path: Path) -> None:
     np.testing.assert_array_equal(restored["x"], [100, 100, 100])
 
 
+def test_a_save_is_done_when_every_file_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = set[Path]()
+    monkeypatch.setattr(checkpoint, "sync", synced.add)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, small(10), {})
+        checkpoints.wait()
+        assert synced == {tmp_path, tmp_path / "10", *(tmp_path / "10").rglob("*")} and len(synced) > 9
+
+
 def test_a_checkpoint_is_never_half_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is moved first. What is left where the process is killed meanwhile is gone after the next start."""
     with monkeypatch.context() as killed:
@@ -318,10 +329,12 @@ def test_a_full_disk_is_a_storage_error_however_one_hears_of_it(
 
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(StorageError, match="No space left on device; make room") as caught, checkpoints:
+        (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
         monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
         if leave == "wait":
             checkpoints.wait()
     assert caught.value.exit_code == 74 and str(tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []  # nothing is left of it
 
 
 def test_an_error_inside_is_not_hidden_by_a_failed_save(

@@ -97,6 +97,9 @@ def test_every_epoch_has_each_text_once_and_rows_fit_their_texts() -> None:
             assert set(ids[batch.length_B[row] :].tolist()) <= {PADDING}
             seen.append(ids[: batch.length_B[row]].tolist())
     assert sorted(seen[:6]) == sorted(seen[6:]) == sorted(DATA.ids) and seen[:6] != seen[6:]
+    told = [origin for step in range(3) for origin in texts.origins(step)]
+    assert [origin.texts for origin in told] == [[ids] for ids in seen]
+    assert [DATA.ids[origin.place["text"] - 1] for origin in told] == seen
     part = texts.rows(1, 2, 4)
     np.testing.assert_array_equal(part.inputs_BT, texts.rows(1, 0, 4).inputs_BT[2:])
 

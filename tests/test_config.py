@@ -179,7 +179,7 @@ def test_settings_of_other_formats(tmp_path: Path) -> None:
     """Format 0 is that of runs made before there was a number; a newer one is not guessed at."""
     save_config(TrainConfig(steps=3), tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored.pop("format") == 2 and stored.pop("backward_keeps") == "all"
+    assert stored.pop("format") == 2 and stored.pop("sha256") and stored.pop("backward_keeps") == "all"
     for before, kept in (({}, "all"), ({"format": 1, "remat": True}, "nothing"), ({"remat": False}, "all")):
         (tmp_path / "config.json").write_text(json.dumps(stored | before))
         assert read_config(tmp_path) == TrainConfig(steps=3, backward_keeps=kept)
@@ -190,8 +190,9 @@ def test_settings_of_other_formats(tmp_path: Path) -> None:
 
 
 def test_not_toml_is_a_config_error_and_no_file_a_missing_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not TOML"):
-        load_recipe(recipe(tmp_path, "steps ="))
+    for damaged in ("steps =", "steps = " + "9" * 5_000, "steps = " + "[" * 100_000):
+        with pytest.raises(ConfigError, match="not TOML"):
+            load_recipe(recipe(tmp_path, damaged))
     with pytest.raises(MissingError, match="did you mean 'nano'"):
         load_recipe("nanoo")
 
@@ -202,12 +203,48 @@ def test_saved_settings_read_back_the_same(tmp_path: Path) -> None:
     assert read_config(tmp_path) == config
 
 
+def test_every_flipped_bit_of_the_settings_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
+    """That of layer_norm_epsilon, say, would silently make another model."""
+    config = TrainConfig(model=GPTConfig(layers=2))
+    save_config(config, tmp_path)
+    path = tmp_path / "config.json"
+    content = path.read_bytes()
+    refused = 0
+    for place in range(0, 8 * len(content), 37):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            assert read_config(tmp_path) == config
+        except DataError:
+            refused += 1
+    assert refused > 0.8 * 8 * len(content) / 37
+    table = json.loads(content)
+    table["model"]["layers"] = 3
+    path.write_text(json.dumps(table))
+    with pytest.raises(DataError, match=r"settings have changed.*delete its sha256"):
+        read_config(tmp_path)
+    del table["sha256"]
+    path.write_text(json.dumps(table))
+    assert read_config(tmp_path).model.layers == 3
+
+
+def test_a_file_of_the_run_that_has_changed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.tiktoken").write_text("YQ== 0\n")
+    save_config(TrainConfig(), tmp_path, ["tokenizer.tiktoken"])
+    assert read_config(tmp_path) == TrainConfig()
+    (tmp_path / "tokenizer.tiktoken").write_text("YQ== 1\n")
+    with pytest.raises(DataError, match=r"a file of the run has changed \(.*tokenizer\.tiktoken\)"):
+        read_config(tmp_path)
+
+
 def test_damaged_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError):
         read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON"):
-        read_config(tmp_path)
+    for damaged in ("{", "[]", "[" * 100_000, "9" * 5_000):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(DataError, match="not JSON"):
+            read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"stepz": 3}))
     with pytest.raises(DataError, match="unknown key stepz"):
         read_config(tmp_path)

@@ -8,13 +8,14 @@ import json
 import os
 import sys
 import threading
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from jaxgpt.errors import BusyError, DataError, MissingError, StorageError
-from jaxgpt.text import text_files
+from jaxgpt.text import corpus, text_files
 from jaxgpt.text.corpus import Text, builtin_documents, open_texts
 from jaxgpt.text.download import DOWNLOADS, Download, cache_folder, fetch
 from jaxgpt.text.shards import ShardWriter
@@ -109,6 +110,33 @@ def test_a_pipe_is_read_once_and_kept(tmp_path):
     writer.join()
     assert text.name == str(tmp_path / "a.jsonl")
     assert [documents(text) for _ in range(2)] == [["wörter"], ["wörter"]]
+
+
+def test_a_pipe_that_nobody_writes_to_and_an_endless_device_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "WAIT", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MissingError, match=r"nobody writes to the pipe \(.*pipe\)"):
+        open_texts([str(tmp_path / "pipe")], spool=tmp_path / "spool")
+    for device in ("/dev/zero", "/dev/null"):
+        with pytest.raises(DataError, match=f"{device}.*it is a device"):
+            open_texts([device], spool=tmp_path / "spool")
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_writer_may_take_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "WAIT", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+
+    def write():
+        with (tmp_path / "pipe").open("wb") as file:
+            time.sleep(0.3)
+            file.write(b"late")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    (text,) = open_texts([str(tmp_path / "pipe")], spool=tmp_path / "spool")
+    writer.join()
+    assert documents(text) == ["late"]
 
 
 def test_lines_that_hold_no_text_are_passed_over_and_counted(tmp_path):

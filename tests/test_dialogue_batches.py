@@ -147,6 +147,11 @@ def test_an_epoch_has_each_row_once_and_hosts_share_a_batch(pack: bool) -> None:
     once = sum(int(rows.batch([n], 0, 1).weights_BT.sum()) for n in range(len(rows)))
     if 3 * len(rows) % 4 == 0:
         assert read == 3 * once
+    for batch, origins in zip(batches, map(training.origins, range(steps)), strict=True):
+        for inputs_T, (place, texts) in zip(batch.inputs_BT, origins, strict=True):
+            assert [list(rows._examples[number - 1].ids) for number in place["examples"]] == texts
+            read_ids = [token for ids in texts for token in ids[:-1]]
+            assert inputs_T[: len(read_ids)].tolist() == read_ids
     halves = [training.rows(1, begin, begin + 2) for begin in (0, 2)]
     for whole, first, second in zip(batches[1], *halves, strict=True):
         if whole is not None:

@@ -429,6 +429,11 @@ def test_weights_of_another_tokenizer_are_no_start(
     other = RankTokenizer({bytes([255 - byte]): byte for byte in range(256)})
     model = shutil.copytree(whole, tmp_path / "model")
     other.save(model / "tokenizer.tiktoken")
+    pretrain(tmp_path / "run", data, "--steps", "1", "--from", model, code=65)
+    assert f"a file of the run has changed ({model / 'tokenizer.tiktoken'})" in capsys.readouterr().err
+    config = json.loads((model / "config.json").read_text())
+    del config["files"], config["sha256"]
+    (model / "config.json").write_text(json.dumps(config))
     pretrain(tmp_path / "run", data, "--steps", "1", "--from", model, code=2)
     error = capsys.readouterr().err
     assert f"its tokenizer is {other.name}" in error and "the data's is bytes" in error

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
 from jaxgpt.errors import DivergedError, StoppedError
@@ -187,6 +188,22 @@ def test_an_event_that_measures_what_is_not_finite_ends_the_run_too(value: float
     assert caught.value.exit_code == 76
     assert run.steps_of("save") == [number for number in (4, 8) if number < step]
     assert run.logged("val_loss") == [number for number in (0, 4, 8) if number < step]
+
+
+@pytest.mark.parametrize(("value", "raised"), [(float("inf"), DivergedError), (1.0, KeyError)])
+def test_an_event_that_fails_on_a_state_that_is_not_finite_ends_the_run_as_diverged(
+    value: float, raised: type[Exception]
+) -> None:
+    """A sample's tokens, for one, may be outside the vocabulary then."""
+
+    def fail(state: Any) -> Row:
+        raise KeyError("token 99")
+
+    state: Any = {"w": jnp.array([0, value])}
+    with pytest.raises(raised) as caught:
+        train(state, Recorder(events=[Event("sample", 4, fail)]).loop(), start=0, measured=lambda *_: False)
+    if raised is DivergedError:
+        assert "diverged at step 0: not finite any more: w" in str(caught.value)
 
 
 def losses(run: Recorder, *values: float) -> Event:
@@ -427,7 +444,8 @@ def test_an_interrupted_run_leaves_the_rows_of_an_uninterrupted_one(
             events = [run.event("a", 4, acts["first event"]), run.event("b", 4, acts["second event"])]
             run.settings |= {"stop": stop, "sinks": [log], "events": events, "step": one}
             try:
-                run.train(start, log.has)
+                measured = {(row["step"], name) for row in log.rows() for name in row}
+                run.train(start, lambda *what: what in measured)
             except StoppedError:
                 run.calls.append(("stopped", -1))
         return run, log

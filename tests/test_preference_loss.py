@@ -186,6 +186,14 @@ def test_an_epoch_has_each_pair_once_and_hosts_share_a_batch(pairs: list[tuple[E
     )
     whole = training.rows(0, 0, 5)
     assert sorted(whole.reference_B2.ravel()) == [*range(10)] and whole.weight_B.tolist() == [1] * 5
+    origins = training.origins(0)
+    for origin, reference_2, inputs_2T in zip(
+        origins, whole.reference_B2, whole.sequences.inputs_BT, strict=True
+    ):
+        assert reference_2.tolist() == reference[origin.place["pair"] - 1].tolist()
+        assert [
+            inputs_T[: len(ids) - 1].tolist() for inputs_T, ids in zip(inputs_2T, origin.texts, strict=True)
+        ] == [ids[:-1] for ids in origin.texts]
     parts = training.rows(0, 0, 2), training.rows(0, 2, 5)
     for one, *others in zip(*(jax.tree.leaves(each) for each in (whole, *parts)), strict=True):
         np.testing.assert_array_equal(one, np.concatenate(others))

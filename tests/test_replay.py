@@ -13,7 +13,7 @@ from seen_html import Seen
 
 import jaxgpt
 from jaxgpt.config import TrainConfig, read_config, with_settings
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, DivergedError
 from jaxgpt.evaluation.document import Paragraph, Tokens
 from jaxgpt.evaluation.page import page
 from jaxgpt.evaluation.replayed import gradient_table, parts_of
@@ -185,10 +185,36 @@ def test_data_that_has_changed_is_refused(run: Path, tables_text: Path, tmp_path
     shutil.rmtree(folder / "data")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "other.txt").write_text(tables_text.read_text() + "more")
-    config["data"]["path"] = str(tmp_path / "other.txt")
+    config["data"]["path"], config["sha256"] = str(tmp_path / "other.txt"), None
     (folder / "config.json").write_text(json.dumps(config))
     assert exit_code("replay", folder, "--step", 2) == 2
     assert "it has trained on other tokens" in capsys.readouterr().err
+
+
+def test_what_a_step_has_read_that_diverged_is_written_down_and_replayed(
+    run: Path, tables_text: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert exit_code("replay", run) == 2
+    assert "the run has not diverged; name one with --step" in capsys.readouterr().err
+    out = shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(DivergedError) as caught:
+        train(out, tables_text, 14, **{"optim.learning_rate": 1e30, "optim.clip_norm": 0.0})
+    table, step = json.loads((out / "diverged.json").read_text()), caught.value.step
+    assert step is not None and table["step"] == step > 8 and table["why"] == str(caught.value)
+    assert [*table["batches"]] == [str(step - 1), str(step)]
+    stream = open_split(out / "data", "train")
+    for number, rows in table["batches"].items():
+        assert [row["texts"] for row in rows] == [
+            [bytes([first, *targets]).decode()] for first, targets in _windows(out, int(number))
+        ]
+        for row in rows:
+            ids = stream.read(row["token"], row["token"] + 17)
+            assert row["file"] == "train_000000.bin" and bytes(ids.tolist()).decode() == row["texts"][0]
+    assert exit_code("replay", out, "--texts", 1) == 0
+    assert f"Step {step} was reached from checkpoint {step - 1}" in capsys.readouterr().out
+    (out / "diverged.json").write_text('{"step": []}')
+    assert exit_code("replay", out) == 65
+    assert "the record of a divergence is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.slow

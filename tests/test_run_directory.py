@@ -17,6 +17,7 @@ from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.optim import adamw, averaged, learning_rate
 from jaxgpt.training.resume import Found
 from jaxgpt.training.run_directory import locked, restore_state, save_state, write_settings
+from jaxgpt.training.starts import changed_environment, recorded
 from jaxgpt.training.state import abstract_state, create_state
 from jaxgpt.training.trainable import Chosen
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, restore
@@ -90,9 +91,18 @@ def test_changed_settings_are_written_and_their_history_is_kept(begun: Path, tol
 def test_settings_that_cannot_be_written_are_a_storage_error(begun: Path, told: list[str]) -> None:
     (begun / "settings.jsonl").mkdir()
     longer = with_settings(NANO, {"steps": 900})
-    with pytest.raises(StorageError, match="cannot write the run's settings"):
+    with pytest.raises(StorageError, match="cannot write"):
         write_settings(begun, longer, BYTES, Found(5, NANO, "", frozenset()), told.append)
     assert read_config(begun) == NANO
+
+
+def test_other_versions_than_those_of_the_last_start_are_noticed(tmp_path: Path) -> None:
+    assert changed_environment(tmp_path) is None
+    with recorded(tmp_path, 0, 0.0):
+        assert changed_environment(tmp_path) is None
+    with (tmp_path / "starts.jsonl").open("a") as file:
+        file.write('[1]\n7\n{"environment": "jax 0.1"}\n')
+    assert changed_environment(tmp_path) == "jax 0.1"
 
 
 def test_a_directory_is_for_one_run_at_a_time(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.errors import DataError, MissingError
-from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Shard, Source, Split
-from jaxgpt.text.shards import ShardWriter, TokenStream, open_split, token_dtype
+from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Shard, Source, Split, token_dtype
+from jaxgpt.text.shards import ShardWriter, TokenStream, open_split
 
 IDS = np.arange(1000, 1025)
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +64,12 @@ def test_any_text_comes_back_from_its_ids(text):
 def test_a_million_times_the_same_is_encoded_exactly(unit, tail):
     text = unit * (1_000_000 // len(unit.encode())) + tail
     assert GPT2.decode_bytes(GPT2.encode_array(text).tolist()) == text.encode()
+
+
+def test_bytes_are_encoded_without_tiktoken_which_a_long_repetition_ends():
+    ids = BYTES.encode_array("ä" * 30_000_000)
+    assert ids.dtype == np.uint32 and len(ids) == 60_000_000 and ids[:2].tolist() == [*"ä".encode()]
+    assert BYTES.encode("zä") == BYTES.encoding.encode_ordinary("zä")
 
 
 @settings(deadline=None)

@@ -6,6 +6,7 @@ GPT-2 124M.
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import shlex
 import tomllib
@@ -18,7 +19,7 @@ from jaxgpt.config.finetuning import ClassifyConfig, InstructConfig, PreferenceC
 from jaxgpt.config.pretraining import TrainConfig
 from jaxgpt.config.recipe import RunConfig
 from jaxgpt.errors import ConfigError, DataError, MissingError
-from jaxgpt.files import write_atomically
+from jaxgpt.files import file_sha256, write_atomically
 
 CONFIG_FILE = "config.json"
 FORMAT = 2
@@ -68,7 +69,7 @@ def load_recipe(name_or_path: str, settings: Mapping[str, Any] | None = None) ->
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number of 5,000 digits
         fix = "correct the file at that place"
         if path.suffix != ".toml":
             text = shlex.quote(str(path))
@@ -163,17 +164,26 @@ def flag_of(name: str) -> str:
     return "--from" if name == "init_from" else "--" + name.replace("_", "-")
 
 
-def save_config(config: RunConfig, folder: Path) -> None:
-    """Write the settings of a run to config.json in its folder, whole or not at all."""
-    content = {"format": FORMAT, "task": task_of(config)} | dataclasses.asdict(config)
+def save_config(config: RunConfig, folder: Path, files: Iterable[str] = ()) -> None:
+    """Write the settings of a run to config.json in its folder, whole or not at all.
+
+    The file has a hash of the settings, and one of each of the `files` in the folder, by their names.
+    """
+    hashes = {name: file_sha256(folder / name) for name in files}
+    content = {"task": task_of(config), "files": hashes} | dataclasses.asdict(config)
+    content = {"format": FORMAT, "sha256": _sha256(content)} | content
     write_atomically(folder / CONFIG_FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_config(folder: Path) -> RunConfig:
     """Return the settings that a run was made with.
 
     Raises MissingError when the folder has no config.json, DataError when the file does not hold exactly the
-    settings of a run.
+    settings of a run, or when one of the files whose hash it has is another one now.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -183,17 +193,46 @@ def read_config(folder: Path) -> RunConfig:
     restore = "put back the file that the run wrote, or correct it by hand"
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        if not isinstance(table, dict):
+            raise ValueError(f"a table is expected, and it holds a {type(table).__name__}")
+    except (ValueError, RecursionError) as error:
         raise DataError("settings are not JSON", path=path, why=str(error), fix=restore) from None
-    written = table.pop("format", 0) if isinstance(table, dict) else 0
+    written = table.pop("format", 0)
     if written not in range(FORMAT + 1):
         why = f"its format is {written!r}, and this version of jaxgpt reads formats up to {FORMAT}"
         raise DataError("settings are in another format", path=path, why=why, fix="install a newer jaxgpt")
+    stated = table.pop("sha256", None)
+    found = _sha256(table)
+    files = table.pop("files", {})
+    if not isinstance(files, dict):
+        problems.append("files is not a table")
     kind = _kind(table, problems)
     fields = _checked(kind, _renamed(table), "", problems)
     if problems:
         raise DataError("settings have errors", path=path, why=", ".join(problems), fix=restore)
+    if stated not in (None, found):
+        raise DataError(
+            "settings have changed",
+            path=path,
+            why="they are not those that were written, whose hash is the entry sha256",
+            fix="put back the file that the run wrote; or, if you changed it on purpose, delete its sha256",
+        )
+    _check_files(folder, files)
     return _build(kind, fields)
+
+
+def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Raise DataError where a file of a run is not the one that was written, if it is there."""
+    for name, stated in hashes.items():
+        path = folder / name
+        if path.is_file() and file_sha256(path) != stated:
+            raise DataError(
+                "a file of the run has changed",
+                path=path,
+                why=f"its sha256 is not the one in {CONFIG_FILE}",
+                fix="put back the file that the run wrote; or, if you changed it on purpose, delete the "
+                f"entries files and sha256 of {CONFIG_FILE}",
+            )
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

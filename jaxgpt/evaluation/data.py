@@ -11,6 +11,7 @@ from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, MissingError
 from jaxgpt.text.corpus import Text, open_texts
 from jaxgpt.text.manifest import MANIFEST_FILE
+from jaxgpt.text.prepared import check_prepared
 from jaxgpt.text.shards import TokenStream, open_split
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
@@ -63,7 +64,9 @@ def open_validation(given: Path, own: Tokenizer | None, config: GPTConfig) -> Sc
     """
     inside = given / RUN_DATA
     folder = inside if not (given / MANIFEST_FILE).is_file() and (inside / MANIFEST_FILE).is_file() else given
-    tokens, of_data = open_split(folder, "val"), load_tokenizer(folder)
+    of_data = load_tokenizer(folder)
+    check_prepared(folder, of_data, splits=["val"])
+    tokens = open_split(folder, "val")
     # Without a tokenizer of the model, the numbers of ids must agree.
     same = of_data.vocab == config.vocab if own is None else of_data.sha256 == own.sha256
     if not same:

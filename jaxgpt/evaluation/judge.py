@@ -80,7 +80,7 @@ def _kept(path: Path, answers: Sequence[Answered]) -> list[Verdict]:
             if row | answer._asdict() != row:
                 raise ValueError("it holds verdicts of other answers")
             verdicts.append(Verdict(row["reply"], row["score"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             "a file of verdicts", path=path, why=str(error), fix="name another file with --out"
         ) from error

@@ -19,6 +19,7 @@ from jaxgpt.evaluation.document import Heading, Paragraph, Part, Picture, Table,
 from jaxgpt.evaluation.markdown import markdown
 from jaxgpt.evaluation.page import page
 from jaxgpt.evaluation.plots import loss_curves, new_figure
+from jaxgpt.files import write_atomically
 from jaxgpt.log import METRICS_FILE, TRAINED, Best, latest, read_rows, series
 from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
 from jaxgpt.training.devices import Devices, Rows, stages
@@ -41,7 +42,7 @@ def write_report(run_dir: Path) -> Path:
     title, parts = run_dir.resolve().name, report_parts(run_dir)
     for name, text in ((PAGE_FILE, page(title, parts)), (REPORT_FILE, markdown(title, parts))):
         # A sample may contain half of a surrogate pair, which UTF-8 cannot encode.
-        (run_dir / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_atomically(run_dir / name, text.encode(errors="backslashreplace"))
     return run_dir / REPORT_FILE
 
 

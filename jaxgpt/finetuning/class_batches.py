@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgpt.text.batch import Origin
 from jaxgpt.text.order import shuffled
 from jaxgpt.text.shown import Shown, token_texts
 from jaxgpt.text.tokenizer import Tokenizer
@@ -102,6 +103,13 @@ class TrainingTexts:
 
     def rows(self, step: int, start: int, stop: int) -> TextBatch:
         """Rows `start` to `stop` - 1 of the batch of a step, which is counted from 0."""
-        places = range(step * self._sequences, (step + 1) * self._sequences)
-        numbers = shuffled(places, len(self._data.ids), self._seed)
+        numbers = self._numbers(step)
         return self._form.batch(self._data, numbers[start:stop], self._form.length_for(self._data, numbers))
+
+    def origins(self, step: int) -> list[Origin]:
+        """Which text each row of the batch of a step is. The training texts are counted from 1."""
+        return [Origin({"text": number + 1}, [self._data.ids[number]]) for number in self._numbers(step)]
+
+    def _numbers(self, step: int) -> list[int]:
+        places = range(step * self._sequences, (step + 1) * self._sequences)
+        return shuffled(places, len(self._data.ids), self._seed)

@@ -111,7 +111,9 @@ def _task(
         if data.test.ids:
             run = functools.partial(measure, name="test", part=data.test)
             events.append(Event("test_loss", config.steps, run))
-        return TrainingData(fingerprint=data.fingerprint, rows=training.rows, events=events)
+        return TrainingData(
+            fingerprint=data.fingerprint, rows=training.rows, origins=training.origins, events=events
+        )
 
     tokens = sum(map(len, data.train.ids)) // len(data.train.ids)
     return Task(

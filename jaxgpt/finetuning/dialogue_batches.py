@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxgpt.inference.templates import Template
-from jaxgpt.text.batch import Batch
+from jaxgpt.text.batch import Batch, Origin
 from jaxgpt.text.dialogues import Dialogue, Message
 from jaxgpt.text.examples import Example, first_fit, padded, side_by_side
 from jaxgpt.text.order import shuffled
@@ -140,6 +140,12 @@ class DialogueRows:
         present = [row[0] for row in rows[start:stop] if row]
         return padded(present, length, rows=stop - start)
 
+    def origin(self, number: int) -> Origin:
+        """Which examples a row holds. The training examples are counted from 1."""
+        group = self._groups[number]
+        examples = [place + 1 for place in group]
+        return Origin({"examples": examples}, [list(self._examples[place].ids) for place in group])
+
 
 def row_length(lengths: Iterable[int], context: int) -> int:
     """The length to which examples of these lengths are padded together: a power of two, or the context."""
@@ -156,6 +162,9 @@ class Rows(Protocol):
     def batch(self, numbers: Sequence[int], start: int, stop: int, /) -> Any:
         """Rows `start` to `stop` - 1 of the batch of the rows with these numbers. -1 is an empty row."""
 
+    def origin(self, number: int, /) -> Origin:
+        """Which examples a row holds."""
+
 
 class TrainingRows:
     """The endless, shuffled sequence of batches. Every epoch has each row once, in an order of its own."""
@@ -166,8 +175,15 @@ class TrainingRows:
 
     def rows(self, step: int, start: int, stop: int) -> Any:
         """Rows `start` to `stop` - 1 of the batch of a step, which is counted from 0."""
+        return self._rows.batch(self._numbers(step), start, stop)
+
+    def origins(self, step: int) -> list[Origin]:
+        """Which examples each row of the batch of a step holds."""
+        return [self._rows.origin(number) for number in self._numbers(step)]
+
+    def _numbers(self, step: int) -> list[int]:
         places = range(step * self._sequences, (step + 1) * self._sequences)
-        return self._rows.batch(shuffled(places, len(self._rows), self._seed), start, stop)
+        return shuffled(places, len(self._rows), self._seed)
 
 
 class OrderedRows:

@@ -119,7 +119,9 @@ def _task(
         show = stop.checked(progress)
         events = _events(config, loss, tokenizer, data, mesh, show) if config.eval_every else []
         events += events_of(config, measurements, show, plain_params(config))
-        return TrainingData(fingerprint=data.fingerprint, rows=training.rows, events=events)
+        return TrainingData(
+            fingerprint=data.fingerprint, rows=training.rows, origins=training.origins, events=events
+        )
 
     return Task(
         mesh=mesh,

@@ -152,7 +152,13 @@ def _task(
         training = TrainingRows(train, sequences=config.sequences, seed=config.seed)
         events = _events(config, loss, tokenizer, val, data.question, mesh, show) if config.eval_every else []
         events += events_of(config, measurements, show, plain_params(config))
-        return TrainingData(fingerprint=data.fingerprint, rows=training.rows, begin=begin, events=events)
+        return TrainingData(
+            fingerprint=data.fingerprint,
+            rows=training.rows,
+            origins=training.origins,
+            begin=begin,
+            events=events,
+        )
 
     return Task(
         mesh=mesh,

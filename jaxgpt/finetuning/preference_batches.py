@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxgpt.finetuning.dialogue_batches import ended, row_length, spoken
 from jaxgpt.inference.templates import Template
-from jaxgpt.text.batch import Batch
+from jaxgpt.text.batch import Batch, Origin
 from jaxgpt.text.examples import Example, padded
 from jaxgpt.text.preferences import Pair
 from jaxgpt.text.shown import Shown, shown_texts
@@ -113,3 +113,7 @@ class PairRows:
         reference_B2[: len(mine)] = self._reference(len(self._pairs))[mine]
         weight_B = (np.arange(stop - start) < len(mine)).astype(np.float32)
         return PairBatch(sequences, reference_B2, weight_B)
+
+    def origin(self, number: int) -> Origin:
+        """Which pair a row is. The pairs are counted from 1."""
+        return Origin({"pair": number + 1}, [list(example.ids) for example in self._pairs[number]])

@@ -92,7 +92,7 @@ def read_examples(path: str | Path) -> list[Example]:
 def _example(line: str) -> Example:
     try:
         found: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(found, dict) or set(found) != set(FIELDS):
         keys = f"the keys {sorted(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"

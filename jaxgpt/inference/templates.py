@@ -232,7 +232,7 @@ def _stated(path: Path) -> str:
     fix = 'write {"chat": "instruction"} into the file, or delete it'
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError("not JSON", path=path, why=str(error), fix=fix) from error
     if not isinstance(found, dict) or set(found) != {"chat"} or found["chat"] not in NAMES:
         why = f"it must have one key, chat, whose value is one of {', '.join(NAMES)}"

@@ -22,6 +22,15 @@ class Batch(NamedTuple):
     """Which packed text each input belongs to; texts do not see one another."""
 
 
+class Origin(NamedTuple):
+    """Where a row of a training batch was read."""
+
+    place: dict[str, Any]
+    """The place, such as `{"file": "train_000000.bin", "token": 1024}` or `{"example": 7}`, as JSON."""
+    texts: list[list[int]]
+    """The token ids of each text of the row."""
+
+
 def shifted(windows_BT1: np.ndarray, weights_BT: np.ndarray | None = None) -> Batch:
     """Windows of T + 1 tokens as inputs and targets of T: the one place where the shift by one happens."""
     inputs_BT, targets_BT = windows_BT1[:, :-1], windows_BT1[:, 1:]

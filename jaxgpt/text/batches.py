@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from jaxgpt.errors import DataError
-from jaxgpt.text.batch import Batch, check_ids, shifted
+from jaxgpt.text.batch import Batch, Origin, check_ids, shifted
 from jaxgpt.text.shards import TokenStream
 
 
@@ -21,7 +21,7 @@ def window_starts(tokens: int, context: int, stride: int) -> range:
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of a stream, as a source for Grain: `windows[i]` is int32 [context + 1]."""
+    """All windows of a stream: `windows[i]` is int32 [context + 1]."""
 
     stream: TokenStream
     context: int
@@ -37,6 +37,11 @@ class Windows:
         start = number * self.stride
         return check_ids(self.stream.read(start, start + self.context + 1), self.vocab)
 
+    def origin(self, number: int) -> Origin:
+        """Return where a window was read."""
+        file, token = self.stream.place(number * self.stride)
+        return Origin({"file": file, "token": token}, [self[number].tolist()])
+
 
 class TrainingBatches:
     """The endless, shuffled sequence of global batches.
@@ -49,16 +54,24 @@ class TrainingBatches:
         self, stream: TokenStream, *, context: int, stride: int, sequences: int, seed: int, vocab: int
     ) -> None:
         """Take the stream; a batch has `sequences` windows. Raises DataError without a whole window."""
-        windows = Windows(stream, context, stride, vocab)
-        if len(windows) == 0:
+        self._windows = Windows(stream, context, stride, vocab)
+        self.windows, self.sequences = len(self._windows), sequences
+        if self.windows == 0:
             raise _too_short("training", len(stream), context + 1)
-        self.windows, self.sequences = len(windows), sequences
-        self._order = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+        self._order = grain.MapDataset.source(range(self.windows)).seed(seed).shuffle().repeat()
 
     def rows(self, step: int, start: int, stop: int) -> Batch:
         """Return rows `start` to `stop` - 1 of the global batch of a step, which is counted from 0."""
+        return shifted(np.stack([self._windows[number] for number in self._numbers(step, start, stop)]))
+
+    def origins(self, step: int) -> list[Origin]:
+        """Return where each row of the global batch of a step was read."""
+        return [self._windows.origin(number) for number in self._numbers(step, 0, self.sequences)]
+
+    def _numbers(self, step: int, start: int, stop: int) -> list[int]:
+        """Return the numbers of the windows in these rows of a step."""
         first = step * self.sequences
-        return shifted(np.stack([self._order[first + row] for row in range(start, stop)]))
+        return [int(self._order[first + row]) for row in range(start, stop)]
 
 
 class ValidationBatches:

@@ -8,8 +8,11 @@ as `.gz`. A pipe can be read only once, so it is kept in a file first.
 
 import gzip
 import hashlib
+import os
 import shutil
+import stat
 import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +24,11 @@ from jaxgpt.display import Progress
 from jaxgpt.errors import DataError, MissingError, unreadable, unwritable
 from jaxgpt.files import file_sha256
 from jaxgpt.text.download import DOWNLOADS, fetch
-from jaxgpt.text.text_files import Block, file_blocks
+from jaxgpt.text.text_files import BLOCK, Block, file_blocks
 
 BUILTIN = "builtin"
+WAIT = 10.0  # seconds until it is said that nobody writes to a pipe
+POLL = 0.01  # seconds between two looks
 
 
 @dataclass(frozen=True)
@@ -138,18 +143,46 @@ def _folder_texts(folder: Path) -> list[Text]:
 
 
 def _kept_pipe(pipe: Path, spool: Path) -> Path:
+    """Keep what is read from a pipe or a terminal.
+
+    Raises DataError for other devices, of which /dev/zero never ends, and MissingError where nobody writes.
+    """
     try:
-        with pipe.open("rb") as file:
-            return _kept(file, spool)
+        with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not (stat.S_ISFIFO(os.fstat(file.fileno()).st_mode) or file.isatty()):
+                fix = "name a file, a folder or a pipe"
+                raise DataError("not text", path=pipe, why="it is a device", fix=fix)
+            begun = b"" if file.isatty() else _first_bytes(file.fileno(), pipe)
+            os.set_blocking(file.fileno(), True)
+            return _kept(file, spool, begun)
     except OSError as error:
         raise unreadable(pipe, error) from error
 
 
-def _kept(source: BinaryIO, spool: Path) -> Path:
-    """Copy what can be read only once to the file `spool`, and return that."""
+def _first_bytes(pipe: int, path: Path) -> bytes:
+    """Read what is in a pipe, once somebody writes to it. To wait for nobody would never end."""
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end:
+        try:
+            if found := os.read(pipe, BLOCK):
+                return found
+        except BlockingIOError:  # somebody has opened it, and has not written yet
+            return b""
+        time.sleep(POLL)
+    raise MissingError(
+        "nobody writes to the pipe",
+        path=path,
+        why=f"no program has opened it for writing in {WAIT:g} seconds",
+        fix="start the program that writes to it first",
+    )
+
+
+def _kept(source: BinaryIO, spool: Path, begun: bytes = b"") -> Path:
+    """Copy what can be read only once to the file `spool`, behind what was read already, and return that."""
     try:
         spool.parent.mkdir(parents=True, exist_ok=True)
         with spool.open("wb") as file:
+            file.write(begun)
             shutil.copyfileobj(source, file)
     except OSError as error:
         raise unwritable(spool, error, "cannot keep what is read from a pipe") from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -75,7 +76,7 @@ class Manifest:
 
         Raises StorageError when writing fails.
         """
-        content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        content = json.dumps(asdict(self), indent=2) + "\n"  # in ASCII: a file's name need not be UTF-8
         write_atomically(Path(folder) / MANIFEST_FILE, content.encode())
 
     @classmethod
@@ -105,6 +106,11 @@ class Manifest:
             ) from error
 
 
+def token_dtype(vocab: int) -> str:
+    """Return the name of the smallest dtype for tokens that holds ids below `vocab`."""
+    return "uint16" if vocab <= 1 << 16 else "uint32"
+
+
 def decode_manifest(data: Any) -> Manifest:
     """Return the manifest that parsed JSON holds.
 
@@ -117,7 +123,32 @@ def decode_manifest(data: Any) -> Manifest:
         raise ValueError(f"its splits are {sorted(values['splits'])}, not {sorted(SPLITS)}")
     if values["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {values['dtype']!r}, not one of {sorted(DTYPES)}")
-    return _flat(Manifest, values)
+    manifest = _flat(Manifest, values)
+    if problems := _problems(manifest):
+        raise ValueError("; ".join(problems))
+    return manifest
+
+
+def _problems(manifest: Manifest) -> list[str]:
+    """What cannot be so in a manifest whose entries all have the right types."""
+    problems = []
+    if manifest.dtype != token_dtype(manifest.vocab):
+        problems.append(
+            f"dtype is {manifest.dtype}, but {manifest.vocab} ids need {token_dtype(manifest.vocab)}"
+        )
+    if not 0 <= manifest.end_of_text < manifest.vocab:
+        problems.append(f"end_of_text is {manifest.end_of_text}, and the vocabulary has {manifest.vocab} ids")
+    if not 0 <= manifest.val_fraction < 1:
+        problems.append(f"val_fraction is {manifest.val_fraction}, not from 0 to 1")
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    for name, count in Counter(shard.file for shard in shards).items():
+        if count > 1:
+            problems.append(f"the file {name!r} is there {count} times")
+        if name != Path(name).name or name in ("", "..") or "\0" in name:
+            problems.append(f"the file {name!r} is not a name in the folder")
+    if any(shard.tokens < 0 for shard in shards) or manifest.shard_tokens < 1:
+        problems.append("a number of tokens is less than it can be")
+    return problems
 
 
 def _decode_split(data: Any) -> Split:

@@ -29,8 +29,8 @@ from jaxgpt.errors import BusyError, ConfigError, DataError, unwritable
 from jaxgpt.files import write_atomically
 from jaxgpt.text.corpus import open_texts
 from jaxgpt.text.documents import Meter, Plan, cut_blocks, group_blocks, scan
-from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Split
-from jaxgpt.text.shards import ShardWriter, token_dtype
+from jaxgpt.text.manifest import MANIFEST_FILE, Manifest, Split, token_dtype
+from jaxgpt.text.shards import ShardWriter
 from jaxgpt.text.text_files import Block
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import load_preparing

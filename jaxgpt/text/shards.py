@@ -23,11 +23,6 @@ HEADER_BYTES = 1024
 LAYOUTS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
-def token_dtype(vocab: int) -> str:
-    """Return the name of the smallest dtype for tokens that holds ids below `vocab`."""
-    return "uint16" if vocab <= 1 << 16 else "uint32"
-
-
 def shard_header(dtype: str, tokens: int) -> bytes:
     """Return the header, 1024 bytes, of a shard of this dtype with so many tokens."""
     header = np.zeros(HEADER_BYTES // 4, "<i4")
@@ -148,6 +143,7 @@ class TokenStream:
         """
         problems: list[JaxgptError] = []
         self._parts: list[np.ndarray] = []
+        self._names = [Path(path).name for path in paths]
         for i, path in enumerate(paths):
             try:
                 self._parts.append(_map_shard(Path(path), expected[i].tokens if expected else None))
@@ -168,7 +164,7 @@ class TokenStream:
     def of(cls, ids: np.ndarray) -> "TokenStream":
         """Return a stream of ids [tokens] that are in memory."""
         stream = cls([])
-        stream._parts, stream._starts = [ids], [0, len(ids)]
+        stream._parts, stream._starts, stream._names = [ids], [0, len(ids)], ["memory"]
         return stream
 
     def __len__(self) -> int:
@@ -192,6 +188,18 @@ class TokenStream:
             ]
             at = end
         return tokens
+
+    def first_at_least(self, token: int) -> int | None:
+        """Return where the first id stands that is `token` or more; None where all are less."""
+        for start, part in zip(self._starts, self._parts, strict=False):
+            if part.size and int(part.max()) >= token:
+                return start + int(np.argmax(part >= token))
+        return None
+
+    def place(self, token: int) -> tuple[str, int]:
+        """Return the name of the file that holds a token, and the token's number in it, from 0."""
+        index = bisect_right(self._starts, token) - 1
+        return self._names[index], token - self._starts[index]
 
 
 def open_split(folder: str | Path, split: str) -> TokenStream:

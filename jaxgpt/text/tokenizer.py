@@ -25,6 +25,7 @@ from jaxgpt.files import write_atomically
 from jaxgpt.text.tokenizer_json import END_OF_TEXT, format_json
 
 TOKENIZER_FILE = "tokenizer.tiktoken"
+BYTES = "bytes"  # the name of the tokenizer whose tokens are the single bytes
 
 # GPT-2's split pattern, in the equivalent and faster form of tiktoken (tiktoken_ext/openai_public.py,
 # r50k_pat_str). A piece is either only whitespace, or at most one space followed by no whitespace.
@@ -176,11 +177,15 @@ class RankTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. Raises DataError for a lone surrogate, which is not Unicode text."""
         refuse_surrogates(text)
+        if self.name == BYTES:  # nothing merges; and a letter repeated without end overflows tiktoken's stack
+            return list(text.encode())
         return [token for part in _parts(text) for token in self.encoding.encode_ordinary(part)]
 
     def encode_array(self, text: str) -> np.ndarray:
         """Return the ids of a text as a uint32 array [tokens], without a Python integer for each."""
         refuse_surrogates(text)
+        if self.name == BYTES:
+            return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
         parts = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in _parts(text)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint32), *parts])
 
@@ -253,7 +258,7 @@ def _name(ranks: Mapping[bytes, int], sha256: str) -> str:
     if sha256 == GPT2_SHA256:
         return "gpt2"
     if len(ranks) == 256 and all(token[0] == rank for token, rank in ranks.items()):
-        return "bytes"
+        return BYTES
     return f"bpe-{sha256[:12]}"
 
 

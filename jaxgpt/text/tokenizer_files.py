@@ -15,7 +15,14 @@ from jaxgpt.text.tokenizer import (
     parse_ranks,
     rank_problems,
 )
-from jaxgpt.text.tokenizer_folder import JSON_FILE, MERGES_FILE, VOCAB_FILE, read_files
+from jaxgpt.text.tokenizer_folder import (
+    ADDED_FILE,
+    JSON_FILE,
+    MERGES_FILE,
+    SPECIAL_FILE,
+    VOCAB_FILE,
+    read_files,
+)
 from jaxgpt.text.tokenizer_json import parse_json
 
 
@@ -34,7 +41,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     path = Path(spec)
     if path.is_dir():
         path = tokenizer_in(path) or path
-    if path.is_dir() or not path.exists():
+    if not path.is_file():
         raise MissingError(
             "no tokenizer",
             path=spec,
@@ -77,3 +84,9 @@ def tokenizer_in(folder: Path) -> Path | None:
     """Return the file in a folder that holds its tokenizer, or the first of several, or None."""
     names = [TOKENIZER_FILE, JSON_FILE] + [VOCAB_FILE] * (folder / MERGES_FILE).is_file()
     return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def vocabulary_files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that say which text each id stands for."""
+    names = (TOKENIZER_FILE, JSON_FILE, VOCAB_FILE, MERGES_FILE, ADDED_FILE, SPECIAL_FILE)
+    return [name for name in names if (folder / name).is_file()]

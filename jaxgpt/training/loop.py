@@ -14,7 +14,7 @@ import jax
 
 from jaxgpt.errors import StoppedError
 from jaxgpt.log import Best
-from jaxgpt.training.divergence import refuse_non_finite
+from jaxgpt.training.divergence import refuse_non_finite, refuse_non_finite_arrays
 from jaxgpt.training.metrics import Sink
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop, StopRequested
@@ -179,6 +179,10 @@ def _run_events(loop: Loop, state: TrainState, number: int, events: Sequence[Eve
             measured = event.run(state)
         except StopRequested:
             return True
+        except Exception:
+            if jax.process_count() == 1:  # with parameters that are not finite, anything may fail
+                refuse_non_finite_arrays(number, state)
+            raise
         numbers = {name: float(value) for name, value in measured.items() if not isinstance(value, str)}
         refuse_non_finite(number, numbers)
         _write(loop, number, measured)

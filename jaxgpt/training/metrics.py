@@ -6,12 +6,12 @@ Floats are written so that they read back exactly. `jaxgpt.log` reads the rows.
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from jaxgpt.errors import ConfigError, StorageError
+from jaxgpt.files import write_atomically
 from jaxgpt.log import read_rows
 
 
@@ -34,7 +34,7 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._measured = {(row["step"], key) for row in read_rows(path) for key in row}
+        read_rows(path)  # raises where a line is no row
         try:
             with path.open("ab") as file:
                 file.truncate(path.read_bytes().rfind(b"\n") + 1)
@@ -50,15 +50,10 @@ class MetricsLog:
                 file.write(json.dumps(row).encode() + b"\n")
         except OSError as error:
             raise self._unwritable(error) from error
-        self._measured.update((step, key) for key in row)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, in the order they were written."""
         return read_rows(self._path)
-
-    def has(self, step: int, key: str) -> bool:
-        """Whether `key` was measured at `step`."""
-        return (step, key) in self._measured
 
     def cut_back(self, step: int) -> None:
         """Remove the rows of later steps, all at once. A run resumed at `step` writes them again."""
@@ -66,16 +61,7 @@ class MetricsLog:
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) == len(rows):
             return
-        shorter = self._path.with_name(self._path.name + ".tmp")
-        try:
-            with shorter.open("wb") as file:
-                file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            shorter.replace(self._path)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        self._measured = {(row["step"], key) for row in kept for key in row}
+        write_atomically(self._path, b"".join(json.dumps(row).encode() + b"\n" for row in kept))
 
     def close(self) -> None:
         """Do nothing: every row is in the file already."""

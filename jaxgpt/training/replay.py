@@ -20,7 +20,7 @@ from jax import Array
 
 from jaxgpt.config import EvaluationConfig, LanguageConfig, RunConfig, read_config, with_settings
 from jaxgpt.config.recipe import NO_METRIC
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.parallel import path_of
 from jaxgpt.text.shown import Shown
@@ -180,13 +180,19 @@ def settings_at(folder: Path, number: int) -> RunConfig:
     """The settings with which a run has trained a step, or would train it now.
 
     config.json has the latest ones, and each line of settings.jsonl says what was changed after which step.
+    Raises DataError where that file is damaged.
     """
     settings, path = read_config(folder), folder / SETTINGS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in map(json.loads, reversed(lines)):
-        if line["step"] < number:
-            break
-        settings = with_settings(settings, {name: before for name, (before, _) in line["changed"].items()})
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in map(json.loads, reversed(lines)):
+            if line["step"] < number:
+                break
+            old = {name: before for name, (before, _) in line["changed"].items()}
+            settings = with_settings(settings, old)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
+        why, fix = f"{type(error).__name__}: {error}", "put back the file that the run wrote"
+        raise DataError("the history of settings is damaged", path=path, why=why, fix=fix) from error
     return settings
 
 

@@ -20,12 +20,13 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.log import METRICS_FILE, TRAINED, Best, read_rows
 from jaxgpt.parallel import check_batch
 from jaxgpt.training.devices import device_facts
+from jaxgpt.training.divergence import written_down
 from jaxgpt.training.loop import Loop, stopped_error, train
 from jaxgpt.training.metrics import MetricsLog, Sink, TensorBoardSink, check_tensorboard
 from jaxgpt.training.resume import Found, accepted, find_run
 from jaxgpt.training.run_directory import DATA, locked, save_state, write_settings
 from jaxgpt.training.setup import set_up
-from jaxgpt.training.starts import recorded
+from jaxgpt.training.starts import changed_environment, recorded
 from jaxgpt.training.state import StepPrograms, compile_step, pass_by
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
@@ -183,6 +184,8 @@ def _train(
     setup = set_up(recipe, task, data)
     if found:
         tell(f"going on from step {start} of {folder}")
+        if before := changed_environment(folder):
+            tell(f"its numbers may differ in the last digits from here on: it has run with {before}")
         with waiting(f"reading checkpoint {start}", tell):
             state = setup.restored(folder, start)
         for path in paths_of(damaged):
@@ -228,7 +231,8 @@ def _train(
             best=best,
             save=functools.partial(save_state, checkpoints, data.fingerprint, base=base),
         )
-        state = train(state, loop, start=start, measured=functools.partial(_measured, found))
+        with written_down(folder, data.origins, task.tokenizer):
+            state = train(state, loop, start=start, measured=functools.partial(_measured, found))
         with waiting("saving", tell):
             checkpoints.wait()
     return int(state.step)

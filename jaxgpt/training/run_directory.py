@@ -26,7 +26,7 @@ from jaxgpt.files import write_atomically
 from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.parallel import abstract, shardings
 from jaxgpt.text.tokenizer import Tokenizer
-from jaxgpt.text.tokenizer_files import tokenizer_in
+from jaxgpt.text.tokenizer_files import tokenizer_in, vocabulary_files
 from jaxgpt.training.divergence import refuse_non_finite_arrays
 from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.optim import averaged
@@ -101,7 +101,7 @@ def write_settings(
                 if found is None or not (folder / name).is_file():
                     write_atomically(folder / name, content)
             if found is None or found.recipe != recipe:
-                save_config(recipe, folder)
+                save_config(recipe, folder, vocabulary_files(folder))
         except OSError as error:
             raise unwritable(folder, error, "cannot write the run's settings") from error
 
@@ -121,8 +121,10 @@ def _set_aside(folder: Path, tell: Callable[[str], None]) -> None:
 
 def _append_changes(folder: Path, found: Found, recipe: RunConfig) -> None:
     if changed := changes(found.recipe, recipe):
-        with (folder / SETTINGS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": found.step, "changed": changed}) + "\n")
+        path = folder / SETTINGS_FILE
+        before = path.read_bytes() if path.is_file() else b""
+        line = json.dumps({"step": found.step, "changed": changed}).encode() + b"\n"
+        write_atomically(path, before + line)
 
 
 def save_state(

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxgpt.errors import unwritable
 
@@ -59,14 +59,21 @@ def environment() -> str:
     return ", ".join([*packages, f"Python {platform.python_version()}", system])
 
 
+def changed_environment(folder: Path) -> str | None:
+    """What a run was last run with, where that is not what it is run with now. None where it is the same."""
+    before = read_starts(folder).environments[-1:]
+    return before[0] if before and before[0] != environment() else None
+
+
 def read_starts(folder: Path) -> Starts:
     """Read what is known. Older runs have no such file, and a line that was cut off does not count."""
     path = folder / STARTS_FILE
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    rows = []
+    found: list[Any] = []
     for line in lines:
-        with contextlib.suppress(ValueError):  # a process was killed while it wrote
-            rows.append(json.loads(line))
+        with contextlib.suppress(ValueError, RecursionError):  # a process was killed while it wrote
+            found.append(json.loads(line))
+    rows = [row for row in found if isinstance(row, dict)]
     commands = [row["command"] for row in rows if "command" in row]
     environments = [row["environment"] for row in rows if "environment" in row]
     seconds = [row["seconds"] for row in rows if "seconds" in row]

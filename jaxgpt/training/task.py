@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgpt.model.gpt import Model
+from jaxgpt.text.batch import Origin
 from jaxgpt.text.shown import Shown, shown_texts
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.training.loop import Event
@@ -34,6 +35,8 @@ class TrainingData:
 
     Steps are counted from 0.
     """
+    origins: Callable[[int], list[Origin]]
+    """`origins(step)` says where each row of a step's batch was read. Steps are counted from 0 here too."""
     begin: Callable[[TrainState], None] = lambda _: None
     """`begin(state)` is called once, with the state that a new run begins with."""
     events: Sequence[Event] = ()

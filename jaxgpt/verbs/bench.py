@@ -10,6 +10,7 @@ import tyro
 
 from jaxgpt.config import GPTConfig, Keeps, MeshConfig, load_recipe
 from jaxgpt.config.checks import require_positive
+from jaxgpt.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def run(args: BenchArgs) -> None:
             table.add_row(name, _shown(value))
     Console().print(table)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_atomically(args.json, (json.dumps(figures, indent=2) + "\n").encode())
 
 
 def _model(args: BenchArgs) -> GPTConfig:

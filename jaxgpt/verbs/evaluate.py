@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxgpt.errors import ConfigError
+from jaxgpt.files import write_atomically
 from jaxgpt.verbs.flags import AdapterFlags
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def run(args: EvaluateArgs) -> None:
     _show(figures)
     if args.json:
         found = json.dumps(_as_json(args, figures), indent=2, ensure_ascii=False)
-        args.json.write_text(found + "\n", encoding="utf-8")
+        write_atomically(args.json, (found + "\n").encode())
 
 
 def _as_json(args: EvaluateArgs, figures: list["Figure"]) -> dict[str, Any]:

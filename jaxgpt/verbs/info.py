@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxgpt.files import write_atomically
+
 if TYPE_CHECKING:
     import jax
 
@@ -141,4 +143,4 @@ def _write(path: Path, facts: list[tuple[str, str]], checks: list["Check"]) -> N
         }
         for check in checks
     ]
-    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(path, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())

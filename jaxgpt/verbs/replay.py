@@ -28,8 +28,8 @@ class ReplayArgs:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
-    step: int
-    """The step, counted from 1 as the log counts."""
+    step: int | None = None
+    """The step, counted from 1 as the log counts. Without it, the one at which the run diverged."""
     texts: int = 8
     """How many texts are shown here, those with the highest losses. The files have all of them."""
     html: Path | None = None
@@ -41,10 +41,12 @@ class ReplayArgs:
 def run(args: ReplayArgs) -> None:
     """Show the step on stdout, and write the files that are asked for."""
     from jaxgpt.display import note
+    from jaxgpt.errors import ConfigError
     from jaxgpt.evaluation.page import page
     from jaxgpt.evaluation.replayed import parts_of
     from jaxgpt.files import write_atomically
     from jaxgpt.runs import task_for
+    from jaxgpt.training.divergence import diverged_at
     from jaxgpt.training.replay import replay
     from jaxgpt.verbs.flags import check_output
 
@@ -54,17 +56,18 @@ def run(args: ReplayArgs) -> None:
     def task_of(recipe: "RunConfig") -> "Task":
         return task_for(recipe, tell=lambda _: None)[1]
 
-    found = replay(args.run, args.step, task_of, note)
+    step = args.step if args.step is not None else diverged_at(args.run)
+    if step is None:
+        why, fix = "none is named, and the run has not diverged", "name one with --step"
+        raise ConfigError("no step", path=args.run, why=why, fix=fix)
+    found = replay(args.run, step, task_of, note)
     parts = parts_of(found)
     _show(parts, args.texts)
-    files = {
-        args.html: page(f"{args.run.resolve().name}, step {args.step:,}", parts),
-        args.json: _json(found),
-    }
+    files = {args.html: page(f"{args.run.resolve().name}, step {step:,}", parts), args.json: _json(found)}
     for path, content in files.items():
         if path is not None:
             write_atomically(path, content.encode())
-            note(f"{path}: step {args.step:,} with {len(found.texts)} texts")
+            note(f"{path}: step {step:,} with {len(found.texts)} texts")
 
 
 def _show(parts: list["Part"], most: int) -> None:

@@ -22,7 +22,7 @@ from jaxgpt.weights.digests import model_digest
 from jaxgpt.weights.formats.peft import is_peft, open_peft
 from jaxgpt.weights.names import leaf_at, places, tree_of
 from jaxgpt.weights.params import RestorableTensors, part_of, read_params
-from jaxgpt.weights.run import head_of, is_run, named_step, one_device, step_of
+from jaxgpt.weights.run import head_of, hold_checkpoint, is_run, named_step, one_device
 from jaxgpt.weights.tensors import Head, StoredModel, Tensor
 
 ADAPTER = "adapter"  # the item of a checkpoint that holds adapters, and the head that trains with them
@@ -58,7 +58,8 @@ def loaded_already(adapter: str | Path) -> ConfigError:
 
 def _of_run(folder: Path, named: str | None) -> Adapter:
     config: Any = read_config(folder)
-    step, head = step_of(folder, config, named), head_of(config)
+    held, head = hold_checkpoint(folder, config, named), head_of(config)
+    step = held.step
     layers = range(*(config.span or (0, config.model.layers)))
     shapes = {
         path: (len(layers), *shape[1:]) for path, shape in adapter_shapes(config.model, config.lora).items()

@@ -8,7 +8,7 @@ import itertools
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from jax import Array
 
 from jaxgpt import hosts
 from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.files import sync
 from jaxgpt.parallel import path_of
 from jaxgpt.weights.digests import digests, is_key, kind, storable
+from jaxgpt.weights.kept import Kept
 
 CHECKPOINTS = "checkpoints"  # the name of their directory in a run directory
 # A checkpoint that is no longer kept is first moved into this folder. So none is ever half there.
 EVICTED = "evicted"
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that it still writes
 # Orbax has each device write a slice of an array that all of them hold. Small arrays are not worth slicing:
 # of a small model on eight devices, that took most of the time of a save.
 SLICE = 1 << 20  # bytes
@@ -58,8 +61,10 @@ class Checkpoints:
         """
         self.folder = folder.absolute()
         hosts.decide(lambda: _tidy(self.folder))
+        self._kept = Kept(self.folder, keep, best)
+        self._saving: int | None = None  # the step of a save that may not be on the disk yet
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Kept(keep, best),
+            preservation_policy=self._kept,
             cleanup_tmp_directories=True,
             todelete_subdir=EVICTED,
             # Orbax would otherwise make directories in the background. When that fails, its threads keep the
@@ -81,9 +86,9 @@ class Checkpoints:
         hosts.announce(error)  # the last save needs every process
         try:
             self._manager.close()
+            self._finish()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
-        self._delete_evicted()
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Begin to save the items and entries of a step; the arrays may be donated as soon as this returns.
@@ -96,6 +101,7 @@ class Checkpoints:
             name: ocp.args.PyTreeSave(storable(tree)) for name, tree in items.items()
         }
         try:
+            self._saving = step
             self._manager.save(
                 step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)), force=True
             )
@@ -106,15 +112,26 @@ class Checkpoints:
         """Wait until the last save is on disk. Raises StorageError when it could not be written."""
         try:
             self._manager.wait_until_finished()
+            self._finish()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
-        self._delete_evicted()
 
-    def _delete_evicted(self) -> None:
+    def _finish(self) -> None:
+        """Wait until the last save is on the disk, and not only with the system; then delete older ones."""
         if hosts.is_first():
+            if self._saving is not None:
+                _sync(self.folder / str(self._saving))
             shutil.rmtree(self.folder / EVICTED, ignore_errors=True)
+        self._saving = None
+        self._kept.let_go()
 
     def _failed(self, error: Exception) -> StorageError:
+        """The error of a save that failed. What was written of it is deleted."""
+        self._saving = None
+        self._kept.let_go()
+        if hosts.is_first():
+            for path in self.folder.glob(UNFINISHED):
+                shutil.rmtree(path, ignore_errors=True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return StorageError(
             "checkpoint not saved",
@@ -124,17 +141,10 @@ class Checkpoints:
         )
 
 
-class _Kept:
-    """Keep the newest checkpoints and the best one. Orbax's own way to keep the best lets NaN win."""
-
-    def __init__(self, keep: int, best: Callable[[], int | None]) -> None:
-        self._keep, self._best = keep, best
-
-    def should_preserve(self, checkpoints: Sequence[Any], **_: object) -> Sequence[bool]:
-        """Answer for each checkpoint, as Orbax asks before it deletes any."""
-        steps, best = [checkpoint.step for checkpoint in checkpoints], self._best()
-        newest = set(sorted(steps)[-self._keep :])
-        return [step in newest or step == best for step in steps]
+def _sync(checkpoint: Path) -> None:
+    """Wait until a checkpoint is on the disk. Raises OSError."""
+    for path in (*checkpoint.rglob("*"), checkpoint, checkpoint.parent):
+        sync(path)
 
 
 def latest_step(folder: Path, damaged: Collection[Path] = ()) -> int | None:

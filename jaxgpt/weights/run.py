@@ -1,8 +1,10 @@
 """Our own directories: the weights of a run are opened, and converted weights are written as a run."""
 
+import contextlib
 import dataclasses
 import functools
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from jaxgpt.config import (
     read_config,
     save_config,
 )
-from jaxgpt.errors import MissingError
+from jaxgpt.errors import MissingError, StorageError
 from jaxgpt.log import METRICS_FILE, Best, read_rows
 from jaxgpt.model.gpt import Params
 from jaxgpt.parallel import abstract, mesh_of
+from jaxgpt.text.tokenizer_files import vocabulary_files
 from jaxgpt.weights.checkpoint import (
     CHECKPOINTS,
     Checkpoints,
@@ -32,10 +35,13 @@ from jaxgpt.weights.checkpoint import (
     restore,
     restore_leaf,
 )
+from jaxgpt.weights.kept import Hold
 from jaxgpt.weights.names import Place, leaf_at, leaf_shapes, places, tree_of
 from jaxgpt.weights.params import RestorableTensors, part_of, read_params
 from jaxgpt.weights.tensors import DTYPES, Head, StoredModel, Tensor
 
+WAIT = 300.0  # seconds that a reader waits while a run replaces the checkpoint that it wants
+POLL = 0.02  # seconds between two looks
 BEST = "best"  # as a step: that of the best checkpoint
 
 
@@ -72,17 +78,17 @@ def open_run(folder: Path, wanted: str | None = None) -> StoredModel:
     damaged.
     """
     train = read_config(folder)
-    step = step_of(folder, train, wanted)
-    config, item, shapes = _saved(folder, train, step)
+    held = hold_checkpoint(folder, train, wanted)
+    config, item, shapes = _saved(folder, train, held.step)
     one = abstract(shapes, one_device())
 
     def restored(mesh: Mesh) -> Params:
-        params: Params = restore(folder / CHECKPOINTS, step, item, abstract(shapes, mesh))
+        params: Params = restore(folder / CHECKPOINTS, held.step, item, abstract(shapes, mesh))
         return params
 
     @functools.lru_cache(maxsize=1)  # the tensors of one leaf are asked for one after another, layer by layer
     def leaf(path: str) -> jax.Array:
-        return restore_leaf(folder / CHECKPOINTS, step, item, one, path)
+        return restore_leaf(folder / CHECKPOINTS, held.step, item, one, path)
 
     def tensor(place: Place) -> Tensor:
         dtype = np.dtype(leaf_at(shapes, place.path).dtype)
@@ -95,6 +101,27 @@ def open_run(folder: Path, wanted: str | None = None) -> StoredModel:
 def head_of(train: RunConfig) -> Head | None:
     """Return what the head of a run's classifier means; None of other runs."""
     return Head(train.labels, train.reads) if isinstance(train, ClassifyConfig) else None
+
+
+def hold_checkpoint(folder: Path, train: RunConfig, wanted: str | None) -> Hold:
+    """Hold the checkpoint that is wanted, so that a run which goes on training does not delete it.
+
+    While the run replaces its only checkpoint by a new one, this waits for the new one. Raises what `step_of`
+    raises, and StorageError where that takes too long.
+    """
+    end = time.monotonic() + WAIT
+    while True:
+        checkpoint = folder / CHECKPOINTS / str(step_of(folder, train, wanted))
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            return Hold(checkpoint)
+        if time.monotonic() > end:
+            raise StorageError(
+                "cannot read the checkpoint",
+                path=checkpoint,
+                why=f"its run has been replacing it for {WAIT:g} seconds",
+                fix="wait until the run has saved, or let it keep more checkpoints (--keep-checkpoints)",
+            )
+        time.sleep(POLL)
 
 
 def step_of(folder: Path, train: RunConfig, wanted: str | None) -> int:
@@ -147,12 +174,12 @@ def write_run(model: StoredModel, folder: Path) -> None:
     """
     params = read_params(model, one_device())
     folder.mkdir(parents=True, exist_ok=True)
-    if model.head is None:
-        save_config(TrainConfig(model=model.config), folder)
-    else:
-        reads: Any = model.head.reads  # checked when the settings are made
-        save_config(ClassifyConfig(model=model.config, labels=model.head.labels, reads=reads), folder)
     if model.tokenizer:
         model.tokenizer.save_in(folder)
+    settings: RunConfig = TrainConfig(model=model.config)
+    if model.head is not None:
+        reads: Any = model.head.reads  # checked when the settings are made
+        settings = ClassifyConfig(model=model.config, labels=model.head.labels, reads=reads)
+    save_config(settings, folder, vocabulary_files(folder))
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         checkpoints.save(0, {"params": params}, {})

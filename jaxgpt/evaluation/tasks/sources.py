@@ -146,7 +146,7 @@ def json_lines(content: bytes, read: Callable[[Any], Any], file: str) -> list[An
         if line.strip():
             try:
                 items.append(read(json.loads(line)))
-            except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
                 problems.append(f"line {number}: {error!r}")
     refuse(problems, items, file)
     return items

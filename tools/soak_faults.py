@@ -1,0 +1,188 @@
+"""Faults that are injected into small runs in this process, for tools/soak.py: damage, and divergence."""
+
+import functools
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jaxgpt
+from jaxgpt.errors import DivergedError, JaxgptError
+from jaxgpt.parallel import by_path
+from jaxgpt.training.divergence import DIVERGED_FILE
+from jaxgpt.weights.checkpoint import CHECKPOINTS, finished_steps, read_meta
+
+TEXT = "\n".join(f"{a} times {b} is {a * b}." for a in range(30) for b in range(30))
+SMALL: dict[str, Any] = {
+    "model.context": 16,
+    "model.layers": 1,
+    "model.heads": 1,
+    "model.width": 16,
+    "batch": 8,
+    "steps": 8,
+    "log_every": 1,
+    "eval_every": 4,
+    "eval_batches": 1,
+    "sample_tokens": 0,
+    "checkpoint_every": 4,
+}
+
+
+class Outcome(NamedTuple):
+    """What came out of some tries."""
+
+    figures: str
+    problems: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Damage a file of a run by a flipped bit, or cut, empty or delete it; then load it and train on."""
+
+    tries: int = 20
+    """How many files to damage."""
+    seed: int = 0
+    """The seed of the files and places."""
+    flips_only: bool = False
+    """Whether bits are flipped and nothing else."""
+
+    def run(self, folder: Path) -> Outcome:
+        draw, counts, problems = random.Random(self.seed), Counter[str](), list[str]()
+        begun = train(folder, folder / "begun")
+        shutil.copytree(begun, folder / "whole")
+        whole, sound = _resumed(folder, folder / "whole"), _weights(begun)
+        for number in range(self.tries):
+            out = folder / f"try-{number}"
+            shutil.copytree(begun, out)
+            what = self._damaged(out, draw)
+            outcomes = {
+                "load": (_attempt(functools.partial(_weights, out)), sound),
+                "resume": (_attempt(functools.partial(_resumed, folder, out)), whole),
+            }
+            for verb, (found, wanted) in outcomes.items():
+                if isinstance(found, JaxgptError):
+                    counts[f"{verb} refused"] += 1
+                elif isinstance(found, Exception):
+                    problems.append(f"{what}: {verb} raised {found!r}")
+                elif found == wanted:
+                    counts[f"{verb} went well"] += 1
+                else:
+                    problems.append(f"{what}: {verb} was silently wrong")
+            shutil.rmtree(out)
+        told = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        return Outcome(f"{self.tries} damaged files: {told}", problems)
+
+    def _damaged(self, out: Path, draw: random.Random) -> str:
+        newest = out / CHECKPOINTS / str(finished_steps(out / CHECKPOINTS)[-1])
+        areas = [
+            sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size),
+            [out / "config.json"],
+            [out / "tokenizer.tiktoken"],
+            sorted(path for path in (out / "data").iterdir() if path.suffix in (".bin", ".json")),
+        ]
+        path = draw.choice(draw.choice(areas))
+        kind = "flip" if self.flips_only else draw.choice(["flip", "flip", "cut", "empty", "delete"])
+        content = bytearray(path.read_bytes())
+        place = draw.randrange(len(content))
+        if kind == "flip":
+            content[place] ^= 1 << draw.randrange(8)
+        path.write_bytes({"flip": content, "cut": content[:place]}.get(kind, b""))
+        if kind == "delete":
+            path.unlink()
+        return f"{kind} {path.relative_to(out)} at {place}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """Train with rates that nothing withstands: exit code 76, the batch written down, nothing bad saved."""
+
+    tries: int = 10
+    """How many trainings."""
+    seed: int = 0
+    """The seed of their settings."""
+
+    def run(self, folder: Path) -> Outcome:
+        draw, seen, problems = random.Random(self.seed), Counter[str](), list[str]()
+        for number in range(self.tries):
+            settings = {
+                "optim.learning_rate": draw.choice([1e25, 1e30, 1e36, 3.4e38]),
+                "optim.clip_norm": draw.choice([0.0, 1.0]),
+                "optim.schedule": draw.choice(["constant", "cosine"]),
+                "optim.weight_decay": draw.choice([0.0, 0.1, 1e3]),
+                "optim.warmup_steps": draw.choice([0, 3]),
+                "optim.ema_decay": draw.choice([0.0, 0.9]),
+                "model.compute_dtype": draw.choice(["float32", "bfloat16"]),
+                "eval_every": draw.choice([0, 1, 3]),
+                "sample_tokens": draw.choice([0, 4]),
+                "checkpoint_every": draw.choice([1, 2, 100]),
+                "steps": 12,
+            }
+            out = folder / f"try-{number}"
+            found = _attempt(functools.partial(train, folder, out, **settings))
+            shown = json.dumps(settings)
+            if not isinstance(found, DivergedError):
+                problems.append(f"{shown}: ended with {found!r}")
+                continue
+            seen[str(found).partition(": ")[2].partition(" is ")[0].partition(": ")[0]] += 1
+            table = json.loads((out / DIVERGED_FILE).read_text()) if (out / DIVERGED_FILE).is_file() else {}
+            rows = table.get("batches", {}).get(str(found.step), [])
+            if (
+                table.get("step") != found.step
+                or len(rows) != 8
+                or not all(row["texts"][0] in TEXT for row in rows)
+            ):
+                problems.append(f"{shown}: the batch is not written down")
+            for step in finished_steps(out / CHECKPOINTS):
+                params = by_path(jaxgpt.load(f"{out}@{step}").params)
+                if bad := [path for path, leaf in params.items() if not np.isfinite(leaf).all()]:
+                    problems.append(f"{shown}: checkpoint {step} has numbers that are not finite in {bad}")
+            shutil.rmtree(out)
+        told = ", ".join(f"{name} {count}" for name, count in seen.most_common())
+        return Outcome(f"{self.tries} trainings: {sum(seen.values())} x 76, first seen in {told}", problems)
+
+
+def train(folder: Path, out: Path, **more: Any) -> Path:
+    """A small training, or its continuation."""
+    text = folder / "tables.txt"
+    if not text.exists():
+        text.write_text(TEXT)
+    settings = SMALL | {"data.path": str(text), "data.tokenizer": "bytes", "out_dir": str(out)} | more
+    return jaxgpt.train("nano", settings, progress=False).directory
+
+
+def _weights(out: Path) -> dict[str, bytes]:
+    """The parameters of a run's model, and the bytes of its tokens."""
+    lm = jaxgpt.load(out)
+    assert lm.tokenizer is not None, "a run has one"
+    tokens = {str(token): lm.tokenizer.decode_bytes([token]) for token in range(lm.config.vocab)}
+    return tokens | {path: np.asarray(leaf).tobytes() for path, leaf in by_path(lm.params).items()}
+
+
+def _resumed(folder: Path, out: Path) -> tuple[Any, ...]:
+    return left(train(folder, out, steps=10), 10)
+
+
+def left(out: Path, step: int) -> tuple[Any, ...]:
+    """What tells two runs apart: the losses of the log, and the digests of the last state."""
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    log = [
+        (row["step"], key, row[key])
+        for row in rows
+        for key in ("loss", "grad_norm", "val_loss")
+        if key in row
+    ]
+    return log, read_meta(out / CHECKPOINTS, step)["digests"]
+
+
+def _attempt(work: Callable[[], Any]) -> Any:
+    """The result of some work, or the error that it raised."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001  Every kind of error is an outcome.
+        return error
