@@ -375,7 +375,7 @@ for axis, task in zip(axes, data, strict=True):
     axis.set(title=task, xlabel="letters in the sequence", ylim=(-0.03, 1.06))
     axis.grid(alpha=0.3)
 axes[0].set_ylabel("share without a mistake")
-axes[0].legend(loc="lower left")
+axes[0].legend(loc="center right")
 plt.show()
 for (_, name), shares in accuracy.items():
     if name == "GRU":
