@@ -177,7 +177,7 @@ LENGTH = 16
 def hidden_words(ids, seed):
     """Batches of windows of a text, with hidden words."""
     windows = TrainingBatches(
-        TokenStream.of(ids), context=LENGTH, stride=LENGTH, sequences=128, seed=seed, vocab=tokenizer.vocab
+        TokenStream.of(ids), context=LENGTH, stride=LENGTH, sequences=64, seed=seed, vocab=tokenizer.vocab
     )
     return MaskedWords(plain=windows.rows, words=tokenizer.vocab, mask=MASK, seed=seed)
 
@@ -214,6 +214,7 @@ def drawn(key):
     return jax.tree_util.tree_map_with_path(larger, jax.jit(bert.init)(key))
 
 
+# %%
 optim = OptimConfig(learning_rate=3e-3, warmup_steps=word_steps // 10, weight_decay=0.01)
 trained = fit(
     drawn(jax.random.key(0)),

@@ -29,6 +29,7 @@ NOT_RUN = {
     "pip install '.[tpu": "it needs a TPU",
     "jaxgpt generate gpt2": "it downloads weights from the hub",
     "jaxgpt convert gpt2": "it downloads weights from the hub",
+    "jaxgpt plan gpt2 --topology v5e": "it needs TPUs' compiler, the extra `plan`",
     "jaxgpt pretrain gpt2-medium": "it needs 8 accelerators, or several hosts",
 }
 TYPED = {"jaxgpt chat": "Good morning.\n/quit\n"}  # what is typed into a command
