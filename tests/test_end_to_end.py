@@ -199,7 +199,8 @@ def test_a_learning_rate_is_changed_by_its_flag_only(
         f"[{place}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table[place].items() if v is not None)
         for place in ("model", "optim", "data", "mesh")
     ]
-    top = {k: v for k, v in table.items() if k != "format" and v is not None and not isinstance(v, dict)}
+    of_file = ("format", "sha256", "files")
+    top = {k: v for k, v in table.items() if k not in of_file and v is not None and not isinstance(v, dict)}
     edited.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in top.items()) + "".join(lines))
     edited.write_text(edited.read_text().replace("learning_rate = 0.02", "learning_rate = 0.01"))
     before = contents(out)
