@@ -4,8 +4,9 @@
 
 Each row is one change of the recipe `classify`. Each seed divides the table anew, and every row sees the same
 divisions, so that rows can be compared in pairs. With several learning rates, each row takes the one that is
-best on the validation texts of all seeds. The table goes to stdout and to table.md in the folder, and every
-single run to results.json. The same command again goes on where it was stopped.
+best on the validation texts, of all seeds or of the first ones (--choose-on 1 tries them on one seed alone).
+The table goes to stdout and to table.md in the folder, and every single run to results.json. The same command
+again goes on where it was stopped.
 
 With --tfidf, logistic regression on TF-IDF stands beside them; it needs scikit-learn.
 """
@@ -13,7 +14,7 @@ With --tfidf, logistic regression on TF-IDF stands beside them; it needs scikit-
 import dataclasses
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -64,6 +65,8 @@ class Args:
     """How often each training text is read."""
     learning_rates: tuple[float, ...] = (5e-5,)
     """The learning rates to choose from."""
+    choose_on: int | None = None
+    """How many seeds try every learning rate, if not all. The other seeds take the best one."""
     balance: bool = True
     """Whether each label keeps as many texts as the rarest one has."""
     val_fraction: float = 0.1
@@ -94,10 +97,10 @@ def main(args: Args) -> None:
     base = jaxgpt.load(args.model)
     results = []
     for name in args.rows:
-        for rate in args.learning_rates:
-            for seed in range(args.seeds):
-                results.append(_run(args, base, name, rate, seed))
-                note(f"{name}, learning rate {rate:g}, seed {seed}: {results[-1].test_accuracy:.2%}")
+        first = args.seeds if args.choose_on is None else min(args.choose_on, args.seeds)
+        tried = [_run(args, base, name, rate, seed) for rate in args.learning_rates for seed in range(first)]
+        rate = chosen(tried)[name][0].learning_rate
+        results += tried + [_run(args, base, name, rate, seed) for seed in range(first, args.seeds)]
     if args.tfidf:
         results += [_tfidf(args, seed) for seed in range(args.seeds)]
     written = table_of(results)
@@ -117,6 +120,7 @@ def _run(args: Args, base: LanguageModel, name: str, rate: float, seed: int) -> 
     recipe = dataclasses.replace(recipe, init_from=start, out_dir=str(folder), eval_every=10**6)
     rows = jaxgpt.train(recipe, progress=False).metrics
     val, test = ([row[key] for row in rows if key in row][-1] for key in ("val_accuracy", "test_accuracy"))
+    note(f"{name}, learning rate {rate:g}, seed {seed}: {test:.2%}")
     return Result(name, rate, seed, val, test)
 
 
@@ -162,14 +166,19 @@ def _tfidf(args: Args, seed: int) -> Result:
 
 
 def chosen(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Of each row, the runs with the learning rate that is best on the validation texts, seed by seed."""
+    """Of each row, the runs with the best learning rate.
+
+    It is the best on the validation texts of those seeds that ran with every learning rate.
+    """
     by_row: dict[str, dict[float, list[Result]]] = {}
     for result in results:
         by_row.setdefault(result.row, {}).setdefault(result.learning_rate, []).append(result)
-    return {
-        row: max(rates.values(), key=lambda runs: statistics.fmean(run.val_accuracy for run in runs))
-        for row, rates in by_row.items()
-    }
+    return {row: max(rates.values(), key=_accuracy_on(rates)) for row, rates in by_row.items()}
+
+
+def _accuracy_on(rates: dict[float, list[Result]]) -> Callable[[list[Result]], float]:
+    shared = set.intersection(*({run.seed for run in runs} for runs in rates.values()))
+    return lambda runs: statistics.fmean(run.val_accuracy for run in runs if run.seed in shared)
 
 
 def table_of(results: Sequence[Result]) -> str:
