@@ -65,16 +65,8 @@ def mesh_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises ConfigError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
-    stated = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % stated == 0:
-        sizes[sizes.index(-1)] = len(devices) // stated
-    if math.prod(sizes) != len(devices):
-        raise ConfigError(
-            f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor}",
-            why=f"it does not multiply to the {len(devices)} devices here",
-            fix="choose sizes whose product is that number, or -1 on one axis, which then takes what is left",
-        )
+    filled = config.over(len(devices))
+    sizes = filled.data, filled.fsdp, filled.tensor
     return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
 
 

@@ -368,7 +368,17 @@ FLAGS = {  # what scripts rely on
         "MODEL",
     ],
     "convert": ["--to", "--check", "--dtype", "--vocab", "--layer-norm-epsilon", "SRC", "DST"],
-    "plan": ["--topology", "--price-per-chip-hour", "--json", "--batch", "--mesh.fsdp", "CONFIG"],
+    "plan": [
+        "--topology",
+        "--search",
+        "--write",
+        "--price-per-chip-hour",
+        "--json",
+        "--no-cache",
+        "--batch",
+        "--mesh.fsdp",
+        "CONFIG",
+    ],
     "bench": ["train", "generate", "--preset", "--batch", "--prompt", "--new", "--json"],
 }
 

@@ -16,10 +16,18 @@ from jaxgpt.config import GPTConfig, MeshConfig, TrainConfig
 from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.parallel import mesh_of
 from jaxgpt.training import plan as planner
+from jaxgpt.training import plan_cache
 from jaxgpt.training.flops import count_parameters, train_flops_per_token
 from jaxgpt.training.plan import compiled, plan
 from jaxgpt.training.program_text import Collective, collectives, estimated_cycles
 from jaxgpt.training.topology import CHIPS, Topology
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "jaxgpt" / "plans"
 
 
 def error_of(capsys: pytest.CaptureFixture[str], code: int, *argv: Any) -> str:
@@ -173,7 +181,7 @@ def test_a_plan_reckons_with_what_the_maker_states(monkeypatch: pytest.MonkeyPat
         "cycles": None,
         "bytes_accessed": 8.19e9,
     }
-    monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology: program)
+    monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology, cache: program)
     recipe = dataclasses.replace(RECIPE, model=dataclasses.replace(TINY, compute_dtype="bfloat16"))
     slice_, flops = Topology.named("v5e:2x4"), 16 * 16 * train_flops_per_token(TINY)
     found = plan(recipe, slice_, price=2.0)
@@ -188,6 +196,8 @@ def test_a_plan_reckons_with_what_the_maker_states(monkeypatch: pytest.MonkeyPat
     program["cycles"] = 3e8
     assert plan(recipe, slice_)["step_seconds"] == pytest.approx(3e8 / CHIPS["v5e"].clock)
     assert plan(recipe, slice_)["cost"] is None
+    program["collectives"] = [{"sent": 200e9}]
+    assert plan(recipe, slice_)["step_seconds"] == pytest.approx(1.0), "no chip is faster than its links"
     program["memory"] = {"fits": False}
     assert plan(recipe, slice_)["step_seconds"] is None
 
@@ -218,13 +228,61 @@ PLANNED = [
 ]
 
 
-def test_a_plan_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert exit_code(*PLANNED, "--json", tmp_path / "plan.json") == 0
     figures, shown = json.loads((tmp_path / "plan.json").read_text()), capsys.readouterr().out
     assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and figures["chips"] == 4
     assert figures["tokens_per_step"] == 16 * 16 and figures["step_seconds"] is None
     assert {each["axes"] for each in figures["collectives"]} <= {"data", "fsdp", "data x fsdp"}
     assert "cpu:4: 4 x cpu (data=2 fsdp=2 tensor=1)" in shown and "all-gather over fsdp" in shown
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    assert exit_code(*PLANNED, "--out-dir", "elsewhere") == 0
+    again = capsys.readouterr().out
+    assert again.replace(", by an earlier plan", "").split() == shown.split() != again.split()
+    assert "its process ended with 1" in error_of(capsys, 70, *PLANNED, "--no-cache")
+
+
+def test_what_decides_a_program_decides_what_is_kept(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    made: list[TrainConfig] = []
+
+    def compiled_now(recipe: TrainConfig, topology: Topology, environment: dict[str, str]) -> dict[str, Any]:
+        made.append(recipe)
+        return {"memory": {"total": len(made)}}
+
+    def total(recipe: TrainConfig = RECIPE, topology: str = "cpu:8", **settings: Any) -> int:
+        found = planner.compiled_elsewhere(dataclasses.replace(recipe, **settings), Topology.named(topology))
+        return int(found["memory"]["total"])
+
+    monkeypatch.setattr(planner, "_compiled_now", compiled_now)
+    assert total() == total() == total(out_dir="elsewhere", log_every=3) == 1
+    assert total(batch=16) == 2 and total(topology="cpu:4") == 3
+    assert total(optim=dataclasses.replace(RECIPE.optim, ema_decay=0.5)) == 4
+    with monkeypatch.context() as changed:
+        changed.setenv("XLA_FLAGS", "--xla_dump_hlo_as_text")
+        assert total() == 5
+    with monkeypatch.context() as changed:
+        changed.setattr(plan_cache, "_sources", lambda: "other sources")
+        assert total() == 6
+    with monkeypatch.context() as changed:
+        changed.setattr("importlib.metadata.version", lambda name: "0.0")
+        assert total() == 7
+    (kept,) = (path for path in cache.iterdir() if json.loads(path.read_text())["memory"]["total"] == 1)
+    for damaged in (b"", b"{", b"[]", b"\xff", b"{}"):
+        kept.write_bytes(damaged)
+        before = len(made)
+        assert total() == total() == before + 1, "what cannot be read is compiled, and kept, again"
+
+
+def test_a_cache_folder_that_cannot_be_written_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(planner, "_compiled_now", lambda *_: {"memory": {"total": 7}})
+    found = planner.compiled_elsewhere(RECIPE, Topology.named("cpu:8"))
+    assert found == {"memory": {"total": 7}, "from_cache": False}
 
 
 @pytest.mark.parametrize(
@@ -241,8 +299,8 @@ def test_a_recipe_that_does_not_suit_the_slice_is_refused(flags: list[str], said
 def test_what_does_not_fit_is_shown_and_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     too_large = {"total": 18.5 * 2**30, "limit": 15.75 * 2**30, "fits": False, "missing": 2.75 * 2**30}
     program = {"device_kind": "TPU v5 lite", "mesh": {"data": 8}, "compile_seconds": 1.0, "memory": too_large}
-    unknown = dict.fromkeys(("collectives", "cycles", "bytes_accessed"))
-    monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology: program | unknown)
+    unknown = dict.fromkeys(("collectives", "cycles", "bytes_accessed")) | {"from_cache": True}
+    monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology, cache: program | unknown)
     assert "a chip lacks 2.75 GiB" in error_of(capsys, 2, "plan", "nano", "--topology", "v5e:2x4")
 
 

@@ -30,6 +30,7 @@ from jaxgpt.config.reading import (
     with_settings,
 )
 from jaxgpt.config.recipe import Keeps, MeshConfig, OptimConfig, RunConfig
+from jaxgpt.config.writing import recipe_text
 
 __all__ = [
     "CONFIG_FILE",
@@ -60,6 +61,7 @@ __all__ = [
     "load_recipe",
     "preset_names",
     "read_config",
+    "recipe_text",
     "recipes_folder",
     "save_config",
     "stated_in",

@@ -1,5 +1,6 @@
 """The settings of a training run: its data, its optimizer, its mesh and its intervals. Imports no JAX."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -113,6 +114,24 @@ class MeshConfig:
             require(size == -1 or size > 0, f"mesh.{name}", size, rule, fix=fix)
         sizes, fix = [self.data, self.fsdp, self.tensor], "give a number of devices for all axes but one"
         require(sizes.count(-1) < 2, "mesh", self, "-1 on one axis at most", fix=fix)
+
+    def over(self, devices: int) -> "MeshConfig":
+        """The mesh over so many devices, without a -1.
+
+        Raises ConfigError when the sizes do not multiply to the number of devices.
+        """
+        sizes = [self.data, self.fsdp, self.tensor]
+        stated = math.prod(size for size in sizes if size != -1)
+        if -1 in sizes and devices % stated == 0:
+            sizes[sizes.index(-1)] = devices // stated
+        if math.prod(sizes) != devices:
+            raise ConfigError(
+                f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}",
+                why=f"it does not multiply to the {devices} devices here",
+                fix="choose sizes whose product is that number, or -1 on one axis, which then takes what is "
+                "left",
+            )
+        return MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
 
 
 @dataclass(frozen=True, kw_only=True)

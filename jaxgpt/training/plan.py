@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jaxgpt.config import TrainConfig, read_config, save_config
 from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token
+from jaxgpt.training.plan_cache import keep, kept, place_of
 from jaxgpt.training.topology import Topology
 
 if TYPE_CHECKING:
@@ -24,18 +25,26 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 PROGRAM_FILE = "program.json"
+# The settings that decide the program of a training step. It is compiled from these alone.
+DECISIVE = (
+    *("model", "optim", "mesh", "batch", "accumulate", "steps"),
+    *("backward_keeps", "blocks", "loss_chunk"),
+)
 # What the TPU's compiler says of a program that is too large for the chip.
 _TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 
 
-def plan(recipe: TrainConfig, topology: Topology, *, price: float | None = None) -> dict[str, Any]:
+def plan(
+    recipe: TrainConfig, topology: Topology, *, price: float | None = None, cache: bool = True
+) -> dict[str, Any]:
     """Everything that can be said of training by this recipe on this slice, before anybody has it.
 
     `price` is that of a chip for an hour, in any currency. All times are the least that are possible, but for
-    those from the compiler's estimate of cycles. Raises ConfigError where the recipe does not suit the slice
-    or where the slice cannot be compiled for.
+    those from the compiler's estimate of cycles. With `cache`, what was compiled before is not compiled
+    again. Raises ConfigError where the recipe does not suit the slice or where the slice cannot be compiled
+    for.
     """
-    program = compiled_elsewhere(recipe, topology)
+    program = compiled_elsewhere(recipe, topology, cache=cache)
     tokens, chip = recipe.tokens_per_step, topology.facts
     flops = tokens * train_flops_per_token(recipe.model) / topology.size
     sent = sum(collective["sent"] for collective in program["collectives"] or ())
@@ -70,7 +79,8 @@ def _prospect(
     known = [bound for bound in bounds.values() if bound is not None]
     if not known:
         return prospect
-    seconds = bounds["cycles"] or max(known)
+    # The compiler's estimate is of what a chip does, and not of what it waits for.
+    seconds = max(bounds["cycles"], bounds["links"] or 0.0) if bounds["cycles"] else max(known)
     rate, total = recipe.tokens_per_step / seconds, recipe.steps * seconds
     hours = total * topology.size / 3600
     peak = peak_flops(device_kind, recipe.model.compute_dtype)
@@ -85,9 +95,25 @@ def _prospect(
     }
 
 
-def compiled_elsewhere(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
-    """What `compiled` says of the recipe's step, compiled in a process of its own."""
+def compiled_elsewhere(recipe: TrainConfig, topology: Topology, *, cache: bool = True) -> dict[str, Any]:
+    """What `compiled` says of the recipe's step, compiled in a process of its own, now or (`cache`) before.
+
+    `from_cache` says which.
+    """
+    recipe = TrainConfig(**{name: getattr(recipe, name) for name in DECISIVE})
     environment = topology.environment()
+    place = place_of(recipe, topology, environment) if cache else None
+    known = kept(place) if place else None
+    found = known or _compiled_now(recipe, topology, environment)
+    if place and not known:
+        keep(place, found)
+    if refused := found.get("refused"):
+        raise ConfigError.worded(refused)
+    return found | {"from_cache": known is not None}
+
+
+def _compiled_now(recipe: TrainConfig, topology: Topology, environment: dict[str, str]) -> dict[str, Any]:
+    """What a process that was started with these variables writes of the program, or why it refused."""
     with tempfile.TemporaryDirectory(prefix="jaxgpt-plan-") as folder:
         save_config(recipe, Path(folder))
         command = [sys.executable, "-m", "jaxgpt.training.plan", folder, str(topology)]
@@ -101,8 +127,6 @@ def compiled_elsewhere(recipe: TrainConfig, topology: Topology) -> dict[str, Any
                 fix="report this with the recipe; other settings of batch, mesh or blocks may compile",
             )
         found: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
-    if refused := found.get("refused"):
-        raise ConfigError.worded(refused)
     return found
 
 
