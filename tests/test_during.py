@@ -1,16 +1,21 @@
 """What a model is measured on as it trains: the same as afterwards, on a mesh, resumed, refused in time."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 from small_runs import TABLES, without_speed
 
 import jaxgpt
 from jaxgpt.config import RunConfig
+from jaxgpt.display import no_progress
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, MissingError
+from jaxgpt.evaluation.during import opened
 from jaxgpt.log import Best
 from jaxgpt.training.replay import replay
 from jaxgpt.weights.checkpoint import CHECKPOINTS
@@ -130,7 +135,7 @@ def test_a_run_that_goes_on_measures_what_one_does_that_went_through(
             r"--evaluation.data \(none.txt\): there is no such file",
         ),
         ({"evaluation.tasks": ["lambda"]}, ConfigError, r"no task lambda: .*did you mean lambada\?"),
-        ({"evaluation.tasks": ["lm-eval:arc"]}, ConfigError, r"jaxgpt evaluate RUN@STEP --tasks lm-eval:arc"),
+        ({"evaluation.tasks": ["lm-eval:arc"]}, ConfigError, r"pip install 'jaxgpt\[eval\]'"),
         ({"evaluation.stride": 17}, ConfigError, "stride = 17: the model's context is 16"),
         (
             {"best_metric": "1bw:paper/perplexity"},
@@ -148,10 +153,48 @@ def test_what_cannot_be_measured_is_said_before_anything_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("jaxgpt.training.run.compile_step", pytest.fail)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     best = {} if "best_metric" in settings else {"best_metric": "val_loss"}
     with pytest.raises(kind, match=said):
         train(tmp_path / "run", **best | settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_tasks_of_the_harness_are_measured_with_the_model_as_it_stands(
+    train: Callable[..., jaxgpt.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness itself is played here: it asks the model for two log-probabilities and an answer."""
+    seen: list[int | None] = []
+
+    def simple_evaluate(*, model: Any, tasks: list[str], limit: int | None, **_: Any) -> dict[str, Any]:
+        seen.append(limit)
+        pairs = [("3 times 4 is ", "12"), ("5 times 6 is ", "30")]
+        scored = model.loglikelihood([SimpleNamespace(args=pair) for pair in pairs])
+        asked = SimpleNamespace(args=("1 times ", {"until": ["."], "max_gen_toks": 4}))
+        (answer,) = model.generate_until([asked])
+        results = {"loglikelihood,none": sum(each for each, _ in scored), "length,none": len(answer)}
+        return {"results": dict.fromkeys(tasks, results)}
+
+    tasks = SimpleNamespace(TaskManager=lambda include_path: SimpleNamespace(all_tasks=["tables"]))
+    played = SimpleNamespace(simple_evaluate=simple_evaluate, tasks=tasks)
+    model = SimpleNamespace(LM=object)
+    for name, module in {"": played, ".evaluator": played, ".tasks": tasks, ".api.model": model}.items():
+        monkeypatch.setitem(sys.modules, f"lm_eval{name}", module)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.4")
+    asked = {"evaluation.tasks": ["lm-eval:tables"], "best_metric": "lm-eval:tables/loglikelihood"}
+    asked |= {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
+    run = train(tmp_path / "run", 2, **asked, **{"evaluation.limit": 7})
+    assert seen == [1, 7, 7]  # the rehearsal, before the first step, after the last one
+    lm = jaxgpt.load(run.directory)
+    found = jaxgpt.evaluate(lm, tasks=["lm-eval:tables"])
+    for name in ("lm-eval:tables/loglikelihood", "lm-eval:tables/length"):
+        values = [row[name] for row in run.metrics if name in row]
+        assert len(values) == 2 and values[-1] == pytest.approx(found[name].value, rel=1e-5)
+    with pytest.raises(ConfigError, match="did you mean lm-eval:tables/loglikelihood"):
+        train(tmp_path / "other", **asked | {"best_metric": "lm-eval:tables/likelihood"})
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"jaxgpt evaluate RUN@STEP --tasks lm-eval:tables"):
+        opened(jaxgpt.load_recipe("nano", asked), lm.tokenizer, no_progress)
 
 
 def test_a_damaged_file_of_a_task_is_said_before_anything_slow(

@@ -15,7 +15,7 @@ class EvaluationConfig:
     """What else the model is measured on during training: tasks that models are compared by, and a text."""
 
     tasks: tuple[str, ...] = ()
-    """Tasks as `jaxgpt evaluate --tasks` names them, such as hellaswag or lambada:paper.
+    """Tasks as `jaxgpt evaluate --tasks` names them, such as hellaswag, lambada:paper or lm-eval:arc_easy.
     Without a protocol behind a colon, all of the task are measured."""
     data: str | None = None
     """A text, or a folder that `jaxgpt prepare` made, of which the validation split is scored."""

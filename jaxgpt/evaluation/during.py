@@ -8,19 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxgpt import hosts
 from jaxgpt.config import EvaluationConfig, GPTConfig, LanguageConfig
 from jaxgpt.config.measured import TEXT
 from jaxgpt.display import Progress
 from jaxgpt.errors import ConfigError, MissingError
 from jaxgpt.evaluation.data import is_text, open_text, open_validation
-from jaxgpt.evaluation.figures import Figure, text_figures
+from jaxgpt.evaluation.figures import SLOTS, Figure, text_figures
+from jaxgpt.evaluation.harness import Requests, figure_names, harness_figures
 from jaxgpt.evaluation.tasks.scorer import Scorer
 from jaxgpt.evaluation.tasks.sources import check_limit, find_files
 from jaxgpt.evaluation.tasks.table import LM_EVAL, chosen, open_tasks, parted
 from jaxgpt.evaluation.tasks.task import figures_of
 from jaxgpt.evaluation.validation import Between
 from jaxgpt.evaluation.windows import check_stride
+from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.served import Served
 from jaxgpt.model.gpt import Params
 from jaxgpt.text.tokenizer import Tokenizer
@@ -41,22 +45,24 @@ def opened(recipe: LanguageConfig, tokenizer: Tokenizer, progress: Progress) -> 
     """What a recipe asks for, opened and checked before anything is compiled.
 
     Raises MissingError where a task's file or the text is not there, DataError where it is damaged, and
-    ConfigError for tasks, strides and limits that are impossible, for lm-eval's tasks, and where
-    `best_metric` is none of the figures.
+    ConfigError for tasks, strides and limits that are impossible, for lm-eval's tasks in several processes
+    or without the harness, and where `best_metric` is none of the figures.
     """
     asked, config = recipe.evaluation, recipe.model
     check_stride(asked.stride, config.context)
     check_limit(asked.limit)
     ours, theirs = parted(asked.tasks)
-    if theirs:
+    if theirs and jax.process_count() > 1:  # its engine runs on one host
         name = f"{LM_EVAL}{theirs[0]}"
         raise ConfigError(
             f"evaluation.tasks = {name}",
-            why="tasks of lm-evaluation-harness are not measured during training",
+            why="one process measures tasks of lm-evaluation-harness, and this training has several",
             fix=f"leave it out, and measure a checkpoint: jaxgpt evaluate RUN@STEP --tasks {name}",
         )
     try:
         found = _tasks(asked, ours, config, tokenizer, progress)
+        if theirs:
+            found.append(_harness(asked, theirs, tokenizer))
         if asked.data is not None:
             found.append(_text(asked, Path(asked.data), config, tokenizer))
     except MissingError as error:  # worded for the flags of `jaxgpt evaluate`
@@ -121,6 +127,18 @@ def _tasks(
         )
         for each in open_tasks(names, folder, progress)
     ]
+
+
+def _harness(asked: EvaluationConfig, names: list[str], tokenizer: Tokenizer) -> Measurement:
+    """Tasks of lm-evaluation-harness, as `jaxgpt evaluate --tasks lm-eval:NAME` measures them."""
+    folder = None if asked.data_dir is None else Path(asked.data_dir)
+
+    def measure(served: Served, between: Between) -> list[Figure]:
+        scorer = Scorer(served, tokenizer, show=between)
+        requests = Requests(scorer, Engine(served, slots=SLOTS, ends=tokenizer.ends))
+        return harness_figures(requests, names, folder=folder, limit=asked.limit)
+
+    return Measurement(figure_names(names, folder), measure)
 
 
 def _text(asked: EvaluationConfig, path: Path, config: GPTConfig, tokenizer: Tokenizer) -> Measurement:

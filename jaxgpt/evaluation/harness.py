@@ -2,7 +2,7 @@
 
 The harness asks three things of a model: how probable a continuation is, how probable a whole text is, and
 what comes next. `Requests` answers them with the scorer and the engine; `harness_figures` has the harness run
-its tasks on that, and takes its figures.
+its tasks on that, and takes its figures. `figure_names` tells beforehand which figures these will be.
 """
 
 import importlib
@@ -90,6 +90,34 @@ def harness_figures(
     Its standard errors are over the task's items. Raises ConfigError when the harness is not installed or
     has no such task.
     """
+    return _run(requests, tasks, folder, limit)
+
+
+def figure_names(tasks: Sequence[str], folder: Path | None = None) -> tuple[str, ...]:
+    """The names of the figures that `harness_figures` will give, found by a rehearsal without a model.
+
+    The harness runs the first item of each task, so the data that it needs are there afterwards. Raises what
+    `harness_figures` raises.
+    """
+    return tuple(figure.name for figure in _run(_NoModel(), tasks, folder, limit=1))
+
+
+class _NoModel:
+    """Answers the harness's requests where it does not matter how."""
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        return [(-1.0, False)] * len(pairs)
+
+    def rolling(self, texts: Sequence[str]) -> list[float]:
+        return [-1.0] * len(texts)
+
+    def generate(self, asked: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        return [""] * len(asked)
+
+
+def _run(
+    requests: Requests | _NoModel, tasks: Sequence[str], folder: Path | None, limit: int | None
+) -> list[Figure]:
     harness = _harness()
     manager = harness.tasks.TaskManager(include_path=None if folder is None else str(folder))
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
@@ -129,7 +157,7 @@ def _harness() -> Any:
         ) from error
 
 
-def _model(requests: Requests) -> Any:
+def _model(requests: Requests | _NoModel) -> Any:
     """The model as the harness takes it. Its base class exists only where the harness is installed."""
     base: Any = importlib.import_module("lm_eval.api.model").LM
 
