@@ -29,7 +29,7 @@ exhaustive: dev  ## further variants and many repetitions; for a release, and no
 	$(PYTEST) -m exhaustive -n 2 --dist loadfile
 
 notebooks: dev  ## runs every notebook (or ONLY=one), without a network; the executed copies are left in build/notebooks
-	$(PYTEST) -m notebook tests/test_notebooks.py $(if $(ONLY),-k $(ONLY))
+	$(PYTEST) -m notebook --durations=0 --durations-min=1 tests/test_notebooks.py $(if $(ONLY),-k $(ONLY),-n 2 --maxschedchunk 1)
 
 docs: $(VENV)/.docs  ## the documentation site, without a network; `make notebooks` before it gives the notebooks their results
 	$(BIN)/python tools/build_docs.py

@@ -311,7 +311,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /p
 
 
 @linux
-@pytest.mark.parametrize("keys", [b"\x04", b"\x03\x03"])
+@pytest.mark.parametrize("keys", [pytest.param(b"\x04", marks=pytest.mark.slow), b"\x03\x03"])
 def test_ctrl_d_and_a_second_ctrl_c_at_the_prompt_leave(lm_folder: Path, keys: bytes) -> None:
     terminal = Terminal(str(lm_folder))
     try:

@@ -5,9 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -557,31 +554,3 @@ def test_an_update_that_overflows_is_never_saved(
     )
     assert "diverged at step 13: not finite any more: params/" in capsys.readouterr().err
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"10", "12"}
-
-
-@pytest.mark.slow
-def test_a_killed_process_leaves_a_run_that_resumes(data: Path, tmp_path: Path) -> None:
-    """A run that is killed twice, at arbitrary moments, ends like one that was never interrupted."""
-    args = ["pretrain", "nano", *SHORT, "--data.path", str(data), "--steps", "60", "--checkpoint-every", "7"]
-    environment = os.environ | {"XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "jaxgpt", *args]
-
-    def rows(out: Path) -> int:
-        log = out / "metrics.jsonl"
-        return log.read_bytes().count(b'"loss"') if log.exists() else 0
-
-    subprocess.run(
-        [*command, "--out-dir", str(tmp_path / "whole")], check=True, env=environment, capture_output=True
-    )
-    for stop_at in (10, 35):
-        with subprocess.Popen(
-            [*command, "--out-dir", str(tmp_path / "run")], env=environment, stderr=-1
-        ) as process:
-            end = time.monotonic() + 120
-            while rows(tmp_path / "run") < stop_at and process.poll() is None and time.monotonic() < end:
-                time.sleep(0.01)
-            process.kill()
-    subprocess.run(
-        [*command, "--out-dir", str(tmp_path / "run")], check=True, env=environment, capture_output=True
-    )
-    assert measured(tmp_path / "run", *LOSSES) == measured(tmp_path / "whole", *LOSSES)

@@ -594,7 +594,7 @@ def test_what_two_processes_save_is_checked_without_waiting_for_ever(tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trains", ["all", "lora"])
+@pytest.mark.parametrize("trains", [pytest.param("all", marks=pytest.mark.exhaustive), "lora"])
 def test_two_processes_tune_preferences_and_measure_a_text_as_one(
     trains: str, bytes_base: Path, tmp_path: Path
 ) -> None:
@@ -630,10 +630,9 @@ def test_two_processes_tune_preferences_and_measure_a_text_as_one(
         np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("resumes", [3, pytest.param(20, marks=pytest.mark.exhaustive)])
-def test_resumes_in_a_row_train_as_one_run(resumes: int, data: Path, tmp_path: Path) -> None:
-    steps = resumes + 1
+@pytest.mark.exhaustive
+def test_twenty_resumes_in_a_row_train_as_one_run(data: Path, tmp_path: Path) -> None:
+    steps = 21
     args = pretrain(data, tmp_path / "run", "--eval-every", 1, "--eval-batches", 1, "--steps")
     for step in range(1, steps + 1):
         with Job(tmp_path / f"job-{step}", COMMAND_LINE, *args, step) as job:

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -213,12 +212,12 @@ def test_notebooks_have_no_network() -> None:
 
 @pytest.mark.notebook
 @SOURCES
-def test_it_runs(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs(source: Path, tmp_path: Path) -> None:
     """From the first cell to the last, in a kernel of its own. The executed copy is left in build/."""
     import nbformat
     from nbclient import NotebookClient
 
-    book, start = notebook_of(source), time.monotonic()
+    book = notebook_of(source)
     meshed = any("eight-devices" in cell.metadata.get("tags", ()) for cell in book.cells)
     resources = {"metadata": {"path": str(tmp_path)}}
     client = NotebookClient(book, timeout=CELL_SECONDS, kernel_name="python3", resources=resources)
@@ -227,5 +226,3 @@ def test_it_runs(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     finally:
         EXECUTED.mkdir(parents=True, exist_ok=True)
         nbformat.write(book, EXECUTED / f"{source.stem}.ipynb")
-        with capsys.disabled():
-            print(f"\n{source.stem}: {(time.monotonic() - start) / 60:.2f} minutes")

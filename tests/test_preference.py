@@ -104,7 +104,7 @@ def test_a_reference_that_is_lost_or_damaged_is_told(
     shutil.copytree(run, out)
     kept = out / "data" / "reference.npz"
     whole = kept.read_bytes()
-    for content in (whole[:-30], b"", None):
+    for content in (whole[:-30], None):
         kept.unlink() if content is None else kept.write_bytes(content)
         dpo(None, pairs, out, "--steps", "30", code=66 if content is None else 65)
         assert "the run has lost its reference" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from jaxgpt.config import GPTConfig, OptimConfig, Seq2SeqConfig
@@ -147,6 +148,7 @@ def test_dropout_has_another_mask_for_every_key() -> None:
     assert np.abs(some[0] - some[2]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_it_learns_to_reverse_and_writes_what_it_learned() -> None:
     data = Sequences(task="reverse", longest=2, letters=4)
     model = seq2seq.define(Seq2SeqConfig(vocab=data.vocab, layers=1, heads=2, width=32))

@@ -690,6 +690,7 @@ Engine.step = lambda self: forever(0.0).block_until_ready()
 """
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_what_runs_with_an_error_and_exits_with_0(saved: Path) -> None:
     with process_of(saved, SLOW.format(seconds=0.3)) as (process, _, connection):
         answer = connection.getresponse()

@@ -14,10 +14,10 @@ TOOLS = Path(__file__).parent.parent / "tools"
 @pytest.mark.parametrize(
     "argv",
     [
-        ["soak.py", "signals", "--tries", "4"],
+        ["soak.py", "signals", "--tries", "2"],
         ["soak.py", "kills", "--tries", "3"],
-        ["soak.py", "damage", "--tries", "12"],
-        ["soak.py", "divergence", "--tries", "4"],
+        ["soak.py", "damage", "--tries", "8"],
+        ["soak.py", "divergence", "--tries", "2"],
         ["soak.py", "data"],
         ["soak.py", "readers", "--tries", "30"],
         ["fuzz_text.py", "--files", "150"],
