@@ -182,7 +182,7 @@ def test_tasks_of_the_harness_are_measured_with_the_model_as_it_stands(
         monkeypatch.setitem(sys.modules, f"lm_eval{name}", module)
     monkeypatch.setattr("importlib.metadata.version", lambda _: "0.4")
     asked = {"evaluation.tasks": ["lm-eval:tables"], "best_metric": "lm-eval:tables/loglikelihood"}
-    asked |= {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
+    asked |= {"mesh.data": 8, "mesh.fsdp": 1, "mesh.tensor": 1}
     run = train(tmp_path / "run", 2, **asked, **{"evaluation.limit": 7})
     assert seen == [1, 7, 7]  # the rehearsal, before the first step, after the last one
     lm = jaxgpt.load(run.directory)
