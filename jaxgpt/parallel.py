@@ -183,13 +183,7 @@ def one_by_one(program: Callable[[Array], Any], arrays: Iterable[Array]) -> list
 
 def check_batch(sequences: int, mesh: Mesh) -> None:
     """Raises ConfigError unless the sequences of a micro-batch divide over the mesh's rows."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if sequences % rows:
-        raise ConfigError(
-            f"batch = {sequences}",
-            why=f"it does not divide over data x fsdp = {rows} devices",
-            fix="choose a multiple, or another mesh",
-        )
+    MeshConfig(**mesh.shape).check_batch(sequences)
 
 
 def place_rows(read: Callable[[int, int], Any], sequences: int, mesh: Mesh) -> Any:

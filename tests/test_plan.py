@@ -18,6 +18,7 @@ from jaxgpt.parallel import mesh_of
 from jaxgpt.training import plan as planner
 from jaxgpt.training import plan_cache
 from jaxgpt.training.flops import count_parameters, train_flops_per_token
+from jaxgpt.training.paper import on_paper
 from jaxgpt.training.plan import compiled, plan
 from jaxgpt.training.program_text import Collective, collectives, estimated_cycles
 from jaxgpt.training.topology import CHIPS, Topology
@@ -135,7 +136,7 @@ def test_the_collectives_of_a_compiled_program_are_those_it_must_have() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["v5e", "v5e:", "v5e:2x", "v5e:0x4", "v9:2x4", "cpu:2x4", "cpu:1000000", "8"]
+    "name", ["v5e", "v5e:", "v5e:2x", "v5e:0x4", "v9:2x4", "cpu:2x4", "cpu:1000000", "8", "h100:2x4"]
 )
 def test_a_name_of_no_slice_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"it names no slice; write the chip \(v5e, v5p, v6e\)"):
@@ -167,7 +168,11 @@ def test_data_parallel_training_sends_twice_the_gradients_of_each_micro_batch(ac
     stored = table + 4 * (count_parameters(TINY) - TINY.vocab * TINY.width)
     assert (reduced["kind"], reduced["axes"]) == ("all-reduce", "data")
     assert reduced["sent"] == pytest.approx(accumulate * 2 * 7 / 8 * (stored + table), rel=0.01)
+    paper = on_paper(recipe, Topology.named("h100:8"))
+    (theory,) = paper["collectives"]
+    assert reduced["sent"] == pytest.approx(theory["sent"] * (1 + table / stored), rel=0.01)
     memory = found["memory"]
+    assert memory["arguments"] == pytest.approx(paper["memory"]["arguments"], rel=0.02), "and the batch"
     assert 3 * stored < memory["arguments"] < 3.2 * stored and memory["fits"] is None
     assert memory["total"] == sum(memory[name] for name in ("arguments", "outputs", "temporaries", "code"))
     assert memory["temporaries"] > stored, "the gradients"
@@ -200,6 +205,72 @@ def test_a_plan_reckons_with_what_the_maker_states(monkeypatch: pytest.MonkeyPat
     assert plan(recipe, slice_)["step_seconds"] == pytest.approx(1.0), "no chip is faster than its links"
     program["memory"] = {"fits": False}
     assert plan(recipe, slice_)["step_seconds"] is None
+
+
+def test_gpus_are_reckoned_with_on_paper() -> None:
+    """By hand: GPT-2 124M, 8 sequences of 1,024 on each of 8 GPUs, in bfloat16."""
+    stored, tokens = 124_439_808 + 47 * 768, 8 * 1024
+    model = GPTConfig(compute_dtype="bfloat16")
+    recipe = TrainConfig(model=model, batch=64, backward_keeps="products")
+    found = plan(recipe, Topology.named("h100:8"), price=2.0)
+    logits = 2 * 4 * tokens * 50304
+    assert found["memory"] == {
+        "arguments": 12 * stored,
+        "temporaries": 4 * stored + 12 * 11 * tokens * 768 * 2 + logits,
+        "total": 16 * stored + 12 * 11 * tokens * 768 * 2 + logits,
+        "limit": 80e9,
+        "fits": None,
+        "missing": 0.0,
+    }
+    assert found["sent_per_chip"] == pytest.approx(2 * 2 * stored * 7 / 8)
+    seconds = tokens * train_flops_per_token(model) / 989.5e12
+    assert found["seconds"]["links"] == pytest.approx(found["sent_per_chip"] / 450e9)
+    assert found["step_seconds"] == pytest.approx(seconds) and found["cost"] is not None
+
+    def temporaries(**settings: Any) -> float:
+        changed = on_paper(dataclasses.replace(recipe, **settings), Topology.named("h100:8"))
+        return float(changed["memory"]["temporaries"])
+
+    twice = on_paper(dataclasses.replace(recipe, accumulate=2), Topology.named("h100:8"))
+    assert [(each["axes"], each["number"]) for each in twice["collectives"]] == [("data", 2)]
+    averaged = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, ema_decay=0.9))
+    assert on_paper(averaged, Topology.named("h100:8"))["memory"]["arguments"] == 16 * stored
+    assert temporaries() - temporaries(loss_chunk=256) == pytest.approx(0.75 * logits)
+    assert temporaries(accumulate=2) - temporaries() == 4 * stored
+    assert temporaries(backward_keeps="all") - temporaries() == pytest.approx(12 * 5 * tokens * 768 * 2)
+    assert temporaries(mesh=MeshConfig(fsdp=8)) == pytest.approx(temporaries() - 4 * stored * 7 / 8)
+    shared = on_paper(
+        dataclasses.replace(recipe, mesh=MeshConfig(tensor=2, fsdp=2)), Topology.named("h200:8")
+    )
+    assert {(each["kind"], each["axes"]): each["sent"] for each in shared["collectives"]} == pytest.approx(
+        {
+            ("all-reduce", "data"): 2 * (2 * stored / 4) / 2,
+            ("all-gather", "fsdp"): 2 * (2 * stored / 2) / 2,
+            ("reduce-scatter", "fsdp"): (2 * stored / 2) / 2,
+            ("all-reduce", "tensor"): 12 * 4 * 2 * (2 * tokens * 768 * 2) / 2,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["gpt2-xl", "--topology", "h100:8", "--batch", "2048", "--backward-keeps", "all"], "a chip lacks"),
+        (["nano", "--topology", "h100:8", "--batch", "6"], "it does not divide over data x fsdp = 8"),
+        (["nano", "--topology", "h100:16"], "plan for one machine: h100:8"),
+        (["nano", "--topology", "a100:8", "--search"], "nothing here compiles for GPUs"),
+    ],
+)
+def test_what_does_not_suit_gpus_is_refused(argv: list[str], said: str, capsys: Any) -> None:
+    assert said in error_of(capsys, 2, "plan", *argv)
+
+
+def test_a_plan_on_paper_says_so(capsys: Any) -> None:
+    assert exit_code("plan", "nano", "--topology", "h200:1") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "nothing was compiled: every figure is the least that is needed" in shown
+    assert "at least, of 131.32 GiB: it may fit" in shown
+    assert "tokens a second" not in shown, "in float32 no peak is known"
 
 
 def test_a_program_that_is_too_large_is_said_to_lack_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,16 @@ class MeshConfig:
             )
         return MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
 
+    def check_batch(self, sequences: int) -> None:
+        """Raise ConfigError unless the sequences of a micro-batch divide over this mesh, which has no -1."""
+        rows = self.data * self.fsdp
+        if sequences % rows:
+            raise ConfigError(
+                f"batch = {sequences}",
+                why=f"it does not divide over data x fsdp = {rows} devices",
+                fix="choose a multiple, or another mesh",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

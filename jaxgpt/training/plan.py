@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jaxgpt.config import TrainConfig, read_config, save_config
 from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token
+from jaxgpt.training.paper import on_paper
 from jaxgpt.training.plan_cache import keep, kept, place_of
 from jaxgpt.training.topology import Topology
 
@@ -41,15 +42,18 @@ def plan(
 
     `price` is that of a chip for an hour, in any currency. All times are the least that are possible, but for
     those from the compiler's estimate of cycles. With `cache`, what was compiled before is not compiled
-    again. Raises ConfigError where the recipe does not suit the slice or where the slice cannot be compiled
-    for.
+    again. GPUs are not compiled for: all figures of theirs are what is needed at least (`training.paper`).
+    Raises ConfigError where the recipe does not suit the slice or where the slice cannot be compiled for.
     """
-    program = compiled_elsewhere(recipe, topology, cache=cache)
+    if topology.on_paper:
+        program = on_paper(recipe, topology)
+    else:
+        program = compiled_elsewhere(recipe, topology, cache=cache)
     tokens, chip = recipe.tokens_per_step, topology.facts
     flops = tokens * train_flops_per_token(recipe.model) / topology.size
     sent = sum(collective["sent"] for collective in program["collectives"] or ())
     bounds: dict[str, float | None] = dict.fromkeys(("arithmetic", "memory", "links", "cycles"))
-    if chip is not None and program["memory"]["fits"]:
+    if chip is not None and program["memory"]["fits"] is not False:
         peak = peak_flops(program["device_kind"], recipe.model.compute_dtype)
         bounds["arithmetic"] = None if peak is None else flops / peak
         if program["bytes_accessed"]:
@@ -76,11 +80,11 @@ def _prospect(
     """Speed, time and cost that follow from the time of a step."""
     names = "step_seconds", "tokens_per_second", "utilisation", "train_seconds", "chip_hours", "cost"
     prospect: dict[str, Any] = dict.fromkeys(names)
-    known = [bound for bound in bounds.values() if bound is not None]
-    if not known:
+    known = {name: bound for name, bound in bounds.items() if bound is not None}
+    if not known.keys() - {"links"}:  # what a step sends says nothing of what it computes
         return prospect
     # The compiler's estimate is of what a chip does, and not of what it waits for.
-    seconds = max(bounds["cycles"], bounds["links"] or 0.0) if bounds["cycles"] else max(known)
+    seconds = max(bounds["cycles"], bounds["links"] or 0.0) if bounds["cycles"] else max(known.values())
     rate, total = recipe.tokens_per_step / seconds, recipe.steps * seconds
     hours = total * topology.size / 3600
     peak = peak_flops(device_kind, recipe.model.compute_dtype)

@@ -1,6 +1,7 @@
-"""Devices that are not here: slices of TPU chips, and simulated CPU devices, that a step is compiled for.
+"""Devices that are not here: slices of TPU chips and simulated CPU devices, to compile a step for, and GPUs.
 
-A slice is named by its chips and how they lie: `v5e:2x4`, `v5p:2x2x1`; `cpu:8` are eight devices of this CPU.
+A slice is named by its chips and how they lie: `v5e:2x4`, `v5p:2x2x1`; `cpu:8` are eight devices of this CPU,
+and `h100:8` are eight GPUs of one machine.
 """
 
 import importlib.util
@@ -35,7 +36,16 @@ CHIPS = {
     "v5p": Chip(95 * 2**30, 2765e9, 1200e9 / 2, 459e12 / (2 * 4 * 2 * 128**2)),  # two cores
     "v6e": Chip(32 * 2**30, 1638e9, 800e9 / 2, None),
 }
-SPELLED = re.compile(r"(?P<chip>cpu|" + "|".join(CHIPS) + r"):(?P<shape>[1-9]\d*(x[1-9]\d*){0,2})")
+# Source: NVIDIA's data sheet of each GPU in its SXM form, as of November 2026. The links are half of NVLink's
+# bandwidth, which counts both directions.
+GPUS = {
+    "a100": Chip(80e9, 2039e9, 600e9 / 2, None),  # A100 80GB
+    "h100": Chip(80e9, 3350e9, 900e9 / 2, None),
+    "h200": Chip(141e9, 4800e9, 900e9 / 2, None),
+}
+DEVICE_KINDS = {"a100": "NVIDIA A100-SXM4-80GB", "h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
+HOST = 8  # GPUs of one machine, which NVLink connects
+SPELLED = re.compile(r"(?P<chip>cpu|" + "|".join([*CHIPS, *GPUS]) + r"):(?P<shape>[1-9]\d*(x[1-9]\d*){0,2})")
 LARGEST = 4096  # devices
 
 
@@ -50,12 +60,19 @@ class Topology(NamedTuple):
         """The slice of this name. Raises ConfigError for a name that says none."""
         found = SPELLED.fullmatch(name)
         shape = tuple(map(int, found["shape"].split("x"))) if found else ()
-        if found is None or (found["chip"] == "cpu" and len(shape) > 1) or math.prod(shape) > LARGEST:
+        flat = found is not None and found["chip"] not in CHIPS
+        if found is None or (flat and len(shape) > 1) or math.prod(shape) > LARGEST:
             raise ConfigError(
                 f"topology = {name}",
                 why="it names no slice",
                 fix=f"write the chip ({', '.join(CHIPS)}) and how many lie in each direction, such as "
-                "v5e:2x4 or v5p:2x2x1; or cpu:8",
+                f"v5e:2x4 or v5p:2x2x1; or a GPU ({', '.join(GPUS)}) and how many, such as h100:8; or cpu:8",
+            )
+        if found["chip"] in GPUS and shape[0] > HOST:
+            raise ConfigError(
+                f"topology = {name}",
+                why=f"what connects GPUs of several machines is not known; one has up to {HOST}",
+                fix=f"plan for one machine: {found['chip']}:{HOST}",
             )
         return cls(found["chip"], shape)
 
@@ -70,7 +87,17 @@ class Topology(NamedTuple):
     @property
     def facts(self) -> Chip | None:
         """What the maker states of the chip; None of a CPU."""
-        return CHIPS.get(self.chip)
+        return (CHIPS | GPUS).get(self.chip)
+
+    @property
+    def on_paper(self) -> bool:
+        """Whether there is no compiler for these chips here."""
+        return self.chip in GPUS
+
+    @property
+    def device_kind(self) -> str | None:
+        """What JAX calls a GPU; None of other chips, which say it themselves."""
+        return DEVICE_KINDS.get(self.chip)
 
     def environment(self) -> dict[str, str]:
         """The variables that a process must be started with to compile for this slice.

@@ -14,7 +14,8 @@ class PlanArgs:
 
     topology: str
     """The slice: chips and how many lie in each direction, such as v5e:2x4 or v5p:2x2x1.
-    cpu:8 are eight devices of this CPU; for them there is no time, only what a device needs and sends."""
+    cpu:8 are eight devices of this CPU; for them there is no time, only what a device needs and sends.
+    For GPUs of one machine, such as h100:8, nothing is compiled: that plan is an estimate on paper."""
     search: bool = False
     """Look for the fastest setting that fits: micro-batch, mesh, --backward-keeps and --loss-chunk.
     A step keeps its number of sequences. Each setting is compiled, which takes its time."""
@@ -55,10 +56,15 @@ def run(asked: tuple[TrainConfig, PlanArgs]) -> None:
     check_output("--write", args.write)
 
     def measure(recipe: TrainConfig, what: str = "the training step") -> dict[str, Any]:
-        with waiting(f"compiling {what} for {topology}"):
+        doing = "reckoning" if topology.on_paper else "compiling"
+        with waiting(f"{doing} {what} for {topology}"):
             return plan(recipe, topology, price=price, cache=args.cache)
 
     fix = SMALLER
+    if args.search and topology.on_paper:
+        why = "nothing here compiles for GPUs, and on paper the settings are all equally fast"
+        fix = "plan for single settings, or search for a TPU slice"
+        raise ConfigError(f"--search for {topology}", why=why, fix=fix)
     if args.search:
         from jaxgpt.verbs.plan_search import FEWER, searched
 

@@ -24,14 +24,18 @@ def show(rows: Iterable[tuple[str, ...]], columns: Iterable[str] = ()) -> None:
 def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The plan as a person reads it: names and texts."""
     memory, seconds = figures["memory"], figures["seconds"]
-    before = ", by an earlier plan" if figures["from_cache"] else ""
+    on_paper = figures.get("on_paper", False)
+    made = "on paper", "nothing was compiled: every figure is the least that is needed"
+    if not on_paper:
+        before = ", by an earlier plan" if figures["from_cache"] else ""
+        made = "compiled in", f"{figures['compile_seconds']:.1f} s{before}"
     axes = " ".join(f"{name}={size}" for name, size in figures["mesh"].items())
     found = [
         ("slice", f"{figures['topology']}: {figures['chips']} x {figures['device_kind']} ({axes})"),
         ("model", f"{figures['parameters']:,} parameters"),
         ("training", f"{figures['steps']:,} steps of {figures['tokens_per_step']:,} tokens"),
-        ("compiled in", f"{figures['compile_seconds']:.1f} s{before}"),
-        ("memory of a chip", _shown_memory(memory)),
+        made,
+        ("memory of a chip", _shown_memory(memory, "at least" if on_paper else "by the compiler's account")),
         *((f"  {name}", shown_bytes(memory[name])) for name in memory if name in PARTS),
         *(
             (
@@ -49,12 +53,12 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if figures["step_seconds"] is None:
         return found
-    least = "at best: by the longest of these times"
+    least, most = "at best: by the longest of these times", "at most " if on_paper else ""
     basis = "by the compiler's estimate" if figures["step_seconds"] == seconds["cycles"] else least
     found += [
         ("a step", f"{figures['step_seconds'] * 1e3:,.4g} ms, {basis}"),
-        ("speed", f"{figures['tokens_per_second']:,.0f} tokens a second"),
-        ("utilisation", f"{figures['utilisation']:.1%}" if figures["utilisation"] else "unknown"),
+        ("speed", f"{most}{figures['tokens_per_second']:,.0f} tokens a second"),
+        *([] if on_paper else [("utilisation", _share(figures["utilisation"]))]),
         (
             "whole training",
             f"{duration(figures['train_seconds'])}, {figures['chip_hours']:,.1f} chip hours; steps alone",
@@ -72,14 +76,17 @@ LEAST = {
 }
 
 
-def _shown_memory(memory: dict[str, Any]) -> str:
-    needs = f"{shown_bytes(memory['total'])} by the compiler's account"
-    if memory["fits"] is None:
+def _share(utilisation: float | None) -> str:
+    return "unknown" if utilisation is None else f"{utilisation:.1%}"
+
+
+def _shown_memory(memory: dict[str, Any], said: str) -> str:
+    needs = f"{shown_bytes(memory['total'])} {said}"
+    if memory["limit"] is None:
         return needs
-    verdict = (
-        "it fits" if memory["fits"] else f"it does NOT fit: {shown_bytes(memory['missing'])} are missing"
-    )
-    return f"{needs}, of {shown_bytes(memory['limit'])}: {verdict}"
+    verdict = {True: "it fits", None: "it may fit"}.get(memory["fits"])
+    lacks = f"it does NOT fit: {shown_bytes(memory['missing'])} are missing"
+    return f"{needs}, of {shown_bytes(memory['limit'])}: {verdict or lacks}"
 
 
 def shown_bytes(size: float) -> str:
