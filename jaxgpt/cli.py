@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -153,6 +154,11 @@ def _run(args: list[str]) -> int | str | None:
     versions = importlib.metadata.version("jaxgpt"), platform.python_version()
     logger.debug("jaxgpt %s on Python %s: %s", *versions, arguments)
     named = () if verb.arguments else (_named(rest, arguments), stated_in(rest[0]))
+    # JAX takes seconds to import. The processes of a job would meet at the lock, which the run takes once.
+    if isinstance(arguments, RunConfig) and not arguments.distributed and "jax" not in sys.modules:
+        from jaxgpt.training.lock import refuse_in_use
+
+        refuse_in_use(Path(arguments.out_dir))
     start = time.perf_counter()
     importlib.import_module(f"jaxgpt.verbs.{verb.module}").run(arguments, *named)
     logger.debug("%s took %.2f s", name, time.perf_counter() - start)

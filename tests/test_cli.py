@@ -4,6 +4,8 @@ import ast
 import io
 import itertools
 import json
+import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -23,6 +25,7 @@ from jaxgpt.config import TrainConfig, save_config
 from jaxgpt.display import write_text
 from jaxgpt.errors import BusyError, DivergedError, JaxgptError, StoppedError
 from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training.lock import RunLock
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -202,6 +205,20 @@ def test_a_folder_in_use_is_69(verb: str, tmp_path: Path, capsys: Any) -> None:
     argv = {"pretrain": ["nano", "--out-dir", tmp_path], "prepare": ["builtin", "--out", tmp_path]}[verb]
     with filelock.FileLock(tmp_path / ".lock"):
         assert str(tmp_path) in error_of(capsys, 69, verb, *argv)
+
+
+def test_a_run_directory_in_use_is_refused_with_its_holder_before_jax_is_imported(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path / "run")
+    lock.acquire()
+    code = (
+        "import sys; from jaxgpt.cli import main\n"
+        "try: main(sys.argv[1:])\nfinally: print('jax' in sys.modules)"
+    )
+    argv = ["pretrain", "nano", "--out-dir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+    lock.release()
+    assert done.returncode == 69 and done.stdout == "False\n", done.stderr
+    assert f"process {os.getpid()} on {platform.node()} trains in it; wait until it ends" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "prepare"])

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import platform
+import re
 from pathlib import Path
 
 import filelock
@@ -14,6 +17,7 @@ from jaxgpt.errors import BusyError, StorageError
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import abstract, mesh_of, shardings
 from jaxgpt.text.tokenizer_files import load_tokenizer
+from jaxgpt.training.lock import refuse_in_use
 from jaxgpt.training.optim import adamw, averaged, learning_rate
 from jaxgpt.training.resume import Found
 from jaxgpt.training.run_directory import locked, restore_state, save_state, write_settings
@@ -108,14 +112,15 @@ def test_other_versions_than_those_of_the_last_start_are_noticed(tmp_path: Path)
 def test_a_directory_is_for_one_run_at_a_time(tmp_path: Path) -> None:
     with (
         locked(tmp_path / "run"),
-        pytest.raises(BusyError, match="another process trains in it"),
+        pytest.raises(BusyError, match=f"process {os.getpid()} on {re.escape(platform.node())} trains in it"),
         locked(tmp_path / "run"),
     ):
         pass
     with locked(tmp_path / "run"):
         pass
+    refuse_in_use(tmp_path / "run")
     with filelock.FileLock(tmp_path / "run" / ".lock"):  # nobody holds it any more
-        pass
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def assert_same(ours: jax.Array, theirs: jax.Array) -> None:

@@ -15,19 +15,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import filelock
 import jax
 from jax.sharding import Mesh
 
 from jaxgpt import hosts
 from jaxgpt.config import RunConfig, save_config
-from jaxgpt.errors import BusyError, unwritable
+from jaxgpt.errors import unwritable
 from jaxgpt.files import write_atomically
 from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.parallel import abstract, shardings
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import tokenizer_in, vocabulary_files
 from jaxgpt.training.divergence import refuse_non_finite_arrays
+from jaxgpt.training.lock import RunLock
 from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.optim import averaged
 from jaxgpt.training.resume import Found, changes
@@ -49,28 +49,13 @@ def locked(folder: Path) -> Iterator[None]:
     StorageError when the directory cannot be made, and ConfigError when it is not the same directory for
     every process.
     """
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    hosts.decide(lambda: _acquire(lock, folder))
+    lock = RunLock(folder)
+    hosts.decide(lock.acquire)
     try:
         hosts.check_shared(folder)
         yield
     finally:
-        lock.release()  # does nothing in a process that did not acquire it
-
-
-def _acquire(lock: filelock.FileLock, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        raise BusyError(
-            "run directory is in use",
-            path=folder,
-            why="another process trains in it",
-            fix="wait until it ends, or name another --out-dir",
-        ) from None
-    except OSError as error:
-        raise unwritable(folder, error, "the run directory cannot be made") from None
+        lock.release()
 
 
 def write_settings(
