@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 import filelock
@@ -21,7 +22,7 @@ from jaxgpt.training.lock import refuse_in_use
 from jaxgpt.training.optim import adamw, averaged, learning_rate
 from jaxgpt.training.resume import Found
 from jaxgpt.training.run_directory import locked, restore_state, save_state, write_settings
-from jaxgpt.training.starts import changed_environment, recorded
+from jaxgpt.training.starts import changed_environment, commit_of, recorded
 from jaxgpt.training.state import abstract_state, create_state
 from jaxgpt.training.trainable import Chosen
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, restore
@@ -107,6 +108,26 @@ def test_other_versions_than_those_of_the_last_start_are_noticed(tmp_path: Path)
     with (tmp_path / "starts.jsonl").open("a") as file:
         file.write('[1]\n7\n{"environment": "jax 0.1"}\n')
     assert changed_environment(tmp_path) == "jax 0.1"
+
+
+def test_the_commit_of_a_checkout_is_recorded_and_that_it_was_changed(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) is None
+
+    def git(*args: str) -> str:
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        command = ["git", "-C", str(tmp_path), *who, *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    assert commit_of(tmp_path) is None
+    (tmp_path / "a").write_text("one")
+    git("add", "a")
+    git("commit", "--quiet", "--message", "one")
+    assert commit_of(tmp_path) == git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "b").mkdir()
+    assert commit_of(tmp_path / "b") is None
+    (tmp_path / "a").write_text("two")
+    assert commit_of(tmp_path) == git("rev-parse", "--short=12", "HEAD") + "-dirty"
 
 
 def test_a_directory_is_for_one_run_at_a_time(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """starts.jsonl: each time that a run began or went on, by which command and versions, and how long it ran."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from jaxgpt.errors import unwritable
 
 STARTS_FILE = "starts.jsonl"
 OWN_PROGRAMS = ("jaxgpt", "__main__.py")
+CHECKOUT = Path(__file__).parent.parent.parent  # where the package stands in one
 
 
 class Starts(NamedTuple):
@@ -52,11 +55,26 @@ def command() -> str:
     return shlex.join(["jaxgpt", *sys.argv[1:]])
 
 
+@functools.cache
 def environment() -> str:
     """The versions that decide what a run computes, and the system that it runs on."""
     packages = [f"{name} {importlib.metadata.version(name)}" for name in ("jaxgpt", "jax", "jaxlib", "flax")]
+    if commit := commit_of(CHECKOUT):
+        packages[0] += f" ({commit})"
     system = f"{platform.system()} on {platform.machine()}"
     return ", ".join([*packages, f"Python {platform.python_version()}", system])
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit of a git checkout, with `-dirty` where files differ from it. None where there is none."""
+    if not (checkout / ".git").exists():  # git itself would look into the folders above, too
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    quietly = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10, env=quietly)
+        return done.stdout.strip() or None
+    return None
 
 
 def changed_environment(folder: Path) -> str | None:
