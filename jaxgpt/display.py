@@ -15,6 +15,8 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from jaxgpt.log import DIVERGED
+
 DAY = 86_400  # seconds
 TELL_EVERY = 10.0  # seconds between two lines about one work, where no bar can be drawn
 REDRAW_EVERY = 0.5  # seconds between two changes of a notebook's text for a work beside the steps
@@ -238,6 +240,8 @@ def _loss_and_speed(metrics: Mapping[str, Any]) -> str:
 
 def _lines(step: int, metrics: Mapping[str, Any]) -> list[str]:
     """What is said in lines of their own: validation losses, figures of tasks, steps without an update."""
+    if DIVERGED in metrics:
+        return [f"step {step}: no update, because it diverged: {metrics[DIVERGED]}"]
     if "skipped" in metrics:
         return [f"step {step}: no update, as skip_steps says"]
     losses = ("val_loss", "average_val_loss", "val_accuracy", "val_margin")

@@ -14,6 +14,7 @@ from jaxgpt.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
 TRAINED = "trained_parameters"  # of a run that trains a part of its model
+DIVERGED = "diverged"  # why a step made no update, as a text
 LOWER = ("loss", "perplexity", "bits_per_byte", "bits_per_word")  # how the names end of what should be low
 
 

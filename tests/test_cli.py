@@ -335,6 +335,7 @@ FLAGS = {  # what scripts rely on
         "--patience",
         "--best-metric",
         "--skip-steps",
+        "--on-divergence",
         "--optim.learning-rate",
         "--mesh.fsdp",
         "CONFIG",

@@ -106,6 +106,8 @@ def test_settings_of_another_type_are_refused_also_in_python(kind: Any, settings
     ("settings", "message"),
     [
         ({"patience": -1}, "patience = -1: it must be 0 or more"),
+        ({"divergence_limit": -1}, "divergence_limit = -1: it must be 0 or more"),
+        ({"spike_deviations": -1.0}, "spike_deviations = -1.0: it must be 0 or more"),
         ({"patience": 2, "eval_every": 0}, "patience = 2: with eval_every = 0 there is nothing to wait for"),
         ({"patience": 2, "best_metric": "none"}, "patience = 2: with best_metric = none there is nothing"),
         ({"best_metric": "average_val_loss"}, "the run keeps no average of the weights"),

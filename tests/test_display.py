@@ -72,6 +72,7 @@ def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.
     display = TrainingDisplay(steps=20)
     display.write(10, {"loss": 1.23456, "tokens_per_second": 12345.6, "grad_norm": 1.0})
     display.write(11, {"skipped": 1})
+    display.write(12, {"skipped": 1, "diverged": "loss is nan"})
     display.write(20, {"val_loss": 2.5, "average_val_loss": 2.25})
     display.write(20, {"sample": "[bold]one[/bold]\ntwo\x1b[2J"})
     display.close()
@@ -81,6 +82,7 @@ def test_outside_a_terminal_training_is_shown_as_lines_on_stderr(capsys: pytest.
     assert lines == [
         "step 10: loss 1.235  12,346 tokens/s",
         "step 11: no update, as skip_steps says",
+        "step 12: no update, because it diverged: loss is nan",
         "step 20: val_loss 2.5000",
         "step 20: average_val_loss 2.2500",
         "step 20: sample",

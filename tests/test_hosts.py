@@ -159,9 +159,9 @@ def test_with_one_process_everything_is_only_a_function_call(tmp_path: Path) -> 
 
 def test_two_signals_in_one_process_are_a_stop_and_an_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt), stop_on_signal() as stop:
-        assert not stop.agreed(1)
+        assert not stop.agreed()
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.agreed(2) and stop.signal == signal.SIGINT
+        assert stop.agreed() and stop.signal == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from jaxgpt.errors import DivergedError, StoppedError
 from jaxgpt.log import Best
+from jaxgpt.training.divergence import Divergences
 from jaxgpt.training.loop import Event, Loop, train
 from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.stop import Stop, StopRequested, stop_on_signal
@@ -171,6 +172,32 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_that_step_is_saved(value:
         run.train()
     assert run.steps_of("save") == [number for number in (3, 6, 9) if number < step]
     assert all(row["step"] < step for row in run.rows)
+
+
+def test_steps_that_made_no_update_are_logged_and_counted_until_they_are_too_many() -> None:
+    """They say so themselves, in a figure of their own."""
+    seen: list[tuple[int, str]] = []
+    run = Recorder(
+        steps=6, divergences=Divergences(limit=3, count=1, write_down=lambda *what: seen.append(what))
+    )
+    told = {2: {"loss": 1.0, "no_update": 1}, 4: {"loss": 9.0, "no_update": 1, "loss_limit": 5.0}}
+
+    def step(state: Any, batch: Any) -> tuple[Any, Row]:
+        return state + 1, told.get(state + 1, {"loss": 2.0, "no_update": 0, "loss_limit": float("inf")})
+
+    run.settings |= {"step": step, "log_every": 1}
+    run.train()
+    assert run.logged("loss") == [1, 3, 5, 6] and run.logged("skipped") == [2, 4]
+    assert not any("no_update" in row or "loss_limit" in row for row in run.rows)
+    whys = ["the update would not be finite", "loss is 9, a spike: the recent ones allow 5"]
+    assert [row["diverged"] for row in run.rows if "diverged" in row] == whys
+    assert seen == [
+        (step, f"step {step} made no update: {why}") for step, why in zip((2, 4), whys, strict=True)
+    ]
+    told[5] = {"loss": float("nan"), "no_update": 1}
+    run.settings["divergences"] = Divergences(limit=2)
+    with pytest.raises(DivergedError, match="diverged at step 5: loss is nan"):
+        run.train()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -465,8 +492,8 @@ def test_an_interrupted_run_leaves_the_rows_of_an_uninterrupted_one(
 def test_a_check_is_silent_until_a_signal_comes() -> None:
     with stop_on_signal() as stop:
         stop.check()
-        assert not stop.agreed(1)
+        assert not stop.agreed()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.agreed(1)
+        assert stop.agreed()
         with pytest.raises(StopRequested):
             stop.check()

@@ -121,6 +121,9 @@ class Divergence:
                 "eval_every": draw.choice([0, 1, 3]),
                 "sample_tokens": draw.choice([0, 4]),
                 "checkpoint_every": draw.choice([1, 2, 100]),
+                "on_divergence": draw.choice(["stop", "skip", "rewind"]),
+                "divergence_limit": draw.choice([0, 2]),
+                "spike_deviations": draw.choice([0.0, 6.0]),
                 "steps": 12,
             }
             out = folder / f"try-{number}"

@@ -164,6 +164,15 @@ class RunConfig:
     A step sees batch x accumulate sequences."""
     skip_steps: str = ""
     """Steps that make no update, counted from 1, such as 12,40-45. Their data is passed by."""
+    on_divergence: Literal["stop", "skip", "rewind"] = "stop"
+    """What happens when a step diverges: its loss, its gradient or its new weights are not finite.
+    stop ends the run, with exit code 76. skip leaves out the update of that step and goes on.
+    rewind goes back to the newest checkpoint, and adds that step and the one before it to skip_steps."""
+    divergence_limit: int = 10
+    """How often in a run skip or rewind may act. The next step that diverges ends the run."""
+    spike_deviations: float = 0.0
+    """How far the loss may lie above its mean over the last 128 steps, in standard deviations, such as 6.
+    A step whose loss is higher makes no update and counts as one that diverges. 0 means that none does."""
     log_every: int = 10
     """Number of steps from one line in metrics.jsonl to the next."""
     eval_every: int = 100
@@ -204,7 +213,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require_positive(self, "batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints")
-        for name in ("eval_every", "patience"):
+        for name in ("eval_every", "patience", "divergence_limit", "spike_deviations"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         if self.patience and (self.best_every == 0 or self.best_metric == NO_METRIC):
             nothing = "eval_every = 0" if self.best_every == 0 else f"best_metric = {NO_METRIC}"
@@ -222,6 +231,11 @@ class RunConfig:
     def best_every(self) -> int:
         """Number of steps from one measurement of `best_metric` to the next. 0 means none."""
         return self.eval_every
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a step decides itself that it makes no update, because it diverges."""
+        return self.on_divergence == "skip" or self.spike_deviations > 0
 
     def skips(self, step: int) -> bool:
         """Whether a step, counted from 1, makes no update."""

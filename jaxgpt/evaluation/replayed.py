@@ -39,6 +39,8 @@ def _reached(found: Replayed) -> str:
         reached += (
             " The run passed it by without an update (`skip_steps`), so that it has no figures of its own."
         )
+    if found.diverged:
+        reached += f" It made no update, because it diverged: {found.diverged}."
     return reached
 
 

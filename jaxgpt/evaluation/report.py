@@ -20,7 +20,7 @@ from jaxgpt.evaluation.markdown import markdown
 from jaxgpt.evaluation.page import page
 from jaxgpt.evaluation.plots import loss_curves, new_figure
 from jaxgpt.files import write_atomically
-from jaxgpt.log import METRICS_FILE, TRAINED, Best, latest, read_rows, series
+from jaxgpt.log import DIVERGED, METRICS_FILE, TRAINED, Best, latest, read_rows, series
 from jaxgpt.text.tokenizer_files import load_tokenizer, tokenizer_in
 from jaxgpt.training.devices import Devices, Rows, stages
 from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token, utilisation
@@ -83,6 +83,7 @@ def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> Table:
     model, steps = config.model, rows[-1]["step"] if rows else 0
     name = load_tokenizer(run_dir).name if tokenizer_in(run_dir) else "of an unknown tokenizer"
     trained = latest(rows, TRAINED)
+    diverged = [f"{step:,}" for step, _ in series(rows, DIVERGED)]
     adapts = isinstance(config, FinetuneConfig) and config.adapts
     lines = [
         ("parameters", f"{count_parameters(model):,}" + (", without the adapters" if adapts else "")),
@@ -96,6 +97,7 @@ def _trained(config: RunConfig, rows: Rows, run_dir: Path) -> Table:
         ("data", config.data.path),
         ("steps", f"{steps:,} of {config.steps:,}"),
         *([("skipped steps", config.skip_steps)] if config.skip_steps else []),
+        *([("steps that diverged", f"{', '.join(diverged)}, without an update")] if diverged else []),
         (config.seen, f"{steps * config.seen_per_step:,} ({config.seen_per_step:,} a step)"),
         ("batch", f"{config.sequences:,} sequences ({config.batch} x {config.accumulate})"),
         ("learning rate", f"{config.optim.learning_rate:g} at most, {config.optim.schedule}"),

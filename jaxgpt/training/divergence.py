@@ -1,9 +1,14 @@
-"""A training that diverges ends before a number that is not finite is kept, and says what it has read."""
+"""A training that diverges ends, or passes over what did harm, and says what it has read.
+
+No number that is not finite is ever kept.
+"""
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgpt import hosts
+from jaxgpt.config import RunConfig
 from jaxgpt.errors import DataError, DivergedError, StorageError
 from jaxgpt.files import write_atomically
 from jaxgpt.parallel import one_by_one, path_of
 from jaxgpt.text.batch import Origin
 from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.training.guard import LIMIT, NO_UPDATE
 from jaxgpt.weights.digests import storable
 
 DIVERGED_FILE = "diverged.json"
@@ -45,25 +52,85 @@ def refuse_non_finite_arrays(step: int, tree: Any) -> None:
         raise _diverged(step, f"not finite any more: {', '.join(wrong[:NAMED])}{more}")
 
 
-@contextlib.contextmanager
-def written_down(
-    folder: Path, origins: Callable[[int], list[Origin]], tokenizer: Tokenizer
-) -> Iterator[None]:
-    """Around a training: where it diverges, write diverged.json into its directory.
+def why_no_update(row: dict[str, float]) -> str | None:
+    """Why a guarded step made no update; None where it made one. What says so is taken out of the row."""
+    left_out, limit = row.pop(NO_UPDATE, 0), row.pop(LIMIT, math.inf)
+    if not left_out:
+        return None
+    if wrong := [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]:
+        return ", ".join(wrong)
+    if row["loss"] > limit:
+        return f"loss is {row['loss']:.6g}, a spike: the recent ones allow {limit:.6g}"
+    return "the update would not be finite"
 
-    The file has the step at which that was seen, why, and where each row of that step's batch and of the one
-    before it was read, with its texts: what one step has broken, often only the next one shows.
+
+@dataclass(kw_only=True)
+class Divergences:
+    """The steps of a run that made no update because they would do harm."""
+
+    limit: int = 0
+    """How many of them a run may have. One more ends it."""
+    count: int = 0
+    """How many there have been."""
+    write_down: Callable[[int, str], None] = lambda _step, _why: None
+    """Called with each step and why it made no update."""
+
+    def see(self, step: int, why: str) -> None:
+        """Take note of one. Raises DivergedError where it is one too many."""
+        if self.count >= self.limit:
+            raise _diverged(step, why)
+        self.count += 1
+        self.write_down(step, f"step {step} made no update: {why}")
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Writes diverged.json into the directory of a run: what the steps have read that diverged."""
+
+    folder: Path
+    origins: Callable[[int], list[Origin]]
+    """Where each row of a step's batch was read; steps are counted from 0 here alone."""
+    tokenizer: Tokenizer
+
+    def write_down(self, step: int, why: str) -> None:
+        """Write the step at which a divergence was seen, and why. Of several, the file has the latest.
+
+        It also has where each row of that step's batch and of the one before it was read, with its texts:
+        what one step has broken, often only the next one shows.
+        """
+        if not hosts.is_first():
+            return
+        steps = [each for each in (step - 1, step) if each > 0]
+        batches = {each: [self._row(origin) for origin in self.origins(each - 1)] for each in steps}
+        table = {"step": step, "why": why, "batches": batches}
+        with contextlib.suppress(StorageError):  # the divergence is what a person must hear of
+            write_atomically(self.folder / DIVERGED_FILE, (json.dumps(table, indent=1) + "\n").encode())
+
+    def _row(self, origin: Origin) -> dict[str, Any]:
+        return origin.place | {"texts": [self.tokenizer.decode(ids) for ids in origin.texts]}
+
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """Around a training: where it ends because it diverges, write that down."""
+        try:
+            yield
+        except DivergedError as error:
+            if error.step is not None:
+                self.write_down(error.step, str(error))
+            raise
+
+
+def passed_over(recipe: RunConfig, error: DivergedError, since: int) -> RunConfig:
+    """The recipe that passes over the step of a divergence and the one before it, if they come after `since`.
+
+    Raises the error where neither of them does, or both are passed over already.
     """
-    try:
-        yield
-    except DivergedError as error:
-        if error.step is not None and hosts.is_first():
-            steps = [step for step in (error.step - 1, error.step) if step > 0]
-            batches = {step: [_row(origin, tokenizer) for origin in origins(step - 1)] for step in steps}
-            table = {"step": error.step, "why": str(error), "batches": batches}
-            with contextlib.suppress(StorageError):  # the divergence is what a person must hear of
-                write_atomically(folder / DIVERGED_FILE, (json.dumps(table, indent=1) + "\n").encode())
-        raise
+    last = error.step or 0
+    steps = [step for step in (last - 1, last) if step > since and not recipe.skips(step)]
+    if not steps:
+        raise error
+    skipped = ",".join([*filter(None, [recipe.skip_steps]), *map(str, steps)])
+    return dataclasses.replace(recipe, skip_steps=skipped)
 
 
 def diverged_at(folder: Path) -> int | None:
@@ -82,10 +149,6 @@ def diverged_at(folder: Path) -> int | None:
         ) from error
 
 
-def _row(origin: Origin, tokenizer: Tokenizer) -> dict[str, Any]:
-    return origin.place | {"texts": [tokenizer.decode(ids) for ids in origin.texts]}
-
-
 @jax.jit
 def _is_finite(leaf: Array) -> Array:
     return jnp.isfinite(leaf).all()
@@ -95,8 +158,8 @@ def _diverged(step: int, why: str) -> DivergedError:
     error = DivergedError(
         f"diverged at step {step}",
         why=why,
-        fix="lower --optim.learning-rate or raise --optim.warmup-steps; earlier checkpoints are intact, and "
-        "`jaxgpt replay RUN` shows what that step has read",
+        fix="lower --optim.learning-rate or raise --optim.warmup-steps; earlier checkpoints are intact, "
+        "`jaxgpt replay RUN` shows what that step has read, and --on-divergence rewind passes over it",
     )
     error.step = step
     return error

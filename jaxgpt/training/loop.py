@@ -7,14 +7,14 @@ function of the state that returns what it measured.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from jaxgpt.errors import StoppedError
-from jaxgpt.log import Best
-from jaxgpt.training.divergence import refuse_non_finite, refuse_non_finite_arrays
+from jaxgpt.log import DIVERGED, Best
+from jaxgpt.training.divergence import Divergences, refuse_non_finite, refuse_non_finite_arrays, why_no_update
 from jaxgpt.training.metrics import Sink
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.stop import Stop, StopRequested
@@ -56,6 +56,8 @@ class Loop:
     """Whether a step makes no update."""
     pass_by: Callable[[TrainState], TrainState] = lambda state: state
     """The state after a step that makes no update."""
+    divergences: Divergences = field(default_factory=Divergences)
+    """The steps that made no update because they would do harm."""
     steps: int
     tokens_per_step: int
     log_every: int
@@ -109,8 +111,9 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
     The metrics of a step are read after the next step was launched, so the device never waits for the log.
     `measured(step, name)` says whether the log of a resumed run already holds what an event measured there.
 
-    Raises DivergedError when the loss, the gradient or what an event measured is not finite. Nothing of that
-    step is saved then. Raises StoppedError when a signal came, after the state is saved.
+    Raises DivergedError when the loss, the gradient or what an event measured is not finite, and when
+    `loop.divergences` has one too many. Nothing of that step is saved then. Raises StoppedError when a signal
+    came, after the state is saved.
     """
     clock = _Clock(loop)
     pending: tuple[int, dict[str, Any], float | None] | None = None
@@ -121,9 +124,15 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
             return
         (number, metrics, finished), pending = pending, None
         row = {name: float(value) for name, value in metrics.items()}
-        refuse_non_finite(number, row)
+        why = why_no_update(row)
+        if why is None:
+            refuse_non_finite(number, row)
+        else:
+            loop.divergences.see(number, why)
         clock.tick(clock.now() if finished is None else finished)
-        if number % loop.log_every == 0 or number in (1, loop.steps):
+        if why is not None:
+            _write(loop, number, {"skipped": 1, DIVERGED: why})
+        elif number % loop.log_every == 0 or number in (1, loop.steps):
             _write(loop, number, row | clock.rate())
 
     last = start if loop.best.exhausted else loop.steps
@@ -143,7 +152,7 @@ def train(state: TrainState, loop: Loop, *, start: int, measured: Callable[[int,
             pending = launched
         events = [event for event in loop.events if event.due(number, loop.steps)]
         saving = number % loop.save_every == 0 or number == loop.steps
-        stopped = loop.stop.agreed(number)
+        stopped = loop.stop.agreed()
         if events or saving or stopped:
             report()
             if not stopped:

@@ -172,14 +172,14 @@ def _lowered(recipe: TrainConfig, topology: Topology) -> "tuple[Mesh, jax.stages
     from jaxgpt.parallel import ROWS, check_batch, mesh_of
     from jaxgpt.text.batch import Batch
     from jaxgpt.training.loss import next_token_loss
-    from jaxgpt.training.setup import training_step
+    from jaxgpt.training.setup import step_of
     from jaxgpt.training.state import abstract_state, compile_step, training_model
 
     mesh = mesh_of(recipe.mesh, topology.devices())
     check_batch(recipe.batch, mesh)
     model = training_model(recipe.model, mesh, keeps=recipe.backward_keeps, blocks=recipe.blocks)
     loss = next_token_loss(model, chunk=recipe.loss_chunk)
-    optimizer, step = training_step(recipe.optim, loss, steps=recipe.steps, accumulate=recipe.accumulate)
+    optimizer, step = step_of(recipe, loss)
     state = abstract_state(model, optimizer, mesh)
     shape, rows = (recipe.sequences, recipe.model.context), NamedSharding(mesh, ROWS)
     ids, weights = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.int32, jnp.float32))

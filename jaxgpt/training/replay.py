@@ -21,9 +21,10 @@ from jax import Array
 from jaxgpt.config import EvaluationConfig, LanguageConfig, RunConfig, read_config, with_settings
 from jaxgpt.config.recipe import NO_METRIC
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.log import METRICS_FILE, read_rows
+from jaxgpt.log import DIVERGED, METRICS_FILE, read_rows
 from jaxgpt.parallel import path_of
 from jaxgpt.text.shown import Shown
+from jaxgpt.training.divergence import why_no_update
 from jaxgpt.training.resume import find_run
 from jaxgpt.training.run import Tell, open_data
 from jaxgpt.training.run_directory import SETTINGS_FILE
@@ -54,6 +55,8 @@ class Replayed:
     """The step of the checkpoint from which it was reached, or 0 for the start."""
     skipped: bool
     """Whether the run passed this step by without an update (`skip_steps`)."""
+    diverged: str | None
+    """Why the step made no update by itself; None where it made one, or was passed by."""
     metrics: dict[str, float]
     """The loss, the norm of the gradient and the learning rate of the step."""
     logged: dict[str, float]
@@ -85,7 +88,9 @@ def replay(folder: Path, number: int, task_for: Callable[[RunConfig], Task], tel
     tell(f"beginning at {f'checkpoint {begun_at}' if begun_at else 'the start of the run'}")
     if between := number - 1 - begun_at:
         tell(f"training {between:,} steps again to reach step {number:,}; nothing is written")
-    logged = {row["step"]: row for row in read_rows(folder / METRICS_FILE) if "loss" in row}
+    rows = read_rows(folder / METRICS_FILE)
+    logged = {row["step"]: row for row in rows if "loss" in row}
+    left_out = {row["step"]: row[DIVERGED] for row in rows if DIVERGED in row}
     walk = _Walk(folder, task_for, tell, begun_at)
     same: dict[int, bool] = {}
     for step in range(begun_at + 1, number + 1):
@@ -93,13 +98,17 @@ def replay(folder: Path, number: int, task_for: Callable[[RunConfig], Task], tel
         if step == number:
             norms, texts = walk.gradient_norms(step), walk.texts(step)
         metrics = walk.train(step)
-        if step in logged and "loss" in metrics:
-            same[step] = all(metrics[name] == logged[step][name] for name in IN_LOG)
+        diverged = why_no_update(metrics)
+        if step in left_out:
+            same[step] = diverged == left_out[step]
+        elif step in logged and metrics:
+            same[step] = not diverged and all(metrics[name] == logged[step][name] for name in IN_LOG)
     return Replayed(
         step=number,
         recipe=walk.recipe,
         begun_at=begun_at,
         skipped=walk.recipe.skips(number),
+        diverged=diverged,
         metrics=metrics,
         logged={name: logged[number][name] for name in IN_LOG} if number in logged else {},
         equal=[step for step, equal in same.items() if equal],
@@ -138,6 +147,7 @@ class _Walk:
             self._state = (
                 self._setup.restored(self._folder, at) if at else self._setup.initial(settings, self._tell)
             )
+        self._state = self._setup.fitted(self._state)
         self._programs = StepPrograms(compile_step(self._setup.step, self._state, self._task.mesh))
 
     @property

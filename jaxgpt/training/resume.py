@@ -42,6 +42,7 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "evaluation.protocol",
         "sample_tokens",
         "sample_prompt",
+        "divergence_limit",
         "checkpoint_every",
         "keep_checkpoints",
         "out_dir",
@@ -66,6 +67,8 @@ MAY_CHANGE: dict[Change, tuple[str, ...]] = {
         "model.dropout",
         "model.compute_dtype",
         "skip_steps",
+        "on_divergence",
+        "spike_deviations",
         "lora.dropout",
         "optim.learning_rate",
         "optim.schedule",
@@ -170,7 +173,8 @@ def accepted(found: Found, recipe: RunConfig, named: Collection[str], folder: Pa
     """The recipe with which the run continues, if every setting that differs from the run's own may change.
 
     `named` are the settings, or whole sections of them, that were asked for by name. Where --from is left
-    out, the run keeps its own. Otherwise raises ConfigError. The error names every setting that may not
+    out, the run keeps its own. So it does with the steps to skip, where it has gone back after a divergence
+    and may have added some. Otherwise raises ConfigError. The error names every setting that may not
     change, with its old and new value, and gives the flag for every setting that may change by name.
     """
     if type(recipe) is not type(found.recipe):
@@ -182,6 +186,8 @@ def accepted(found: Found, recipe: RunConfig, named: Collection[str], folder: Pa
         )
     if recipe.init_from is None:
         recipe = dataclasses.replace(recipe, init_from=found.recipe.init_from)
+    if found.recipe.on_divergence == "rewind" and not is_named("skip_steps", named):
+        recipe = dataclasses.replace(recipe, skip_steps=found.recipe.skip_steps)
     before, now = _compared(found.recipe), _compared(recipe)
     free, by_name = MAY_CHANGE[Change.FREELY], MAY_CHANGE[Change.BY_NAME]
     differing = [name for name in now if now[name] != before[name] and name not in free]

@@ -5,6 +5,7 @@ ends early when `stop` asks for that.
 """
 
 import contextlib
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,17 +17,17 @@ import jax
 from jaxgpt import hosts
 from jaxgpt.config import RunConfig, flat
 from jaxgpt.display import waiting
-from jaxgpt.errors import ConfigError
-from jaxgpt.log import METRICS_FILE, TRAINED, Best, read_rows
+from jaxgpt.errors import ConfigError, DivergedError
+from jaxgpt.log import DIVERGED, METRICS_FILE, TRAINED, Best, read_rows
 from jaxgpt.parallel import check_batch
 from jaxgpt.training.devices import device_facts
-from jaxgpt.training.divergence import written_down
+from jaxgpt.training.divergence import Divergences, Recorder, passed_over
 from jaxgpt.training.loop import Loop, stopped_error, train
 from jaxgpt.training.metrics import MetricsLog, Sink, TensorBoardSink, check_tensorboard
-from jaxgpt.training.resume import Found, accepted, find_run
+from jaxgpt.training.resume import Found, accepted, find_run, recipe_in
 from jaxgpt.training.run_directory import DATA, locked, save_state, write_settings
 from jaxgpt.training.setup import set_up
-from jaxgpt.training.starts import changed_environment, recorded
+from jaxgpt.training.starts import changed_environment, read_starts, recorded
 from jaxgpt.training.state import StepPrograms, compile_step, pass_by
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
@@ -49,6 +50,7 @@ def run(
     """Train the task in the recipe's `out_dir`. If it holds a run already, continue where that run stopped.
 
     It goes on from the newest checkpoint that is sound. A damaged one is set aside, and `tell` hears of it.
+    After a divergence it goes back to that checkpoint by itself where `recipe.on_divergence` is `rewind`.
 
     `sinks` receive every measurement, as the run's own log does. `named` are the settings that were asked for
     by name, since a resume may change some settings only by name (`training.resume`). Nothing is written
@@ -66,11 +68,17 @@ def run(
     hosts.check_same("their settings", {n: value for n, value in flat(recipe).items() if n not in PATHS})
     with locked(folder):
         damaged: list[DamagedError] = []
+        after = ""
         while True:
             try:
-                return _go_on(recipe, task, damaged, stop=stop, tell=tell, sinks=sinks, named=named)
+                return _go_on(
+                    recipe, task, damaged, stop=stop, tell=tell, sinks=sinks, named=named, after=after
+                )
             except DamagedError as error:
                 _pass_over(error, damaged, folder / CHECKPOINTS, tell)
+            except DivergedError as error:
+                recipe, after = _gone_back(error, recipe, folder, tell), str(error).partition(";")[0]
+                named = {*named, "skip_steps"}
 
 
 def _go_on(
@@ -82,8 +90,12 @@ def _go_on(
     tell: Tell,
     sinks: Sequence[Sink],
     named: Collection[str],
+    after: str,
 ) -> None:
-    """Begin the run, or continue it from its newest checkpoint that is not known to be damaged."""
+    """Begin the run, or continue it from its newest checkpoint that is not known to be damaged.
+
+    `after` is the divergence after which it has gone back there.
+    """
     folder = Path(recipe.out_dir)
     found = hosts.decide(lambda: find_run(folder, paths_of(damaged)))
     if found:
@@ -98,7 +110,9 @@ def _go_on(
     if found and found.step == recipe.steps and measured:
         tell(f"{folder} has done its {found.step} steps; ask for more with --steps")
     elif not (found and best.exhausted and measured):
-        step = _train(recipe, task, data, found, best, damaged, stop=stop, tell=tell, sinks=sinks)
+        step = _train(
+            recipe, task, data, found, best, damaged, stop=stop, tell=tell, sinks=sinks, after=after
+        )
     if step < recipe.steps:
         tell(_ended_early(step, best))
     if hosts.is_first():
@@ -119,6 +133,25 @@ def _pass_over(error: DamagedError, damaged: list[DamagedError], saved: Path, te
         raise damaged[0] if damaged else error
     damaged.append(error)
     tell(f"warning: {str(error).rpartition(';')[0]}; trying the one before it, of step {left}")
+
+
+def _gone_back(error: DivergedError, recipe: RunConfig, folder: Path, tell: Tell) -> RunConfig:
+    """The recipe with which the run goes back to its newest checkpoint and passes over what diverged.
+
+    Raises the error where the recipe does not ask for that, or the run has gone back often enough.
+    """
+
+    def decided() -> tuple[int, RunConfig]:
+        if recipe.on_divergence != "rewind" or read_starts(folder).rewound >= recipe.divergence_limit:
+            raise error
+        since = latest_step(folder / CHECKPOINTS) or 0
+        begun = recipe_in(folder) or recipe
+        return since, dataclasses.replace(recipe, skip_steps=passed_over(begun, error, since).skip_steps)
+
+    since, changed = hosts.decide(decided)
+    what, back = str(error).partition(";")[0], f"step {since}" if since else "the start"
+    tell(f"warning: {what}; going back to {back}, and passing over the steps {changed.skip_steps}")
+    return changed
 
 
 def open_data(task: Task, recipe: RunConfig, stop: Stop, found: Found | None) -> TrainingData:
@@ -177,6 +210,7 @@ def _train(
     stop: Stop,
     tell: Tell,
     sinks: Sequence[Sink],
+    after: str,
 ) -> int:
     """Train. Returns the number of steps that are done at the end."""
     folder, mesh, start, since = Path(recipe.out_dir), task.mesh, found.step if found else 0, perf_counter()
@@ -204,7 +238,7 @@ def _train(
     write_settings(folder, recipe, task.tokenizer, found, tell, task.files)  # until here nothing was changed
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
-            stack.enter_context(recorded(folder, start, since))
+            stack.enter_context(recorded(folder, start, since, after))
         checkpoints = stack.enter_context(
             Checkpoints(folder / CHECKPOINTS, keep=recipe.keep_checkpoints, best=lambda: best.step)
         )
@@ -215,12 +249,14 @@ def _train(
                 facts |= {TRAINED: moving}
             if facts := facts | (data.facts() if found is None else {}):
                 own[0].write(start, facts)
+        recorder = Recorder(folder, data.origins, task.tokenizer)
         loop = Loop(
             step=programs,
             compiling=programs.compiling,
             batch_at=setup.batch_at,
             skips=recipe.skips,
             pass_by=pass_by,
+            divergences=_divergences(recipe, start, recorder),
             steps=recipe.steps,
             tokens_per_step=task.tokens_per_step,
             log_every=recipe.log_every,
@@ -231,11 +267,22 @@ def _train(
             best=best,
             save=functools.partial(save_state, checkpoints, data.fingerprint, base=base),
         )
-        with written_down(folder, data.origins, task.tokenizer):
+        with recorder.around():
             state = train(state, loop, start=start, measured=functools.partial(_measured, found))
         with waiting("saving", tell):
             checkpoints.wait()
     return int(state.step)
+
+
+def _divergences(recipe: RunConfig, start: int, recorder: Recorder) -> Divergences:
+    """The steps up to `start` that made no update because they diverged, and how many there may be."""
+
+    def count() -> int:
+        rows = read_rows(recorder.folder / METRICS_FILE)
+        return sum(DIVERGED in row for row in rows if row["step"] <= start)
+
+    limit = recipe.divergence_limit if recipe.on_divergence == "skip" else 0
+    return Divergences(limit=limit, count=hosts.decide(count), write_down=recorder.write_down)
 
 
 def _measured(found: Found | None, _: int, name: str) -> bool:

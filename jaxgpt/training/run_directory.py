@@ -27,6 +27,7 @@ from jaxgpt.parallel import abstract, shardings
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.tokenizer_files import tokenizer_in, vocabulary_files
 from jaxgpt.training.divergence import refuse_non_finite_arrays
+from jaxgpt.training.guard import Recent, no_losses
 from jaxgpt.training.lock import RunLock
 from jaxgpt.training.metrics import MetricsLog
 from jaxgpt.training.optim import averaged
@@ -35,10 +36,11 @@ from jaxgpt.training.state import TrainState
 from jaxgpt.training.trainable import combine, partition
 from jaxgpt.weights.adapted import ADAPTER, saved_base
 from jaxgpt.weights.adapter import Base, check_base
-from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, restore
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, read_meta, restore
 
 DATA = "data"
 SETTINGS_FILE = "settings.jsonl"
+RECENT = "recent"  # the item of a checkpoint with the losses of the last steps
 
 
 @contextlib.contextmanager
@@ -118,15 +120,17 @@ def save_state(
     """Begin to save a state. `fingerprint` is the fingerprint of the data.
 
     The checkpoint has an item for the parameters, one for their average if the run keeps it, and one for what
-    only training needs. Of a run that trains adapters on a `base`, it has the adapters in place of the
-    parameters, and says which base they belong to. Raises DivergedError where a number is not finite; nothing
-    is saved then.
+    only training needs. Where the run looks for spikes, another one has the losses of the last steps. Of a
+    run that trains adapters on a `base`, it has the adapters in place of the parameters, and says which base
+    they belong to. Raises DivergedError where a number is not finite; nothing is saved then.
     """
     kept = {"params": state.params} if base is None else {ADAPTER: state.trainable}
     items = kept | {"rest": _rest(state)}
     average = averaged(state.opt_state)
     if average is not None:  # it has what trains, and every reader of a run expects a whole model
         items["average"] = combine(average, state.frozen, state.chosen) if base is None else average
+    if state.recent is not None:
+        items[RECENT] = state.recent
     refuse_non_finite_arrays(step, items)
     meta: dict[str, Any] = {"position": {"fingerprint": fingerprint}}
     checkpoints.save(step, items, meta if base is None else meta | {"base": base._asdict()})
@@ -161,6 +165,15 @@ def restore_adapter(folder: Path, step: int, begun: TrainState, base: Base) -> T
     return dataclasses.replace(
         begun, trainable=trainable, **restore(folder / CHECKPOINTS, step, "rest", rest)
     )
+
+
+def restore_recent(folder: Path, step: int, mesh: Mesh) -> Recent | None:
+    """The losses of the last steps as a run has saved them; None where it has not looked for spikes."""
+    if RECENT not in read_meta(folder / CHECKPOINTS, step)["digests"]:
+        return None
+    target = abstract(jax.eval_shape(lambda: no_losses(mesh)), mesh)
+    recent: Recent = restore(folder / CHECKPOINTS, step, RECENT, target)
+    return recent
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

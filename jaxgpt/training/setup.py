@@ -1,5 +1,6 @@
 """What a recipe and its task make together: the optimizer, the training step, batches, the first state."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ import optax
 
 from jaxgpt.config import OptimConfig, RunConfig
 from jaxgpt.parallel import place_rows
+from jaxgpt.training.guard import guarded, no_losses
 from jaxgpt.training.initial import initial_state
 from jaxgpt.training.loss import Loss
 from jaxgpt.training.optim import adamw, learning_rate
-from jaxgpt.training.run_directory import restore_adapter, restore_state
+from jaxgpt.training.run_directory import restore_adapter, restore_recent, restore_state
 from jaxgpt.training.state import TrainState, abstract_state, train_step
 from jaxgpt.training.task import Task, TrainingData
 from jaxgpt.weights.adapter import Base
@@ -34,17 +36,27 @@ class Setup(NamedTuple):
 
     def initial(self, recipe: RunConfig, tell: Callable[[str], None]) -> TrainState:
         """The state before the first step (`training.initial`)."""
-        return initial_state(recipe, self.task, self.optimizer, tell)
+        return self.fitted(initial_state(recipe, self.task, self.optimizer, tell))
 
     def restored(self, folder: Path, step: int) -> TrainState:
         """The state that the run in a directory has saved after a step."""
+        recent = restore_recent(folder, step, self.task.mesh)
         if not self.task.chosen.alone:
             target = abstract_state(self.task.model, self.optimizer, self.task.mesh, self.task.chosen)
-            return restore_state(folder, step, target)
-        begun = self.initial(self.recipe, lambda _: None)
-        base = self.base_of(begun)
-        assert base is not None, "adapters alone are kept, so that they have a base"
-        return restore_adapter(folder, step, begun, base)
+            state = restore_state(folder, step, target)
+        else:
+            begun = self.initial(self.recipe, lambda _: None)
+            base = self.base_of(begun)
+            assert base is not None, "adapters alone are kept, so that they have a base"
+            state = restore_adapter(folder, step, begun, base)
+        return self.fitted(dataclasses.replace(state, recent=recent))
+
+    def fitted(self, state: TrainState) -> TrainState:
+        """The state with the losses of the last steps where this run looks for spikes, else without them."""
+        looks = self.recipe.spike_deviations > 0
+        if looks == (state.recent is not None):
+            return state
+        return dataclasses.replace(state, recent=no_losses(self.task.mesh) if looks else None)
 
     def base_of(self, state: TrainState) -> Base | None:
         """The base that the adapters of a state belong to; None of a run that trains none."""
@@ -56,12 +68,20 @@ class Setup(NamedTuple):
 
 def set_up(recipe: RunConfig, task: Task, data: TrainingData) -> Setup:
     """Make ready what a run trains with. Nothing is compiled yet."""
-    optimizer, step = training_step(recipe.optim, task.loss, steps=recipe.steps, accumulate=recipe.accumulate)
+    optimizer, step = step_of(recipe, task.loss)
 
     def batch_at(number: int) -> Any:
         return place_rows(functools.partial(data.rows, number), recipe.sequences, task.mesh)
 
     return Setup(recipe, task, optimizer, step, batch_at)
+
+
+def step_of(recipe: RunConfig, loss: Loss) -> tuple[optax.GradientTransformation, Step]:
+    """The optimizer of a recipe, and its training step, to be compiled."""
+    optimizer, step = training_step(recipe.optim, loss, steps=recipe.steps, accumulate=recipe.accumulate)
+    if recipe.guarded:
+        step = functools.partial(guarded, step=step, deviations=recipe.spike_deviations)
+    return optimizer, step
 
 
 def training_step(

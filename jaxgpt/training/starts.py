@@ -32,16 +32,20 @@ class Starts(NamedTuple):
     """How long they ran together, by the clock on the wall. Those that were killed do not count."""
     killed: int
     """How many ended without a word."""
+    rewound: int
+    """How many were made by the run itself, which went back after a divergence."""
 
 
 @contextlib.contextmanager
-def recorded(folder: Path, step: int, since: float) -> Iterator[None]:
+def recorded(folder: Path, step: int, since: float, after: str = "") -> Iterator[None]:
     """Around the work of a run: note that it began at a step, and at the end how long it took.
 
-    `since` is the time, as `time.perf_counter` has it, from which the duration counts. Raises StorageError
-    when the file cannot be written.
+    `since` is the time, as `time.perf_counter` has it, from which the duration counts. `after` is the
+    divergence after which the run went back to that step. Raises StorageError when the file cannot be
+    written.
     """
-    _append(folder, {"step": step, "command": command(), "environment": environment()})
+    why = {"after": after} if after else {}
+    _append(folder, {"step": step, "command": command(), "environment": environment(), **why})
     try:
         yield
     finally:
@@ -95,7 +99,8 @@ def read_starts(folder: Path) -> Starts:
     commands = [row["command"] for row in rows if "command" in row]
     environments = [row["environment"] for row in rows if "environment" in row]
     seconds = [row["seconds"] for row in rows if "seconds" in row]
-    return Starts(commands, environments, sum(seconds), len(commands) - len(seconds))
+    rewound = sum("after" in row for row in rows)
+    return Starts(commands, environments, sum(seconds), len(commands) - len(seconds), rewound)
 
 
 def _append(folder: Path, row: dict[str, int | float | str]) -> None:

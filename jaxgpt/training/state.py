@@ -41,6 +41,8 @@ class TrainState:
     """The optimizer's state, for the trainable parameters only."""
     chosen: Chosen = field(default=EVERYTHING, metadata={"static": True})
     """Which parameters train."""
+    recent: Any = None
+    """The losses of the last steps (`guard.Recent`), where the run looks for spikes of the loss."""
 
     @property
     def params(self) -> Params:
@@ -135,25 +137,31 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
     trainable = optax.apply_updates(state.trainable, updates)
-    return TrainState(state.step + 1, state.key, trainable, state.frozen, opt_state, state.chosen), metrics
+    after = dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt_state=opt_state)
+    return after, metrics
 
 
 def pass_by(state: TrainState) -> TrainState:
+    """The state after a step without an update, for the host to call (`without_update`)."""
+    return without_update(state, _increased)
+
+
+def without_update(state: TrainState, increased: Callable[[Array], Array]) -> TrainState:
     """The state after a step without an update. What goes by the step goes on: the learning rate, and where
-    clipping begins.
+    clipping begins. `increased(count)` is count + 1.
     """
     by_step = optax.ScaleByScheduleState, optax.ConditionallyTransformState
 
     def later(node: Any) -> Any:
         match node:
             case optax.ScaleByScheduleState(count=count):
-                return node._replace(count=_increased(count))
+                return node._replace(count=increased(count))
             case optax.ConditionallyTransformState(step=step):
-                return node._replace(step=_increased(step))
+                return node._replace(step=increased(step))
         return node
 
     opt_state = jax.tree.map(later, state.opt_state, is_leaf=lambda node: isinstance(node, by_step))
-    return dataclasses.replace(state, step=_increased(state.step), opt_state=opt_state)
+    return dataclasses.replace(state, step=increased(state.step), opt_state=opt_state)
 
 
 def _increased(count: Array) -> Array:

@@ -26,7 +26,7 @@ class Stop:
         self.signal: signal.Signals | None = None
         self.nothing_to_save = False
         """Whether the process may end at once, because all is as the last save left it."""
-        self._first_step: int | None = None
+        self._asked = 0
 
     def ask(self, number: signal.Signals) -> None:
         """Ask the run to end. JAX passes a SIGTERM on, so that several processes are all asked."""
@@ -48,18 +48,17 @@ class Stop:
 
         return show
 
-    def agreed(self, step: int) -> bool:
+    def agreed(self) -> bool:
         """Whether to stop after this step. Several processes all get the same answer for the same step.
 
         It must be called after every step. JAX lets all processes stop at the step after the last one that it
         was asked about, or at step 1 when a signal came before that. A resumed run would never reach step 1,
-        so the steps are counted here from the first one that was asked about.
+        and one that goes back reaches some steps twice, so the questions are counted here.
         """
         if jax.process_count() == 1:
             return self.signal is not None
-        if self._first_step is None:
-            self._first_step = step
-        return multihost_utils.reached_preemption_sync_point(step - self._first_step + 1)
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
 
 @contextmanager

@@ -113,6 +113,7 @@ def _json(found: "Replayed") -> str:
         "step": found.step,
         "begun_at": found.begun_at,
         **found.metrics,
+        "diverged": found.diverged,
         "log": found.logged,
         "gradient_norms": {path: norm.tolist() for path, norm in found.norms.items()},
         "texts": texts,
