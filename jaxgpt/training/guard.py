@@ -27,7 +27,7 @@ class Recent(NamedTuple):
 
     losses: Array
     """[WINDOW], float32, the newest one first. Those that are not there yet are 0."""
-    count: Array
+    seen: Array
     """How many there have been, int32."""
 
 
@@ -77,12 +77,12 @@ def _all_finite(tree: Any) -> Array:
 
 def _limit(recent: Recent, deviations: float) -> Array:
     """The highest loss that is no spike. It is infinite as long as there are too few to compare it with."""
-    known = jnp.minimum(recent.count, WINDOW)
+    known = jnp.minimum(recent.seen, WINDOW)
     is_known = jnp.arange(WINDOW) < known
     mean = jnp.sum(recent.losses, where=is_known) / known
     variance = jnp.sum(jnp.square(recent.losses - mean), where=is_known) / known
-    return jnp.where(recent.count < FEWEST, jnp.inf, mean + deviations * jnp.sqrt(variance))
+    return jnp.where(recent.seen < FEWEST, jnp.inf, mean + deviations * jnp.sqrt(variance))
 
 
 def _followed(recent: Recent, loss: Array) -> Recent:
-    return Recent(jnp.roll(recent.losses, 1).at[0].set(loss), recent.count + 1)
+    return Recent(jnp.roll(recent.losses, 1).at[0].set(loss), recent.seen + 1)
