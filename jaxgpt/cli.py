@@ -85,6 +85,10 @@ RECIPES: dict[str, tuple[Callable[[], RunConfig], str]] = {
         "Train a model to classify, to answer or to prefer answers. The same command again resumes the run.",
     ),
 }
+# The verbs whose programs are kept for their next start. `bench` measures compiling; `plan` keeps figures.
+COMPILING = frozenset(
+    ("pretrain", "finetune", "classify", "answer", "generate", "replay", "evaluate", "chat", "serve")
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -159,6 +163,10 @@ def _run(args: list[str]) -> int | str | None:
         from jaxgpt.training.lock import refuse_in_use
 
         refuse_in_use(Path(arguments.out_dir))
+    if name in COMPILING and not getattr(arguments, "distributed", False):
+        from jaxgpt.compilation_cache import keep_compiled_programs
+
+        logger.debug("compiled programs are kept in %s", keep_compiled_programs())
     start = time.perf_counter()
     importlib.import_module(f"jaxgpt.verbs.{verb.module}").run(arguments, *named)
     logger.debug("%s took %.2f s", name, time.perf_counter() - start)

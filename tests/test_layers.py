@@ -22,6 +22,7 @@ STOREYS = [
     "display",
     "parallel",
     "text",
+    "compilation_cache",
     "model",
     "book",
     "weights",
