@@ -86,6 +86,19 @@ def test_answers_stand_beside_the_right_ones(run: Path, tmp_path: Path, capsys) 
         prompt = f"<|user|>\n{row['instruction']}\n\n<|assistant|>\n"
         assert row["model_response"] == lm.generate(prompt, max_new_tokens=8, temperature=0).strip()
     assert f"judge {out}" in capsys.readouterr().err
+    main(
+        [
+            "answer",
+            f"{run}@best",
+            "--out",
+            str(tmp_path / "long.json"),
+            "--max-new-tokens",
+            str(lm.config.context),
+        ]
+    )
+    long = json.loads((tmp_path / "long.json").read_text())  # questions stay whole where answers may be long
+    assert "without their beginnings" not in capsys.readouterr().err
+    assert [row["model_response"][:4] for row in long] == [row["model_response"][:4] for row in rows]
     with pytest.raises(SystemExit) as done:
         main(["answer", str(run), "--out", str(out)])
     assert done.value.code == 74 and "something is there already" in capsys.readouterr().err

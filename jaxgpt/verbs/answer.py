@@ -11,12 +11,15 @@ import tyro
 from jaxgpt.errors import ConfigError, StorageError, unwritable
 from jaxgpt.verbs.flags import AdapterFlags, EngineFlags, SamplingFlags, home_of
 
+LEAST = 4  # an answer has at least the context divided by this, or what it may take if that is less
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerArgs(SamplingFlags, EngineFlags, AdapterFlags):
     """Have MODEL answer every question of FILE, and write its answers beside the right ones.
 
-    A question that is longer than the context leaves room for is asked without its beginning.
+    A question is asked whole if it leaves a quarter of the context, or as much as the longest answer
+    takes; a longer one is asked without its beginning.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -64,7 +67,7 @@ def run(args: AnswerArgs) -> None:
     found = template_of(lm.tokenizer, args.chat_template, home, lm.chat_template)
     template = found or Plain(lm.tokenizer)
     asked = Request(prompt=(), max_new_tokens=args.max_new_tokens, sampling=sampling)
-    room = max(1, lm.config.context - args.max_new_tokens)
+    room = lm.config.context - min(args.max_new_tokens, lm.config.context // LEAST)
     questions = questions_of(dialogues, template)
     if long := sum(len(ids) > room for ids in questions):
         note(f"{long:,} questions are longer than {room} tokens, and asked without their beginnings")
