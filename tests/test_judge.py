@@ -124,6 +124,16 @@ def test_a_judge_that_fails_loses_no_verdict(answers: Path, judges, tmp_path: Pa
         judged(found[1:], ask_at(judge.url, "m", None, 0), out)
 
 
+def test_an_answer_that_the_judge_refuses_gets_no_score(answers: Path, judges, tmp_path: Path) -> None:
+    """It may be too long for the judge. Where the first one is refused, the reason may be another."""
+    found, out = read_answers(answers), tmp_path / "scores.jsonl"
+    with pytest.raises(ConfigError, match=r"refuses \(HTTP 400\): no such model"):
+        judged(found, ask_at(judges(400, "20").url, "m", None, 0), out)
+    verdicts = judged(found, ask_at(judges("10", 400, "30").url, "m", None, 0), out)
+    assert [verdict.score for verdict in verdicts] == [10, None, 30]
+    assert "refuses (HTTP 400)" in verdicts[1].reply
+
+
 def test_no_server_and_no_http(answers: Path, judges, tmp_path: Path) -> None:
     found = read_answers(answers)
     gone = judges()

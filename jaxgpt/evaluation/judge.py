@@ -28,6 +28,11 @@ Answer to be judged:
 How good is the answer to be judged, from 0 to 100, where 100 is the best? Reply with the number alone."""
 TIMEOUT = 300.0  # seconds; a large model on a small machine takes its time
 LONGEST = 16  # tokens of a reply
+OF_ONE_QUESTION = (400, 413, 422)  # HTTP: what was asked is wrong, such as longer than the judge's context
+
+
+class RefusedError(ConfigError):
+    """The judge does not answer this question."""
 
 
 class Verdict(NamedTuple):
@@ -53,16 +58,23 @@ def judged(
     """Have every answer judged. Each verdict is a line of the JSONL file `path` as soon as it is there.
 
     Verdicts that the file holds already are not asked for again, so that the same call goes on where an
-    earlier one ended. `done` is told how many there are. Raises DataError where the file holds verdicts of
-    other answers, StorageError when it cannot be written, and what `ask` raises.
+    earlier one ended. An answer that the judge refuses, because it is too long for it, say, gets no score,
+    and the refusal as its reply; but where the first one is refused, something else may be wrong. `done` is
+    told how many there are. Raises DataError where the file holds verdicts of other answers, StorageError
+    when it cannot be written, and what `ask` raises.
     """
     verdicts = _kept(path, answers)
     try:
         with path.open("a", encoding="utf-8") as file:
             for answer in answers[len(verdicts) :]:
                 done(len(verdicts))
-                reply = ask(PROMPT.format(**answer._asdict()))
-                verdicts.append(Verdict(reply, score_of(reply)))
+                try:
+                    reply = ask(PROMPT.format(**answer._asdict()))
+                    verdicts.append(Verdict(reply, score_of(reply)))
+                except RefusedError as error:
+                    if not verdicts:
+                        raise
+                    verdicts.append(Verdict(str(error), None))
                 file.write(json.dumps(answer._asdict() | verdicts[-1]._asdict(), ensure_ascii=False) + "\n")
                 file.flush()
     except OSError as error:
@@ -92,7 +104,8 @@ def ask_at(url: str, model: str, key: str | None, seed: int) -> Callable[[str], 
 
     `url` is the part before `/chat/completions`, such as `http://127.0.0.1:8000/v1`. The most probable
     tokens are taken (temperature 0). Raises MissingError where nothing answers, StorageError where the
-    connection breaks, and ConfigError with the server\'s own words where it refuses.
+    connection breaks, and ConfigError with the server\'s own words where it refuses (RefusedError where it
+    may be because of this question).
     """
     import requests
 
@@ -135,7 +148,8 @@ def _reply(answer: "requests.Response", url: str) -> str:
         why = str(content["error"]["message"])
     except (ValueError, KeyError, IndexError, TypeError):
         why = answer.text[:200]
-    raise ConfigError(
+    kind = RefusedError if answer.status_code in OF_ONE_QUESTION else ConfigError
+    raise kind(
         f"the judge at {url} refuses (HTTP {answer.status_code})",
         why=why[:500],
         fix="do what it says, or check --url, --model and --api-key",
