@@ -62,13 +62,27 @@ def same(one: TrainState, other: TrainState) -> bool:
 @pytest.mark.parametrize(
     ("loss", "gradient"),
     [(float("nan"), 1.0), (1.0, float("inf")), (1.0, 1e30)],
-    ids=["loss", "gradient", "moment"],
+    ids=["loss", "gradient", "norm"],
 )
 def test_a_step_with_a_number_that_is_not_finite_makes_no_update(loss: float, gradient: float) -> None:
-    """The square of a gradient of 1e30 is a moment that overflows, while loss and gradient are finite."""
+    """The square of a gradient of 1e30 overflows, and with it the gradient's norm."""
     state, after, metrics = one_step(loss, gradient)
     assert metrics[NO_UPDATE] == 1 and LIMIT not in metrics
     assert same(after, pass_by(state))
+
+
+def test_a_moment_alone_that_is_not_finite_is_enough() -> None:
+    """An infinite second moment makes the update 0: loss, gradient and weights are finite."""
+    optimizer, step = program()
+    state = start_state({"w": jnp.ones(2)}, optimizer, jax.random.key(0))
+
+    def broken(path: Any, leaf: jax.Array) -> jax.Array:
+        return leaf + jnp.inf if ".nu" in jax.tree_util.keystr(path) else leaf
+
+    state = dataclasses.replace(state, opt_state=jax.tree_util.tree_map_with_path(broken, state.opt_state))
+    after, metrics = step(state, jnp.ones(2))
+    assert np.isfinite([float(metrics[name]) for name in ("loss", "grad_norm")]).all()
+    assert metrics[NO_UPDATE] == 1 and same(after, pass_by(state))
 
 
 def test_a_step_that_does_no_harm_is_the_step() -> None:

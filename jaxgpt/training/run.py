@@ -26,9 +26,9 @@ from jaxgpt.training.loop import Loop, stopped_error, train
 from jaxgpt.training.metrics import MetricsLog, Sink, TensorBoardSink, check_tensorboard
 from jaxgpt.training.resume import Found, accepted, find_run, recipe_in
 from jaxgpt.training.run_directory import DATA, locked, save_state, write_settings
-from jaxgpt.training.setup import set_up
+from jaxgpt.training.setup import Setup, set_up
 from jaxgpt.training.starts import changed_environment, read_starts, recorded
-from jaxgpt.training.state import StepPrograms, compile_step, pass_by
+from jaxgpt.training.state import StepPrograms, TrainState, compile_step, pass_by
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, DamagedError, latest_step, paths_of, set_aside
@@ -216,18 +216,7 @@ def _train(
     folder, mesh, start, since = Path(recipe.out_dir), task.mesh, found.step if found else 0, perf_counter()
     stop.nothing_to_save = True
     setup = set_up(recipe, task, data)
-    if found:
-        tell(f"going on from step {start} of {folder}")
-        if before := changed_environment(folder):
-            tell(f"its numbers may differ in the last digits from here on: it has run with {before}")
-        with waiting(f"reading checkpoint {start}", tell):
-            state = setup.restored(folder, start)
-        for path in paths_of(damaged):
-            tell(f"the damaged checkpoint is kept as {set_aside(path)}; delete it when you do not need it")
-    else:
-        state = setup.initial(recipe, tell)
-        with _before_the_first_step(stop):
-            data.begin(state)
+    state = _first_state(setup, data, found, damaged, stop, tell)
     moving, fixed = (sum(leaf.size for leaf in jax.tree.leaves(t)) for t in (state.trainable, state.frozen))
     if base := setup.base_of(state):
         tell(f"{moving:,} parameters train, and {fixed:,} stay as they are in {base.name}")
@@ -272,6 +261,31 @@ def _train(
         with waiting("saving", tell):
             checkpoints.wait()
     return int(state.step)
+
+
+def _first_state(
+    setup: Setup,
+    data: TrainingData,
+    found: Found | None,
+    damaged: Sequence[DamagedError],
+    stop: Stop,
+    tell: Tell,
+) -> TrainState:
+    """The state that the run begins or goes on with."""
+    recipe, folder = setup.recipe, Path(setup.recipe.out_dir)
+    if found:
+        tell(f"going on from step {found.step} of {folder}")
+        if before := changed_environment(folder):
+            tell(f"its numbers may differ in the last digits from here on: it has run with {before}")
+        with waiting(f"reading checkpoint {found.step}", tell):
+            state = setup.restored(folder, found.step)
+        for path in paths_of(damaged):
+            tell(f"the damaged checkpoint is kept as {set_aside(path)}; delete it when you do not need it")
+    else:
+        state = setup.initial(recipe, tell)
+        with _before_the_first_step(stop):
+            data.begin(state)
+    return state
 
 
 def _divergences(recipe: RunConfig, start: int, recorder: Recorder) -> Divergences:
