@@ -60,6 +60,12 @@ class BusyError(JaxgptError):
     exit_code = 69
 
 
+class LostError(JaxgptError):
+    """Another process of the job was killed, or its machine is gone (exit code 71)."""
+
+    exit_code = 71
+
+
 class StorageError(JaxgptError):
     """Reading or writing failed: a full disk, no permission, a save that did not finish (exit code 74)."""
 

@@ -29,6 +29,7 @@ from jaxgpt.finetuning.preference import preference_tuning
 from jaxgpt.language_model import LanguageModel, load
 from jaxgpt.log import METRICS_FILE, read_rows
 from jaxgpt.pretraining import Tell, pretraining
+from jaxgpt.training.resume import resumed_from
 from jaxgpt.training.run import run
 from jaxgpt.training.stop import Stop, stop_on_signal
 from jaxgpt.training.task import Task
@@ -86,7 +87,8 @@ def train(
     if recipe.distributed:
         hosts.initialize()
     in_main_thread = threading.current_thread() is threading.main_thread()
-    with hosts.one_error_ends_all(), contextlib.ExitStack() as stack:
+    since = functools.partial(resumed_from, Path(recipe.out_dir))
+    with hosts.one_error_ends_all(since), contextlib.ExitStack() as stack:
         work = functools.partial(_train, recipe, frozenset(changed), in_file, progress=progress)
         if not in_main_thread:  # Ctrl-C never arrives here
             work(Stop())

@@ -56,6 +56,6 @@ def test_an_error_is_one_line_of_what_where_why_and_what_to_do() -> None:
 def test_each_class_has_a_code_of_its_own_and_names_it() -> None:
     classes = [errors.JaxgptError, *errors.JaxgptError.__subclasses__()]
     codes = [kind.exit_code for kind in classes]
-    assert sorted(codes) == [2, 65, 66, 69, 70, 74, 75, 76, 130]
+    assert sorted(codes) == [2, 65, 66, 69, 70, 71, 74, 75, 76, 130]
     for kind in classes:
         assert f"exit code {kind.exit_code})" in (kind.__doc__ or "")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -336,6 +337,8 @@ class Scenario(NamedTuple):
     others: str = ""  # what process 1 prints besides
 
 
+GONE = "process {} of host {} is gone: it was killed, or has crashed, or its machine is lost; {}"
+AGAIN = "start the job again: it goes on from {}"
 DAMAGED = "shard is damaged (a.bin): too short; make it anew"
 STOPPED = "stopped at step 3: SIGTERM came; run it again"
 SCENARIOS = {
@@ -413,6 +416,27 @@ SCENARIOS = {
         (76, 76),
         (["diverged: loss is nan; lower it"], ["diverged: loss is nan; lower it"]),
         "in good order",
+    ),
+    "it is killed while the first is in a collective": Scenario(
+        "os.kill(os.getpid(), signal.SIGKILL) if index else sync_global_devices('never')",
+        (71, -9),
+        ([GONE.format(1, platform.node(), AGAIN.format("where it was"))], []),
+    ),
+    "the first is killed while it is in a barrier": Scenario(
+        """
+        hosts.barrier("begun")
+        hosts.barrier("never") if index else os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        (-9, 71),
+        ([], [GONE.format(0, platform.node(), AGAIN.format("where it was"))]),
+    ),
+    "the first is killed when the other is done": Scenario(
+        """
+        hosts.barrier("begun")
+        index or time.sleep(2) or os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        (-9, 71),
+        ([], [GONE.format(0, platform.node(), AGAIN.format("where it was"))]),
     ),
     "one is done before the other": Scenario("index or time.sleep(5)", (0, 0), ([], [])),
     "both stop and the first saves longer": Scenario(
@@ -523,7 +547,8 @@ def measured(run: Path, name: str) -> dict[int, float]:
 
 
 def saved_steps(run: Path) -> list[int]:
-    return sorted(int(path.parent.name) for path in run.glob("checkpoints/*/_CHECKPOINT_METADATA"))
+    names = [path.parent.name for path in run.glob("checkpoints/*/_CHECKPOINT_METADATA")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 @pytest.mark.slow
@@ -663,6 +688,51 @@ def test_without_a_job_distributed_says_what_it_needs(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "error: --distributed: the processes of this job did not find one another" in done.stderr
     assert "start the same command on every host" in done.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others_which_say_so(data: Path, tmp_path: Path) -> None:
+    """While they train; the job started again goes on from what they have named."""
+    run = tmp_path / "run"
+    args = pretrain(data, run, "--steps", 100_000, "--checkpoint-every", 5, "--distributed")
+    text = "step 13:"
+    for victim, other in ((1, 0), (0, 1)):
+        with Job(tmp_path / f"job-{victim}", UNDER_SLURM, *args) as job:
+            job.wait_for(0, text)
+            moment, before = time.monotonic(), saved_steps(run)
+            job.send(signal.SIGKILL, victim)
+            codes = job.ended()
+            assert (codes[victim], codes[other]) == (-signal.SIGKILL, 71), job.all_said()
+            assert job.seconds_after(moment) < 20
+            [error], after = job.errors()[other], saved_steps(run)
+        said = [
+            GONE.format(victim, platform.node(), AGAIN.format(f"step {step} of {run}, or a later one"))
+            for step in (before[-1], after[-1])  # a save may end after the kill
+        ]
+        assert error in said
+        text = f"going on from step {after[-1]} of"
+
+
+BUSY = """
+import ctypes
+from jaxgpt import hosts
+
+begun = __import__("time").monotonic()
+with hosts.one_error_ends_all():
+    hosts.barrier("begun")
+    if jax.process_index() == int(sys.argv[1]):
+        ctypes.PyDLL(None).sleep(20)  # no other thread of Python runs meanwhile
+    hosts.barrier("ended")
+print(__import__("time").monotonic() - begun)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_a_process_that_is_busy_is_not_taken_for_dead(busy: int, tmp_path: Path) -> None:
+    with Job(tmp_path / "job", JOIN + BUSY, busy) as job:
+        assert job.ended() == [0, 0], job.all_said()
+        assert min(float(job.printed(number).split()[-1]) for number in range(2)) > 19
 
 
 BROKEN_DATA = """

@@ -1,4 +1,4 @@
-"""Several processes of one job: they decide together, wait for one another, and one's error ends them all.
+"""Several processes of one job: they decide together, wait for one another, and one's error or end ends all.
 
 Every process runs the same command. What depends on files that may change is decided by the first process
 (number 0) and told to the others. All of them must come to the same calls of this package in the same order.

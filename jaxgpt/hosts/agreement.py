@@ -14,7 +14,9 @@ from jaxgpt.hosts.store import POLL, next_key, tell, wait_for
 
 T = TypeVar("T")
 
-HEARTBEAT = 60  # seconds without a sign of life after which JAX takes a process for dead and ends the others
+# Seconds without a sign of life after which JAX takes a process for dead and aborts the others. `presence`
+# knows earlier. They are many, because JAX cannot tell a process that dies from one that is slow.
+HEARTBEAT = 60
 PATIENCE = 3.0  # seconds that a network file system may take to show a new file to the other hosts
 
 

@@ -35,6 +35,14 @@ def wait_for(key: str) -> bytes:
     return found[0]
 
 
+def coordinator() -> str:
+    """The name or the address at which all processes reach process 0."""
+    from jax._src import distributed
+
+    address: str = distributed.global_state.coordinator_address or ""
+    return address.rpartition(":")[0].strip("[]")
+
+
 def store() -> Any:
     """JAX's client of the store. There is no public name for it in JAX 0.10 and 0.12.
 

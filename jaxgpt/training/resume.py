@@ -169,6 +169,17 @@ def find_run(folder: Path, damaged: Collection[Path] = ()) -> Found | None:
     return Found(step, read_config(folder), before["fingerprint"], measured)
 
 
+def resumed_from(folder: Path) -> str:
+    """What the run in a directory will go on from, in words, where no save that has begun is finished."""
+    saved = folder / CHECKPOINTS
+    steps = finished_steps(saved) if saved.is_dir() else []
+    return (
+        f"step {steps[-1]} of {folder}, or a later one"
+        if steps
+        else f"its start: nothing is saved in {folder}"
+    )
+
+
 def accepted(found: Found, recipe: RunConfig, named: Collection[str], folder: Path) -> RunConfig:
     """The recipe with which the run continues, if every setting that differs from the run's own may change.
 

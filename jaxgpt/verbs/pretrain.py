@@ -1,6 +1,7 @@
 """`jaxgpt pretrain`: train a model on a text, or on prepared tokens, in a run directory."""
 
 import contextlib
+import functools
 import shlex
 from collections.abc import Collection
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxgpt.model.mask import Mask
 from jaxgpt.parallel import Placement, check_batch, mesh_of
 from jaxgpt.runs import task_for
 from jaxgpt.training.flops import count_parameters, measured_matmul_flops, peak_flops, train_flops_per_token
+from jaxgpt.training.resume import resumed_from
 from jaxgpt.training.run import run as train
 from jaxgpt.training.stop import stop_on_signal
 
@@ -39,7 +41,8 @@ def trained(config: RunConfig, named: Collection[str], in_file: Collection[str])
     """Run the training that a recipe describes, shown in the terminal. Returns the recipe as it was run."""
     if config.distributed:
         hosts.initialize()
-    with hosts.one_error_ends_all(), contextlib.closing(TrainingDisplay()) as display:
+    since = functools.partial(resumed_from, Path(config.out_dir))
+    with hosts.one_error_ends_all(since), contextlib.closing(TrainingDisplay()) as display:
         mesh = mesh_of(config.mesh)
         check_batch(config.batch, mesh)
         progress = display.progress if hosts.is_first() else no_progress
