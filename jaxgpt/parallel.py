@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgpt.config import MeshConfig
 from jaxgpt.errors import ConfigError
@@ -88,8 +88,16 @@ class Placement:
         """`x`, made to lie as the activation of this name does."""
         if self.mesh is None or self.mesh.size == 1:
             return x
-        placed: jax.Array = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self._spec(name, x)))
+        placed: jax.Array = jax.lax.with_sharding_constraint(
+            x, NamedSharding(self.mesh, self._spec(name, x.shape))
+        )
         return placed
+
+    def part(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what one device has of an activation of this name and shape."""
+        if self.mesh is None:
+            return tuple(shape)
+        return NamedSharding(self.mesh, self._spec(name, shape)).shard_shape(tuple(shape))
 
     def on_each_device(
         self, function: Callable[..., Any], names: Sequence[str], result: str, given: Sequence[jax.Array]
@@ -100,15 +108,15 @@ class Placement:
         """
         if self.mesh is None or self.mesh.size == 1:
             return function
-        specs = tuple(self._spec(name, x) for name, x in zip(names, given, strict=True))
-        out = self._spec(result, given[0])
+        specs = tuple(self._spec(name, x.shape) for name, x in zip(names, given, strict=True))
+        out = self._spec(result, given[0].shape)
         return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
 
-    def _spec(self, name: str, x: jax.Array) -> PartitionSpec:
+    def _spec(self, name: str, shape: Sequence[int]) -> PartitionSpec:
         """The table's entry, without axes that do not divide the array, such as 25 heads over 8 devices."""
         assert self.mesh is not None
         entries = []
-        for size, axes in zip(x.shape, ACTIVATIONS[name], strict=False):
+        for size, axes in zip(shape, ACTIVATIONS[name], strict=False):
             named = (axes,) if isinstance(axes, str) else axes or ()
             shards = math.prod(self.mesh.shape[axis] for axis in named)
             entries.append(axes if size % shards == 0 else None)
@@ -140,7 +148,7 @@ def partition_spec(path: str) -> PartitionSpec:
     return fitting[0]
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for every leaf of a tree of arrays or shapes.
 
     Raises ConfigError naming every leaf with an axis that the mesh does not divide.

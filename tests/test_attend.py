@@ -10,6 +10,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.model import attend as attention
+from jaxgpt.model import paired as kernel
 from jaxgpt.model.attend import attend, attend_cached, blocks, cudnn, drop, implementation_for, plain, splash
 from jaxgpt.model.attention import causal_mask, scaled_dot_product_attention
 from jaxgpt.model.gpt import Params, define
@@ -173,6 +174,32 @@ def test_the_splash_kernel_is_the_reference(name: str, dtype: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "head_size"),
+    [
+        ("causal", "float32", 64),
+        pytest.param("causal", "bfloat16", 32, marks=pytest.mark.slow),
+        pytest.param("everything", "float32", 64, marks=pytest.mark.slow),
+        pytest.param("causal", "bfloat16", 128, marks=pytest.mark.slow),
+    ],
+)
+def test_the_kernel_of_heads_side_by_side_is_the_reference(
+    name: str, dtype: str, head_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's own code, interpreted on the CPU, with its gradients: two blocks of queries, two groups of
+    lanes.
+    """
+    monkeypatch.setattr(kernel, "QUERY_BLOCK", 128)
+    mask = MASKS[name]
+    q, k, v = qkv(256, 256 // head_size, head_size, dtype)
+    assert_agree(
+        jax.jit(lambda *heads: kernel.paired(*heads, causal=mask.causal, name="context", interpret=True)),
+        lambda q, k, v: plain(q, k, v, mask, scale=1.0),
+        [x[:1] for x in (q * head_size**-0.5, k, v)],
+        2e-6 if dtype == "float32" else 3e-2,
+    )
+
+
 @pytest.mark.parametrize("name", ["causal", "packed"])
 def test_on_a_mesh_every_device_runs_splash_on_its_own_rows_and_heads(name: str) -> None:
     mesh = mesh_of(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])
@@ -185,7 +212,12 @@ def test_on_a_mesh_every_device_runs_splash_on_its_own_rows_and_heads(name: str)
 @pytest.mark.parametrize(
     ("placement", "changes", "chosen"),
     [
-        (On(), {}, "splash"),
+        (On(), {}, "paired"),
+        (On(), {"heads": 25}, "splash"),
+        (On(), {"head_size": 96}, "splash"),
+        (On(), {"length": 2048}, "splash"),
+        (On(), {"mask": Mask(window=3)}, "splash"),
+        (On(mesh_of(MeshConfig(data=2, tensor=4), jax.devices()[:8])), {}, "splash"),
         (On(), {"dtype": "float32"}, "splash"),
         (On(), {"mask": Mask(segments_BT=packed(6))}, "splash"),
         (On(), {"length": 100}, "blocks"),
@@ -201,7 +233,7 @@ def test_on_a_mesh_every_device_runs_splash_on_its_own_rows_and_heads(name: str)
     ],
 )
 def test_the_platform_of_the_mesh_chooses(placement: Placement, changes: dict, chosen: str) -> None:
-    call = {"mask": Mask(), "dtype": "bfloat16", "head_size": 64, "length": 1024} | changes
+    call = {"mask": Mask(), "dtype": "bfloat16", "heads": 12, "head_size": 64, "length": 1024} | changes
     assert implementation_for(placement, call.pop("mask"), **call) == chosen
 
 
@@ -216,14 +248,17 @@ def gpt() -> tuple[GPTConfig, Params, jax.ShapeDtypeStruct]:
     )
 
 
-def test_a_model_for_a_tpu_mesh_calls_the_splash_kernel(gpt: tuple) -> None:
-    """In the program lowered for a TPU, the blocks call the kernel, and no T x T scores are left."""
+def test_a_model_for_a_tpu_mesh_calls_a_kernel(gpt: tuple) -> None:
+    """In the program lowered for a TPU, the blocks call the kernel, and no T x T scores are left. Where a
+    device has one head of 64 alone, that is splash.
+    """
     config, params, tokens = gpt
     mesh = mesh_of(MeshConfig(data=2, tensor=2), jax.devices()[:4])
-    for placement in (On(), On(mesh)):
+    for placement, called in ((On(), "paired_attention_forward"), (On(mesh), "splash_mha")):
         model = define(config, unrolled=True, placement=placement)
         text = jax.jit(model.apply).trace(params, tokens).lower(lowering_platforms=("tpu",)).as_text()
-        assert "@tpu_custom_call" in text and "x128x256xf32" not in text and "x256x256xf32" not in text
+        assert "@tpu_custom_call" in text and called in text
+        assert "x128x256xf32" not in text and "x256x256xf32" not in text
     text = jax.jit(define(config, unrolled=True).apply).lower(params, tokens).as_text()
     assert "tpu_custom_call" not in text and "x128x256xf32" in text
 

@@ -3,7 +3,8 @@
     plain     one product over all positions; the reference that the others are tested against
     blocks    the queries in blocks, each against the keys that it can see; plain XLA, so it runs everywhere
     cudnn     NVIDIA's fused kernel, in 16-bit types
-    splash    the fused Pallas kernel for TPUs that JAX ships
+    paired    a fused kernel for TPUs, in 16 bits, for short texts and heads that fill a register side by side
+    splash    the fused Pallas kernel for TPUs that JAX ships, for everything else
 
 `implementation_for` picks one. The platform is an argument that comes from the mesh, never the default
 backend of the process: a program for a TPU can be compiled on a CPU, and is then the program that the TPU
@@ -18,6 +19,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.model.mask import Mask
+from jaxgpt.model.paired import paired, suits
 from jaxgpt.parallel import NOWHERE, Placement
 
 CONTEXT = "context"  # the result of attention, by its name for what the backward pass keeps
@@ -29,16 +31,25 @@ CUDNN_LARGEST_HEAD = 128
 
 
 def implementation_for(
-    placement: Placement, mask: Mask, *, dtype: str, head_size: int, length: int, only_xla: bool = False
+    placement: Placement,
+    mask: Mask,
+    *,
+    dtype: str,
+    heads: int,
+    head_size: int,
+    length: int,
+    only_xla: bool = False,
 ) -> str:
     """The name of the implementation that answers a call of `attend`.
 
     `length` is the number of positions. `only_xla` says that the call needs what no fused kernel does
     here: dropout of the weights, ALiBi's slopes, or keys of another sequence.
     """
-    if placement.platform == "tpu" and not only_xla and length % SPLASH_BLOCKS[-1] == 0:
-        return "splash"
     sixteen_bits = dtype in ("bfloat16", "float16")
+    if placement.platform == "tpu" and not only_xla and length % SPLASH_BLOCKS[-1] == 0:
+        own = placement.part("heads", (1, length, heads, head_size))[2]
+        plainly = mask.segments_BT is None and mask.window is None
+        return "paired" if dtype == "bfloat16" and plainly and suits(own, head_size, length) else "splash"
     fits_cudnn = sixteen_bits and head_size % 8 == 0 and head_size <= CUDNN_LARGEST_HEAD
     if placement.platform in ("gpu", "cuda") and fits_cudnn and not only_xla and mask.segments_BT is None:
         return "cudnn"
@@ -68,6 +79,7 @@ def attend(
         placement,
         mask,
         dtype=str(q_BTHK.dtype),
+        heads=q_BTHK.shape[2],
         head_size=q_BTHK.shape[-1],
         length=q_BTHK.shape[1],
         only_xla=slopes_H is not None or key is not None or mask.key_segments_BS is not None,
@@ -77,6 +89,8 @@ def attend(
     q_BTHK = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)  # the kernels take a constant scale only
     if name == "cudnn":
         return cudnn(q_BTHK, k_BTHK, v_BTHK, mask)
+    if name == "paired":
+        return paired(q_BTHK, k_BTHK, v_BTHK, causal=mask.causal, name=CONTEXT, placement=placement)
     return splash(q_BTHK, k_BTHK, v_BTHK, mask, placement=placement)
 
 

@@ -77,6 +77,7 @@ def plan(config: RunConfig, mesh: Mesh, tokens_per_step: int) -> str:
         Placement(mesh),
         Mask(),
         dtype=model.compute_dtype,
+        heads=model.heads,
         head_size=model.head_size,
         length=model.context,
         only_xla=model.dropout > 0 or model.position == "alibi",
