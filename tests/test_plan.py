@@ -20,7 +20,7 @@ from jaxgpt.training import plan_cache
 from jaxgpt.training.flops import count_parameters, train_flops_per_token
 from jaxgpt.training.paper import on_paper
 from jaxgpt.training.plan import compiled, plan
-from jaxgpt.training.program_text import Collective, collectives, estimated_cycles
+from jaxgpt.training.program_text import Collective, collectives, estimated_cycles, kernels
 from jaxgpt.training.topology import CHIPS, Topology
 
 
@@ -115,6 +115,11 @@ def test_the_compilers_cycles_are_added_up() -> None:
     assert estimated_cycles(LOOP.replace("estimated_cycles", "other")) is None
 
 
+def test_kernels_are_counted_which_the_compiler_does_not_estimate() -> None:
+    called = LOOP.replace("fusion(%r), kind=kLoop", 'custom-call(%r), custom_call_target="tpu_custom_call"')
+    assert (kernels(LOOP), kernels(called)) == (0, 5 * 3)
+
+
 def test_the_collectives_of_a_compiled_program_are_those_it_must_have() -> None:
     """Ten products of a matrix that is split over `fsdp`, and a sum over `data`: in a loop, and unrolled."""
     mesh = mesh_of(MeshConfig(data=2, fsdp=4))
@@ -184,6 +189,7 @@ def test_a_plan_reckons_with_what_the_maker_states(monkeypatch: pytest.MonkeyPat
         "memory": {"fits": True},
         "collectives": [{"sent": 3e9}, {"sent": 1e9}],
         "cycles": None,
+        "kernels": 0,
         "bytes_accessed": 8.19e9,
     }
     monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology, cache: program)
@@ -201,6 +207,11 @@ def test_a_plan_reckons_with_what_the_maker_states(monkeypatch: pytest.MonkeyPat
     program["cycles"] = 3e8
     assert plan(recipe, slice_)["step_seconds"] == pytest.approx(3e8 / CHIPS["v5e"].clock)
     assert plan(recipe, slice_)["cost"] is None
+    program["kernels"] = 4
+    attention = 16 * 16 * 12 * TINY.layers * TINY.width * TINY.context / 8 / 197e12
+    assert plan(recipe, slice_)["step_seconds"] - 3e8 / CHIPS["v5e"].clock == pytest.approx(
+        attention, rel=1e-6, abs=1e-15
+    )
     program["collectives"] = [{"sent": 200e9}]
     assert plan(recipe, slice_)["step_seconds"] == pytest.approx(1.0), "no chip is faster than its links"
     program["memory"] = {"fits": False}
@@ -256,6 +267,10 @@ def test_gpus_are_reckoned_with_on_paper() -> None:
     ("argv", "said"),
     [
         (["gpt2-xl", "--topology", "h100:8", "--batch", "2048", "--backward-keeps", "all"], "a chip lacks"),
+        (
+            ["gpt2", "--topology", "h100:5", "--batch", "5", "--mesh.tensor", "5"],
+            "mesh does not divide the model",
+        ),
         (["nano", "--topology", "h100:8", "--batch", "6"], "it does not divide over data x fsdp = 8"),
         (["nano", "--topology", "h100:16"], "plan for one machine: h100:8"),
         (["nano", "--topology", "a100:8", "--search"], "nothing here compiles for GPUs"),
@@ -370,7 +385,7 @@ def test_a_recipe_that_does_not_suit_the_slice_is_refused(flags: list[str], said
 def test_what_does_not_fit_is_shown_and_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     too_large = {"total": 18.5 * 2**30, "limit": 15.75 * 2**30, "fits": False, "missing": 2.75 * 2**30}
     program = {"device_kind": "TPU v5 lite", "mesh": {"data": 8}, "compile_seconds": 1.0, "memory": too_large}
-    unknown = dict.fromkeys(("collectives", "cycles", "bytes_accessed")) | {"from_cache": True}
+    unknown = dict.fromkeys(("collectives", "cycles", "kernels", "bytes_accessed")) | {"from_cache": True}
     monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology, cache: program | unknown)
     assert "a chip lacks 2.75 GiB" in error_of(capsys, 2, "plan", "nano", "--topology", "v5e:2x4")
 

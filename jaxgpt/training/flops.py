@@ -61,7 +61,12 @@ def train_flops_per_token(config: GPTConfig, context: int | None = None) -> floa
     of the attention scores does count. Softmax, GELU and recomputation in the backward pass do not.
     """
     parameters = _parameters_of_blocks(config) + config.vocab * config.width
-    return 6.0 * parameters + 12.0 * config.layers * config.width * (context or config.context)
+    return 6.0 * parameters + attention_flops_per_token(config, context)
+
+
+def attention_flops_per_token(config: GPTConfig, context: int | None = None) -> float:
+    """FLOPs of attention's two products alone, of those that `train_flops_per_token` counts."""
+    return 12.0 * config.layers * config.width * (context or config.context)
 
 
 def _parameters_of_blocks(config: GPTConfig) -> int:

@@ -4,6 +4,7 @@ Parameters, moments and gradients are counted, and what the backward pass must f
 What a compiler keeps besides, and what it rounds up, is not known here.
 """
 
+import functools
 from typing import Any
 
 from jaxgpt.config import GPTConfig, TrainConfig
@@ -27,6 +28,7 @@ def on_paper(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
     mesh = recipe.mesh.over(topology.size)
     mesh.check_batch(recipe.batch)
     sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    _check_division(recipe.model, sizes)
     needs = {"arguments": _state(recipe, sizes), "temporaries": _temporaries(recipe, sizes)}
     total = sum(needs.values())
     missing = max(total - facts.memory, 0.0)
@@ -40,8 +42,28 @@ def on_paper(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
         | {"total": total, "limit": facts.memory, "fits": False if missing else None, "missing": missing},
         "collectives": _collectives(recipe, sizes),
         "cycles": None,
+        "kernels": None,
         "bytes_accessed": None,
     }
+
+
+def _check_division(model: GPTConfig, mesh: dict[str, int]) -> None:
+    """Raises ConfigError where an axis of the mesh does not divide a parameter that it splits."""
+    from jax.sharding import AbstractMesh
+
+    from jaxgpt.parallel import shardings
+
+    shardings(_shapes(model), AbstractMesh(tuple(mesh.values()), tuple(mesh)))
+
+
+@functools.cache
+def _shapes(model: GPTConfig) -> Any:
+    """The shapes of the model's parameters."""
+    import jax
+
+    from jaxgpt.model.gpt import define
+
+    return jax.eval_shape(lambda: define(model).init(jax.random.key(0)))
 
 
 def _stored(model: GPTConfig) -> int:

@@ -6,6 +6,7 @@ its own it ends nothing else.
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -16,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt.config import TrainConfig, read_config, save_config
 from jaxgpt.errors import ConfigError, JaxgptError
-from jaxgpt.training.flops import count_parameters, peak_flops, train_flops_per_token
+from jaxgpt.training.flops import (
+    attention_flops_per_token,
+    count_parameters,
+    peak_flops,
+    train_flops_per_token,
+)
 from jaxgpt.training.paper import on_paper
 from jaxgpt.training.plan_cache import keep, kept, place_of
 from jaxgpt.training.topology import Topology
@@ -50,7 +56,8 @@ def plan(
     else:
         program = compiled_elsewhere(recipe, topology, cache=cache)
     tokens, chip = recipe.tokens_per_step, topology.facts
-    flops = tokens * train_flops_per_token(recipe.model) / topology.size
+    of_a_chip = tokens / topology.size
+    flops = of_a_chip * train_flops_per_token(recipe.model)
     sent = sum(collective["sent"] for collective in program["collectives"] or ())
     bounds: dict[str, float | None] = dict.fromkeys(("arithmetic", "memory", "links", "cycles"))
     if chip is not None and program["memory"]["fits"] is not False:
@@ -60,7 +67,9 @@ def plan(
             bounds["memory"] = program["bytes_accessed"] / chip.bandwidth
         bounds["links"] = sent / chip.links
         if chip.clock and program["cycles"]:
-            bounds["cycles"] = program["cycles"] / chip.clock
+            # The cycles of kernels are not among those; what they take at least is added.
+            of_kernels = of_a_chip * attention_flops_per_token(recipe.model) if program["kernels"] else 0.0
+            bounds["cycles"] = program["cycles"] / chip.clock + of_kernels / (peak or math.inf)
     return (
         {"topology": str(topology), "chips": topology.size}
         | program
@@ -139,7 +148,7 @@ def compiled(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
 
     Raises ConfigError where the recipe does not suit the slice.
     """
-    from jaxgpt.training.program_text import collectives, estimated_cycles
+    from jaxgpt.training.program_text import collectives, estimated_cycles, kernels
 
     mesh, lowered = _lowered(recipe, topology)
     since, device = time.perf_counter(), mesh.devices.flat[0]
@@ -151,7 +160,7 @@ def compiled(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
             raise
         used, limit = (_bytes(*said.groups()[at : at + 2]) for at in (0, 2))
         memory = {"total": used, "limit": limit, "fits": False, "missing": used - limit}
-        unknown = dict.fromkeys(("collectives", "cycles", "bytes_accessed"))
+        unknown = dict.fromkeys(("collectives", "cycles", "kernels", "bytes_accessed"))
         return found | {"compile_seconds": time.perf_counter() - since, "memory": memory} | unknown
     seconds, text = time.perf_counter() - since, program.as_text() or ""
     return found | {
@@ -159,6 +168,7 @@ def compiled(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
         "memory": _memory(program.memory_analysis(), topology),
         "collectives": [collective._asdict() for collective in collectives(text, mesh)],
         "cycles": estimated_cycles(text),
+        "kernels": kernels(text),
         "bytes_accessed": (program.cost_analysis() or {}).get("bytes accessed"),
     }
 

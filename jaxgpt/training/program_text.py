@@ -29,6 +29,7 @@ _COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\
 _BY_AXES = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
 )
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2}  # of other types, the number in their names says it
 
@@ -69,6 +70,11 @@ def estimated_cycles(program: str) -> int | None:
     """The clock cycles of a run, added up from the TPU compiler's estimates; None where it gives none."""
     cycles = [times * int(found[1]) for line, times in _executed(program) for found in _CYCLES.finditer(line)]
     return sum(cycles) if cycles else None
+
+
+def kernels(program: str) -> int:
+    """How many kernels a run calls. The compiler gives no estimate of their cycles."""
+    return sum(times for line, times in _executed(program) if _KERNEL in line)
 
 
 def _executed(program: str) -> Iterator[tuple[str, int]]:

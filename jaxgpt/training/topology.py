@@ -120,6 +120,7 @@ class Topology(NamedTuple):
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": "v5litepod-8",
             "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time: there is no chip to quarrel about
         }
 
     def devices(self) -> "Sequence[Any]":
