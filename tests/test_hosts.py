@@ -20,8 +20,10 @@ import filelock
 import numpy as np
 import pytest
 from command_line import exit_code
+from test_guard import Trainer
 
 from jaxgpt import hosts
+from jaxgpt.config import read_config
 from jaxgpt.training.stop import stop_on_signal
 
 SOON = 10  # seconds within which one's error must have ended all
@@ -733,6 +735,51 @@ def test_a_process_that_is_busy_is_not_taken_for_dead(busy: int, tmp_path: Path)
     with Job(tmp_path / "job", JOIN + BUSY, busy) as job:
         assert job.ended() == [0, 0], job.all_said()
         assert min(float(job.printed(number).split()[-1]) for number in range(2)) > 19
+
+
+DIVERGES = """
+import jaxgpt.verbs.info
+from pathlib import Path
+from jaxgpt import hosts
+from jaxgpt.cli import main
+from test_guard import Trainer
+
+text, out, policy = sys.argv[1:]
+
+
+def run(args):
+    with hosts.one_error_ends_all():
+        harm = {3: float("nan"), 10: float("nan")}
+        Trainer(Path(text), harm)(Path(out), on_divergence=policy, divergence_limit=2)
+
+
+jaxgpt.verbs.info.run = run
+main(["info"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "skipped"),
+    [pytest.param("skip", "3,10", marks=pytest.mark.exhaustive), ("rewind", "2,3,9,10")],
+)
+def test_two_processes_skip_or_go_back_together(
+    policy: str, skipped: str, data: Path, tmp_path: Path
+) -> None:
+    text, path = data.parent / "tables.txt", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    with Job(tmp_path / "job", path + JOIN + DIVERGES, text, tmp_path / "two", policy) as job:
+        assert job.ended() == [0, 0], job.all_said()
+    Trainer(text, {3: float("nan"), 10: float("nan")})(
+        tmp_path / "one", on_divergence=policy, skip_steps=skipped
+    )
+    ours, theirs = (measured(tmp_path / run, "loss") for run in ("two", "one"))
+    ours = {step: loss for step, loss in ours.items() if np.isfinite(loss)}
+    assert ours.keys() == theirs.keys() and len(ours) >= 8
+    np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-5)
+    diverged = [*measured(tmp_path / "two", "diverged")]
+    assert (diverged, read_config(tmp_path / "two").skip_steps) == (
+        ([3, 10], "") if policy == "skip" else ([], skipped)
+    )
 
 
 BROKEN_DATA = """

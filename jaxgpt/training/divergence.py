@@ -110,13 +110,15 @@ class Recorder:
         return origin.place | {"texts": [self.tokenizer.decode(ids) for ids in origin.texts]}
 
     @contextlib.contextmanager
-    def around(self) -> Iterator[None]:
-        """Around a training: where it ends because it diverges, write that down."""
+    def around(self, *, ends: bool) -> Iterator[None]:
+        """Around a training: where it diverges, write that down. If that `ends` it, tell the others."""
         try:
             yield
         except DivergedError as error:
             if error.step is not None:
                 self.write_down(error.step, str(error))
+            if ends:
+                hosts.announce(error)
             raise
 
 

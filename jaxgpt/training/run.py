@@ -256,7 +256,7 @@ def _train(
             best=best,
             save=functools.partial(save_state, checkpoints, data.fingerprint, base=base),
         )
-        with recorder.around():
+        with recorder.around(ends=recipe.on_divergence != "rewind"):
             state = train(state, loop, start=start, measured=functools.partial(_measured, found))
         with waiting("saving", tell):
             checkpoints.wait()

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from jax import Array
 
 from jaxgpt import hosts
-from jaxgpt.errors import DataError, MissingError, StorageError
+from jaxgpt.errors import DataError, DivergedError, MissingError, StorageError
 from jaxgpt.files import sync
 from jaxgpt.parallel import path_of
 from jaxgpt.weights.digests import digests, is_key, kind, storable
@@ -83,7 +83,8 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Wait for the last save. Raises StorageError when it could not be written."""
-        hosts.announce(error)  # the last save needs every process
+        if not isinstance(error, DivergedError):  # from which the run may go back
+            hosts.announce(error)  # the last save needs every process
         try:
             self._manager.close()
             self._finish()
