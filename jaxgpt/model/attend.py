@@ -23,6 +23,7 @@ from jaxgpt.model.paired import paired, suits
 from jaxgpt.parallel import NOWHERE, Placement
 
 CONTEXT = "context"  # the result of attention, by its name for what the backward pass keeps
+PRODUCT = "product"  # the results of a block's linear layers, by the same
 QUERY_BLOCK = 128  # queries in a block of `blocks`
 # Sizes of a block of the splash kernel. The first that divides the sequence is taken; a TPU has no memory for
 # larger ones.

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.model.attend import attend, attend_cached, drop, plain_weights
+from jaxgpt.model.attend import PRODUCT, attend, attend_cached, drop, plain_weights
 from jaxgpt.model.attention import join_heads, split_heads
 from jaxgpt.model.cache import Cached, write_positions
 from jaxgpt.model.initializers import INIT_STD
@@ -98,7 +99,7 @@ class Attention(nnx.Module):
             keys_BHSK = write_positions(cached.keys_BHSK, keys_BHSK, cached.start_B)
             values_BHSK = write_positions(cached.values_BHSK, values_BHSK, cached.start_B)
             context_BTHK = attend_cached(q_BTHK, keys_BHSK, values_BHSK, cached.start_B, **scoring)
-        update_BTD = self.c_proj(join_heads(context_BTHK), key=_folded(key, 2))
+        update_BTD = checkpoint_name(self.c_proj(join_heads(context_BTHK), key=_folded(key, 2)), PRODUCT)
         return update_BTD, (keys_BHSK, values_BHSK)
 
     def weights(self, x_BTD: Array, layer: Array | int, positions_BT: Array) -> Array:
@@ -109,7 +110,7 @@ class Attention(nnx.Module):
     def _projected(self, x_BTD: Array, positions_BT: Array, key: Array | None) -> tuple[Array, Array, Array]:
         """Queries, keys and values [B, T, H, K]."""
         q_BTHK, k_BTHK, v_BTHK = (
-            self.placement("heads", split_heads(part, self.config.heads))
+            self.placement("heads", split_heads(checkpoint_name(part, PRODUCT), self.config.heads))
             for part in jnp.moveaxis(self.c_attn(x_BTD, key=_folded(key, 1)), -2, 0)
         )
         if self.config.position == "rotary":
@@ -137,7 +138,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array, key: Array | None) -> Array:
         """What the MLP adds to the residual stream, [B, T, D]."""
-        hidden_BTF = self.activation(self.c_fc(x_BTD, key=_folded(key, 1)))
+        hidden_BTF = self.activation(checkpoint_name(self.c_fc(x_BTD, key=_folded(key, 1)), PRODUCT))
         return self.c_proj(hidden_BTF, key=_folded(key, 2))
 
 

@@ -12,15 +12,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgpt.config import Keeps
-from jaxgpt.model.attend import CONTEXT
+from jaxgpt.model.attend import CONTEXT, PRODUCT
 from jaxgpt.model.cache import Cached, KVCache
 
 Params = dict[str, Any]
 
-PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of linear layers; the scores have batch axes
-    jax.checkpoint_policies.save_only_these_names(CONTEXT),
-)
+PRODUCTS = jax.checkpoint_policies.save_only_these_names(PRODUCT, CONTEXT)
 
 
 def keeping(keeps: Keeps, run_block: Callable[..., Any], *, looped: bool) -> Callable[..., Any]:
