@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.inference import served
 from jaxgpt.inference.served import Served, laid_out, layers_for
 from jaxgpt.inference.served_layers import ServedLayers, product
 from jaxgpt.model.gpt import Params, define
@@ -21,7 +22,9 @@ ONE = mesh_of(MeshConfig(data=1), jax.devices()[:1])
     [{}, {"bias": False}, {"tied_head": False, "qkv_bias": False}, {"compute_dtype": "bfloat16"}],
     ids=str,
 )
-@pytest.mark.parametrize("layers", [ServedLayers(), ServedLayers(turned=True)], ids=str)
+@pytest.mark.parametrize(
+    "layers", [ServedLayers(), ServedLayers(turned=True), ServedLayers(turned=True, as_stored=True)], ids=str
+)
 def test_another_layout_is_the_same_model(
     config: GPTConfig, tokens_BT: np.ndarray, changes: dict, layers: ServedLayers
 ) -> None:
@@ -57,9 +60,9 @@ def test_a_turned_product_is_the_product(rows: int, outputs: tuple[int, ...]) ->
     """In pairs of outputs for a few rows; 7 outputs make no pairs."""
     x_LI = jax.random.normal(jax.random.key(0), (rows, 20))
     kernel = jax.random.normal(jax.random.key(1), (20, *outputs))
-    turned = product(x_LI, jnp.moveaxis(kernel, 0, -1), turned=True)
+    turned = product(x_LI, jnp.moveaxis(kernel, 0, -1), ServedLayers(turned=True))
     assert turned.shape == (rows, *outputs)
-    np.testing.assert_allclose(turned, product(x_LI, kernel, turned=False), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(turned, product(x_LI, kernel, ServedLayers()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -77,9 +80,14 @@ def test_int8_is_within_half_a_step_of_each_output(config: GPTConfig, params: Pa
     assert np.all(np.abs(rows - params["wte"]["embedding"]) <= 0.5001 * largest / 127)
 
 
-def test_kernels_are_turned_on_one_cpu_device_only() -> None:
-    assert layers_for(ONE, int8=False).turned
-    assert not layers_for(mesh_of(MeshConfig()), int8=True).turned
+def test_kernels_are_turned_and_read_as_stored_on_one_cpu_device_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(served, "reads_small_types", lambda device: True)
+    assert layers_for(ONE, int8=False) == ServedLayers(turned=True, as_stored=True)
+    assert layers_for(mesh_of(MeshConfig()), int8=True) == ServedLayers(int8=True)
+    monkeypatch.setattr(served, "reads_small_types", lambda device: False)
+    assert layers_for(ONE, int8=True) == ServedLayers(turned=True, int8=True)
 
 
 def test_int8_on_a_mesh_lies_as_the_kernels_do(config: GPTConfig, params: Params) -> None:
@@ -96,9 +104,9 @@ def test_a_served_model_is_one_argument_whose_static_part_decides_the_program(
 ) -> None:
     """Other parameters run the same program; another config, layout or mesh is another one."""
     logits = jax.jit(lambda served, tokens_BT: served.model.apply(served.params, tokens_BT))
-    served = Served.of(config, params)
+    mine = Served.of(config, params)
     expected = jax.jit(define(config).apply)(params, tokens_BT)
-    np.testing.assert_allclose(logits(served, tokens_BT), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits(mine, tokens_BT), expected, rtol=0, atol=1e-5)
     others = jax.tree.map(lambda leaf: 2 * leaf, params)
     assert np.abs(logits(Served.of(config, others), tokens_BT) - expected).max() > 0.1
     assert logits._cache_size() == 1

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from jaxgpt.config import GPTConfig
 from jaxgpt.inference.sampling import Biases, Plan, Seen, Settings, choose
@@ -37,11 +37,14 @@ class Picked(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("config", "slots", "span", "heads"))
 def empty_cache(*, config: GPTConfig, slots: int, span: int, heads: NamedSharding) -> KVCache:
-    """A cache of this many rows and positions, with nothing in it."""
+    """A cache of this many rows and positions, with nothing in it.
+
+    It is float32 on a CPU, which would convert all of it at each step.
+    """
     shape = (slots, config.heads, span, config.head_size)
-    keys, values = (
-        tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers)) for _ in range(2)
-    )
+    assert isinstance(heads.mesh, Mesh)
+    dtype = "float32" if heads.mesh.devices.flat[0].platform == "cpu" else config.compute_dtype
+    keys, values = (tuple(jnp.zeros(shape, dtype) for _ in range(config.layers)) for _ in range(2))
     return on_heads(KVCache(keys, values, jnp.zeros(slots, jnp.int32)), heads)
 
 

@@ -15,6 +15,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgpt.config import GPTConfig, MeshConfig
+from jaxgpt.inference.products import reads_small_types
 from jaxgpt.inference.served_layers import ServedLayers
 from jaxgpt.model.cache import KVCache
 from jaxgpt.model.gpt import Model, Params, define
@@ -97,8 +98,9 @@ def layers_for(mesh: Mesh, *, int8: bool) -> ServedLayers:
 
     They are turned on a single CPU device, whose products with few rows wait for memory.
     """
-    one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-    return ServedLayers(turned=one_cpu, int8=int8)
+    device = mesh.devices.flat[0]
+    one_cpu = mesh.size == 1 and device.platform == "cpu"
+    return ServedLayers(turned=one_cpu, int8=int8, as_stored=one_cpu and reads_small_types(device))
 
 
 def on_heads(cache: KVCache, heads: NamedSharding) -> KVCache:

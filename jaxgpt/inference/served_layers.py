@@ -13,9 +13,8 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig
+from jaxgpt.inference.products import stored_product, stored_rows, turned_product
 from jaxgpt.model.initializers import INIT_STD
-
-MOST_PAIRED = 8  # a product with more rows than these does not read a turned kernel's outputs in pairs
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class ServedLayers:
     """Kernels are (out, in)."""
     int8: bool = False
     """Kernels and tables are int8; `kernel_scale` and `embedding_scale` hold what 1 means for each output."""
+    as_stored: bool = False
+    """Products read turned kernels of 8 and 16 bits as they are stored, and have float32 results."""
 
     def linear(
         self,
@@ -58,7 +59,7 @@ class ServedLinear(nnx.Module):
     def __init__(
         self, config: GPTConfig, inputs: int, outputs: tuple[int, ...], layers: ServedLayers, *, bias: bool
     ) -> None:
-        self.dtype, self.turned = config.compute_dtype, layers.turned
+        self.dtype, self.layers = config.compute_dtype, layers
         shape = (*outputs, inputs) if layers.turned else (inputs, *outputs)
         self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8 if layers.int8 else config.compute_dtype))
         self.kernel_scale = nnx.Param(jnp.zeros(outputs)) if layers.int8 else None
@@ -67,12 +68,12 @@ class ServedLinear(nnx.Module):
     def __call__(self, x: Array, /, *, key: Array | None = None) -> Array:  # noqa: ARG002  No dropout here.
         """[..., inputs] to [..., *outputs]."""
         x_LI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = product(x_LI, self.kernel[...].astype(self.dtype), turned=self.turned)
+        y = product(x_LI, self.kernel[...], self.layers)
         if self.kernel_scale is not None:
-            y = y * self.kernel_scale[...].astype(self.dtype)[None]
+            y = y * self.kernel_scale[...].astype(y.dtype)[None]
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)[None]
-        return y.reshape(*x.shape[:-1], *y.shape[1:])
+            y = y + self.bias[...].astype(y.dtype)[None]
+        return y.astype(self.dtype).reshape(*x.shape[:-1], *y.shape[1:])
 
 
 class ServedTable(nnx.Module):
@@ -82,46 +83,36 @@ class ServedTable(nnx.Module):
     """
 
     def __init__(self, config: GPTConfig, layers: ServedLayers) -> None:
-        self.turned = layers.turned
+        self.layers = layers
         shape = (config.padded_vocab, config.width)
         self.embedding = nnx.Param(jnp.zeros(shape, jnp.int8 if layers.int8 else config.compute_dtype))
         self.embedding_scale = nnx.Param(jnp.zeros(config.padded_vocab)) if layers.int8 else None
 
     def rows(self, tokens: Array) -> Array:
         """The float32 embeddings of tokens, [..., D]."""
-        rows = self.embedding[tokens].astype(jnp.float32)
+        rows = stored_rows(self.embedding[...], tokens)
         return rows if self.embedding_scale is None else rows * self.embedding_scale[tokens][..., None]
 
     def scores(self, x_LD: Array) -> Array:
         """The float32 product of each row of x with every row of the table, [L, V]."""
-        table_VD = self.embedding[...].astype(x_LD.dtype)
-        if self.turned and x_LD.dtype == jnp.float32:
-            scores_LV = _turned_product(table_VD, x_LD).T
+        if self.layers.turned and (self.layers.as_stored or x_LD.dtype == jnp.float32):
+            scores_LV = product(x_LD, self.embedding[...], self.layers)
         else:
+            table_VD = self.embedding[...].astype(x_LD.dtype)
             scores_LV = jnp.einsum("ld,vd->lv", x_LD, table_VD, preferred_element_type=jnp.float32)
         return scores_LV if self.embedding_scale is None else scores_LV * self.embedding_scale[...][None]
 
 
-def product(x_LI: Array, kernel: Array, *, turned: bool) -> Array:
-    """[L, I] times a kernel (I, ...) or, turned, (..., I): [L, ...]."""
-    if not turned:
-        return jax.lax.dot_general(x_LI, kernel, (((1,), (0,)), ((), ())))
-    outputs, kernel_OI = kernel.shape[:-1], kernel.reshape(-1, kernel.shape[-1])
-    y_OL = _turned_product(kernel_OI, x_LI)
-    return y_OL.T.reshape(len(x_LI), *outputs)
+def product(x_LI: Array, kernel: Array, layers: ServedLayers) -> Array:
+    """[L, I] times a kernel (I, ...) or, turned, (..., I): [L, ...].
 
-
-def _turned_product(kernel_OI: Array, x_LI: Array) -> Array:
-    """[O, I] times [L, I] transposed: [O, L].
-
-    With a few rows, two outputs are read as one of twice the length, and each row is multiplied once with
-    zeros behind it and once with zeros before it. A CPU reads longer runs of memory faster, and such a
-    product waits for memory, so that the multiplications with zero cost nothing.
+    The result of a kernel that is read as it is stored is float32. Others are converted to the type of x.
     """
-    rows, (outputs, inputs) = len(x_LI), kernel_OI.shape
-    if not 1 < rows <= MOST_PAIRED or outputs % 2:
-        return jax.lax.dot_general(kernel_OI, x_LI, (((1,), (1,)), ((), ())))
-    none_LI = jnp.zeros_like(x_LI)
-    twice = jnp.block([[x_LI, none_LI], [none_LI, x_LI]])
-    y = jax.lax.dot_general(kernel_OI.reshape(-1, 2 * inputs), twice, (((1,), (1,)), ((), ())))
-    return y.reshape(outputs, rows)
+    if not layers.turned:
+        return jax.lax.dot_general(x_LI, kernel.astype(x_LI.dtype), (((1,), (0,)), ((), ())))
+    outputs, kernel_OI = kernel.shape[:-1], kernel.reshape(-1, kernel.shape[-1])
+    if layers.as_stored and kernel.dtype != jnp.float32:
+        y_OL = stored_product(kernel_OI, x_LI)
+    else:
+        y_OL = turned_product(kernel_OI.astype(x_LI.dtype), x_LI)
+    return y_OL.T.reshape(len(x_LI), *outputs)

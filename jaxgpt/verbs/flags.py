@@ -95,9 +95,11 @@ class EngineFlags:
 
     int8: bool = False
     """Round the weights to 8-bit integers, which take a quarter of the memory.
-    Each output of a matrix keeps a scale of its own. The results change a little."""
+    Each output of a matrix keeps a scale of its own. The results change a little.
+    On a CPU text is written faster too."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of activations, matrix products and the cache. bfloat16 is for TPUs and recent GPUs."""
+    """Number type of the weights, activations and matrix products.
+    bfloat16 takes half of the memory and is faster, but less exact."""
     tensor: int = 1
     """Number of devices over which every matrix and the attention heads are split."""
 
