@@ -110,6 +110,18 @@ def test_groups_of_devices_are_axes_of_the_mesh_in_every_spelling(groups: str, a
         collectives(line.replace(groups, "other"), mesh_of(MeshConfig()))
 
 
+def test_a_collective_in_parts_beside_several_fusions_is_one() -> None:
+    """As the TPU's compiler writes it: each part in a computation of its own, all with one channel."""
+    gather = "%g = f32[8] all-gather(%x), channel_id={}, replica_groups=[1,8]<=[8], dimensions={{0}}"
+    part = f'  {gather.format(7)}, frontend_attributes={{chain_id="0"}}'
+    parts = [f"%part.{n} (p: f32[1]) -> f32[8] {{\n{part}\n}}\n" for n in range(3)]
+    calls = "\n".join(f"  %f.{n} = f32[8] fusion(%x), calls=%part.{n}" for n in range(3))
+    apart = f"  {gather.format(1)}\n  {gather.format(1)}"
+    program = "\n".join([*parts, f"ENTRY %main (p: f32[1]) -> f32[8] {{\n{calls}\n{apart}\n}}"])
+    (found,) = collectives(program, mesh_of(MeshConfig(fsdp=8, data=1)))
+    assert (found.number, found.sent) == (3, 3 * 32 * 7 / 8), "one in parts, two apart"
+
+
 def test_the_compilers_cycles_are_added_up() -> None:
     assert estimated_cycles(LOOP) == 5 * 3 * 100 + 7
     assert estimated_cycles(LOOP.replace("estimated_cycles", "other")) is None

@@ -31,6 +31,8 @@ _BY_AXES = re.compile(
 )
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# A part of a collective that runs beside several fusions. Each part names the whole of it, by its channel.
+_PART = re.compile(r"channel_id=(\d+),.*\bchain_id=")
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2}  # of other types, the number in their names says it
 
 
@@ -54,9 +56,14 @@ def collectives(program: str, mesh: Mesh) -> list[Collective]:
     """What a device of the mesh exchanges in a run of a compiled program, the largest first."""
     counts: dict[tuple[str, str], int] = defaultdict(int)
     sent: dict[tuple[str, str], float] = defaultdict(float)
+    begun: set[str] = set()
     for line, times in _executed(program):
         if (found := _COLLECTIVE.search(line)) is None:
             continue
+        if part := _PART.search(line):
+            if part[1] in begun:
+                continue
+            begun.add(part[1])
         devices = _groups(line, mesh.size)
         if devices.shape[1] > 1:
             key = found["kind"], _axes(devices, mesh)
