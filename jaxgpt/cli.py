@@ -136,11 +136,18 @@ def _speak(*, debug: bool) -> None:
     logging.getLogger("jaxgpt").setLevel(logging.DEBUG if debug else logging.NOTSET)
     if debug:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    else:  # Orbax logs whole tracebacks of errors that are reported here in one line
+    else:  # Orbax and TensorStore show whole tracebacks of errors that are reported here in one line
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        sys.unraisablehook = _show_unraisable
     warnings.formatwarning = lambda message, *_: f"jaxgpt: warning: {message}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def _show_unraisable(what: "sys.UnraisableHookArgs") -> None:
+    """Show an error that cannot be raised, unless C++ code names no object in which it came up."""
+    if what.object is not None:
+        sys.__unraisablehook__(what)
 
 
 def _run(args: list[str]) -> int | str | None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import filelock
@@ -263,6 +264,24 @@ def test_each_kind_of_failure_has_its_code_and_a_traceback_only_for_debug(
     assert exit_code("info", "--debug") == code
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback") and type(error).__name__ in shown and says in shown
+
+
+def test_an_error_that_cannot_be_raised_is_shown_where_it_has_a_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """TensorStore's have none when the disk is full. The error itself is told in one line."""
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("lost")
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    assert exit_code("--version") == 0
+    capsys.readouterr()
+    sys.unraisablehook(SimpleNamespace(object=None))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+    Broken()
+    assert "ValueError: lost" in capsys.readouterr().err
 
 
 def test_text_that_stdout_cannot_encode_is_written_with_replacements(monkeypatch: pytest.MonkeyPatch) -> None:

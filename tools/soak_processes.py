@@ -63,7 +63,7 @@ class Kills:
 class Disk:
     """Fill the disk: exit code 74, what was saved is sound, and nothing is left behind.
 
-    Only `prepare` leaves its parts, from which the same command goes on.
+    Only prepared tokens leave their parts, from which the same command goes on.
     """
 
     sizes: int = 6
@@ -79,7 +79,7 @@ class Disk:
             "pretrain": ([*TRAINING, "--out-dir", str(disk / "run")], 1500),
             "prepare": (["prepare", str(text), "--out", str(disk / "data"), "--tokenizer", "bytes"], 400),
             "convert": (["convert", str(model), str(disk / "weights.safetensors")], 150),
-            "tokenizer": (["tokenizer", str(text), "--vocab", "300", "--out", str(disk / "a.tiktoken")], 4),
+            "tokenizer": (["tokenizer", str(text), "--vocab", "1000", "--out", str(disk / "a.tiktoken")], 8),
         }
         for name, (argv, most) in commands.items():
             for number in range(1, self.sizes + 1):
@@ -89,14 +89,15 @@ class Disk:
                         [sys.executable, "-m", "jaxgpt", *argv], check=False, capture_output=True, text=True
                     )
                     codes[f"{name} {done.returncode}"] += 1
+                    debris = [path for path in _debris(disk) if "data" not in Path(path).parts]
                     for wrong, what in (
                         (done.returncode not in (0, 74), f"exit code {done.returncode}"),
                         ("Traceback" in done.stderr, "a traceback"),
-                        (name != "prepare" and _debris(disk), f"left behind: {', '.join(_debris(disk))}"),
+                        (debris, f"left behind: {', '.join(debris)}"),
                         (_unreadable(disk / "run"), f"not readable: {_unreadable(disk / 'run')}"),
                     ):
                         if wrong:
-                            problems.append(f"{name} on {size} KiB: {what}: {done.stderr[-300:]}")
+                            problems.append(f"{name} on {size} KiB: {what}: {done.stderr[-3000:]}")
         told = ", ".join(f"{name} ({count} times)" for name, count in sorted(codes.items()))
         return Outcome(f"{sum(codes.values())} disks, exit codes {told}", problems)
 
