@@ -55,7 +55,7 @@ PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
     (r"h/(attn|mlp)/c_proj/lora_B", P(None, None, "fsdp")),
     (r"ln_f/(scale|bias)", P()),
     (r"score/kernel", P("fsdp")),
-    (r"step|count|key|losses|seen", P()),
+    (r"step|count|key|losses|seen|ns_coeffs", P()),
 )
 
 

@@ -38,7 +38,7 @@ from jaxgpt.book.printed import assert_printed
 from jaxgpt.config import OptimConfig
 from jaxgpt.evaluation.plots import curve
 from jaxgpt.log import latest, series
-from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.optim import learning_rate, optimizer_of
 
 # %% [markdown]
 # ## D.1 The learning rate rises: warm-up
@@ -128,7 +128,7 @@ assert_printed(gradients["kernel"], [[0.2, 0.4], [0.4, 0.8]])
 def sizes_of_updates(clip_norm):
     """How far one parameter moves in each of 100 steps, in learning rates."""
     config = OptimConfig(clip_norm=clip_norm, beta2=0.999, weight_decay=0.0)
-    optimizer = adamw(config, lambda step: 1.0)
+    optimizer = optimizer_of(config, lambda step: 1.0)
     params = {"kernel": jnp.zeros(())}
     state, moved = optimizer.init(params), []
     for step in range(100):

@@ -25,7 +25,7 @@ from jaxgpt.text.batches import window_starts
 from jaxgpt.text.download import DOWNLOADS, cache_folder
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.loss import Loss, next_token_loss
-from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.optim import learning_rate, optimizer_of
 from jaxgpt.training.state import TrainState, start_state, train_step
 
 SEED = 123
@@ -45,12 +45,12 @@ def without_dropout(config: GPTConfig, **sizes: int) -> GPTConfig:
 def stepping(recipe: TrainConfig, loss: Loss) -> Any:
     """The training step with the recipe's optimizer."""
     schedule = learning_rate(recipe.optim, recipe.steps)
-    optimizer = adamw(recipe.optim, schedule)
+    optimizer = optimizer_of(recipe.optim, schedule)
     return functools.partial(train_step, loss=loss, optimizer=optimizer, schedule=schedule)
 
 
 def begun(recipe: TrainConfig, params: Params) -> TrainState:
-    optimizer = adamw(recipe.optim, learning_rate(recipe.optim, recipe.steps))
+    optimizer = optimizer_of(recipe.optim, learning_rate(recipe.optim, recipe.steps))
     return start_state(jax.tree.map(jnp.asarray, params), optimizer, jax.random.key(0))
 
 

@@ -13,7 +13,7 @@ from jaxgpt.finetuning.class_batches import Encoded, Rows, TrainingTexts
 from jaxgpt.finetuning.class_head import class_logits, class_loss, mean_loss, pooled, predictor
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import mesh_of
-from jaxgpt.training.optim import adamw
+from jaxgpt.training.optim import optimizer_of
 from jaxgpt.training.state import start_state, train_step
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
@@ -41,7 +41,7 @@ def test_logits_equal_those_of_transformers(params) -> None:
 
 def test_ten_steps_equal_pytorchs(params) -> None:
     optim = OptimConfig(learning_rate=3e-3, beta2=0.95, clip_norm=0, schedule="constant", warmup_steps=0)
-    optimizer = adamw(optim, lambda _: jnp.float32(3e-3))
+    optimizer = optimizer_of(optim, lambda _: jnp.float32(3e-3))
     loss = class_loss(define(STORED.config), "last")
     step = jax.jit(
         functools.partial(train_step, loss=loss, optimizer=optimizer, schedule=lambda _: jnp.float32(3e-3))

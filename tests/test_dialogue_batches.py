@@ -17,7 +17,7 @@ from jaxgpt.text.dialogues import Dialogue, Message
 from jaxgpt.text.examples import Example
 from jaxgpt.text.tokenizer import RankTokenizer
 from jaxgpt.training.loss import next_token_loss
-from jaxgpt.training.optim import adamw
+from jaxgpt.training.optim import optimizer_of
 from jaxgpt.training.state import start_state, train_step
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
@@ -201,7 +201,7 @@ def test_ten_steps_equal_pytorchs(pack: bool) -> None:
     ]
     stored = open_model(GOLDEN / "training")
     optim = OptimConfig(learning_rate=3e-3, beta2=0.95, clip_norm=0, schedule="constant", warmup_steps=0)
-    optimizer = adamw(optim, lambda _: jnp.float32(3e-3))
+    optimizer = optimizer_of(optim, lambda _: jnp.float32(3e-3))
     loss = next_token_loss(define(stored.config))
     step = jax.jit(
         functools.partial(train_step, loss=loss, optimizer=optimizer, schedule=lambda _: jnp.float32(3e-3))

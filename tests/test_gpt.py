@@ -59,6 +59,34 @@ def test_the_counting_formula_counts_what_is_made(config: GPTConfig, changes: di
     assert stored_parameters(changed) == count_parameters(changed)
 
 
+def test_with_norms_of_queries_and_keys_their_size_does_not_matter(
+    config: GPTConfig, tokens_BT: np.ndarray
+) -> None:
+    """Without biases and with queries and keys a hundred times as large; values count as before."""
+    config = dataclasses.replace(config, bias=False, qk_norm=True)
+    params = jax.jit(define(config).init)(jax.random.key(0))
+    larger = jax.tree.map(jnp.copy, params)
+    kernel = larger["h"]["attn"]["c_attn"]["kernel"]
+    larger["h"]["attn"]["c_attn"]["kernel"] = kernel.at[:, :, :2].multiply(100)
+    apply = jax.jit(define(config).apply)
+    expected = apply(params, tokens_BT)
+    np.testing.assert_allclose(apply(larger, tokens_BT), expected, rtol=0, atol=1e-4)
+    larger["h"]["attn"]["c_attn"]["kernel"] = kernel.at[:, :, 2].multiply(100)
+    assert np.abs(apply(larger, tokens_BT) - expected).max() > 0.01
+
+
+def test_blocks_that_begin_with_zero_do_nothing_at_first(config: GPTConfig, tokens_BT: np.ndarray) -> None:
+    """And their other layers are drawn as usual, so that the first step changes something."""
+    config = dataclasses.replace(config, init="gpt2_zero")
+    params = jax.jit(define(config).init)(jax.random.key(0))
+    first = params | {"h": jax.tree.map(lambda leaf: leaf[:1], params["h"])}
+    found, _ = define(config).hidden(params, tokens_BT)
+    expected, _ = define(dataclasses.replace(config, layers=1)).hidden(first, tokens_BT)
+    np.testing.assert_array_equal(found, expected)
+    stds = {name: float(jnp.std(params["h"]["mlp"][name]["kernel"])) for name in ("c_fc", "c_proj")}
+    assert stds["c_proj"] == 0 and stds["c_fc"] == pytest.approx(0.02, rel=0.1)
+
+
 def test_future_tokens_cannot_change_the_past(
     config: GPTConfig, params: Params, tokens_BT: np.ndarray
 ) -> None:
@@ -133,11 +161,20 @@ def test_the_backward_pass_computes_again_what_is_not_kept(
     assert products("nothing") == products("all") + 5
 
 
-@pytest.mark.parametrize("position", MOST_POSITIONS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"position": "learned"},
+        {"position": "rotary", "qk_norm": True, "activation": "relu_squared", "tied_head": False},
+        pytest.param({"position": "sinusoidal"}, marks=pytest.mark.exhaustive),
+        pytest.param({"position": "alibi"}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
 def test_cached_decoding_equals_the_full_forward_pass(
-    config: GPTConfig, tokens_BT: np.ndarray, position: str
+    config: GPTConfig, tokens_BT: np.ndarray, changes: dict[str, Any]
 ) -> None:
-    config = dataclasses.replace(config, position=position)
+    config = dataclasses.replace(config, **changes)
     model = define(config)
     params, hidden = shaken(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.hidden)
     expected, _ = hidden(params, tokens_BT)

@@ -20,7 +20,7 @@ from jaxgpt.pretraining import pretraining
 from jaxgpt.text.tokenizer import RankTokenizer, Tokenizer
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.initial import initial_state
-from jaxgpt.training.optim import adamw, averaged, learning_rate
+from jaxgpt.training.optim import averaged, learning_rate, optimizer_of
 from jaxgpt.training.state import TrainState
 from jaxgpt.weights.convert import with_dtype, write_model
 from jaxgpt.weights.params import stored_params
@@ -61,7 +61,7 @@ def begin(
             raise AssertionError("random parameters were made")
 
         task = dataclasses.replace(task, model=task.model._replace(init=init))
-    optimizer = adamw(settings, learning_rate(settings, 10))
+    optimizer = optimizer_of(settings, learning_rate(settings, 10))
     return initial_state(recipe, task, optimizer, tell)
 
 

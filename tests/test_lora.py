@@ -27,7 +27,7 @@ from jaxgpt.model.lora import LoraLayers, LoraLinear, divided, joined_qkv, merge
 from jaxgpt.parallel import by_path, mesh_of, shardings
 from jaxgpt.text.batch import Batch
 from jaxgpt.training.loss import next_token_loss
-from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.optim import learning_rate, optimizer_of
 from jaxgpt.training.state import create_state, train_step
 from jaxgpt.weights.adapted import open_adapter
 from jaxgpt.weights.checkpoint import latest_step, read_meta
@@ -161,7 +161,7 @@ def test_only_adapters_train_have_moments_and_change(
     assert chosen.alone
     model, optim = define(config, layers=LoraLayers(EVERYWHERE)), OptimConfig(learning_rate=0.1)
     schedule = learning_rate(optim, 2)
-    optimizer, mesh = adamw(optim, schedule), mesh_of(MeshConfig(data=1, fsdp=4, tensor=2))
+    optimizer, mesh = optimizer_of(optim, schedule), mesh_of(MeshConfig(data=1, fsdp=4, tensor=2))
     copies = jax.tree.map(jnp.array, adapted)  # they are used up
     given = jax.device_put(copies, shardings(copies, mesh))
     state = create_state(model, optimizer, 0, mesh, params=given, chosen=chosen)

@@ -1,5 +1,6 @@
 """AdamW and what surrounds it, against NumPy and hand numbers."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgpt.config import GPTConfig, OptimConfig
-from jaxgpt.model.gpt import define
-from jaxgpt.parallel import path_of
-from jaxgpt.training.optim import adamw, averaged, decay_mask, learning_rate, track_average
+from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig
+from jaxgpt.model.gpt import Params, define
+from jaxgpt.parallel import mesh_of, path_of, shardings
+from jaxgpt.training.optim import averaged, decay_mask, learning_rate, optimizer_of, track_average
 
 
 def rates(steps: int, **settings: Any) -> np.ndarray:
@@ -146,7 +147,7 @@ def test_steps_equal_those_of_numpys_adamw(settings: dict[str, Any]) -> None:
     expected = adamw_numpy(
         params, gradients, config, [float(schedule(jnp.array(k))) for k in range(len(gradients))]
     )
-    actual, _ = updated(adamw(config, schedule), params, gradients)
+    actual, _ = updated(optimizer_of(config, schedule), params, gradients)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)
 
 
@@ -155,8 +156,8 @@ def test_the_average_follows_its_recurrence_and_changes_no_step() -> None:
     plain = OptimConfig(learning_rate=0.1)
     config = OptimConfig(learning_rate=0.1, ema_decay=0.75)
     schedule = learning_rate(config, len(gradients))
-    expected, without = updated(adamw(plain, schedule), params, gradients)
-    actual, state = updated(adamw(config, schedule), params, gradients)
+    expected, without = updated(optimizer_of(plain, schedule), params, gradients)
+    actual, state = updated(optimizer_of(config, schedule), params, gradients)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     average = params
     for new in expected:
@@ -172,3 +173,70 @@ def test_the_average_does_not_share_memory_with_the_parameters() -> None:
     params = {"kernel": jnp.ones(3)}
     average = averaged(track_average(0.9).init(params))
     assert average["kernel"].unsafe_buffer_pointer() != params["kernel"].unsafe_buffer_pointer()
+
+
+def turned_by_numpy(matrix: np.ndarray) -> np.ndarray:
+    """Five steps of Newton-Schulz with Muon's coefficients, in float64."""
+    turned = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = turned @ turned.T
+        turned = 3.4445 * turned + (-4.775 * square + 2.0315 * square @ square) @ turned
+    return turned
+
+
+def test_muon_turns_each_matrix_of_the_blocks_and_adamw_does_the_rest() -> None:
+    """The first step, by hand. Layers are apart, and so are queries, keys and values."""
+    rng = np.random.default_rng(0)
+    params = {
+        "h": {
+            "attn": {"c_attn": {"kernel": rng.standard_normal((2, 4, 3, 4)), "bias": np.ones((2, 3, 4))}},
+            "mlp": {"c_fc": {"kernel": rng.standard_normal((2, 4, 6))}},
+        },
+        "wte": {"embedding": rng.standard_normal((5, 4))},
+    }
+    grads = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), params)
+    config = OptimConfig(optimizer="muon", learning_rate=0.1, clip_norm=0.0, weight_decay=0.3)
+    (found,), _ = updated(optimizer_of(config, lambda _: 0.1), params, [grads])
+    plain = dataclasses.replace(config, optimizer="adamw")
+    (expected,), _ = updated(optimizer_of(plain, lambda _: 0.1), params, [grads])
+    before, given = params["h"]["attn"]["c_attn"]["kernel"], grads["h"]["attn"]["c_attn"]["kernel"]
+    for layer in range(2):
+        for part in range(3):
+            step = 0.2 * np.sqrt(4) * turned_by_numpy(given[layer, :, part])
+            expected["h"]["attn"]["c_attn"]["kernel"] = (
+                expected["h"]["attn"]["c_attn"]["kernel"]
+                .at[layer, :, part]
+                .set(before[layer, :, part] * (1 - 0.1 * 0.3) - 0.1 * step)
+            )
+        step = 0.2 * np.sqrt(6) * turned_by_numpy(grads["h"]["mlp"]["c_fc"]["kernel"][layer])
+        kernel = params["h"]["mlp"]["c_fc"]["kernel"][layer] * (1 - 0.1 * 0.3) - 0.1 * step
+        expected["h"]["mlp"]["c_fc"]["kernel"] = expected["h"]["mlp"]["c_fc"]["kernel"].at[layer].set(kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_mean_of_the_gradients_can_be_kept_in_bfloat16(optimizer: str) -> None:
+    params = {"h": {"mlp": {"kernel": jnp.ones((2, 4, 4))}}, "bias": jnp.ones(3)}
+    config = OptimConfig(optimizer=optimizer, moment_dtype="bfloat16")
+    state = optimizer_of(config, lambda _: 0.1).init(params)
+    kept = [
+        (path_of(path), leaf.dtype.name)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if leaf.ndim and "ns_coeffs" not in path_of(path)
+    ]
+    assert {dtype for path, dtype in kept if "/mu/" in f"/{path}/"} == {"bfloat16"}
+    assert {dtype for path, dtype in kept if "/nu/" in f"/{path}/"} == {"float32"}
+
+
+def test_muon_on_a_mesh_is_muon(config: GPTConfig, params: Params) -> None:
+    """Its state lies as the parameters do, and its update is that of one device."""
+    optimizer = optimizer_of(OptimConfig(optimizer="muon"), lambda _: 0.1)
+    grads = jax.tree.map(jnp.sin, params)
+    expected, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    given = params, grads, optimizer.init(params)
+    placed = jax.device_put(given, shardings(given, mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))))
+    kept = placed[2][1].inner_states["muon"].inner_state[0].mu["h"]["mlp"]["c_fc"]["kernel"]
+    assert kept.sharding == placed[0]["h"]["mlp"]["c_fc"]["kernel"].sharding
+    assert kept.addressable_shards[0].data.size == kept.size / 4
+    found, _ = jax.jit(optimizer.update)(placed[1], placed[2], placed[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)

@@ -7,7 +7,7 @@ from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.model.gpt import define
 from jaxgpt.parallel import check_batch, mesh_of, partition_spec, path_of, place_rows, shardings
-from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.optim import learning_rate, optimizer_of
 from jaxgpt.training.state import abstract_state
 
 
@@ -16,7 +16,7 @@ def test_every_leaf_of_the_train_state_has_exactly_one_rule(settings: dict) -> N
     config = GPTConfig(vocab=64, context=8, layers=2, heads=2, width=16, **settings)
     optim = OptimConfig(ema_decay=0.9, clip_after=3)
     mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
-    state = abstract_state(define(config), adamw(optim, learning_rate(optim, 10)), mesh)
+    state = abstract_state(define(config), optimizer_of(optim, learning_rate(optim, 10)), mesh)
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     assert len(leaves) >= 4 * 9 + 3  # parameters, two moments, the average; step, key, counters
     for path, leaf in leaves:

@@ -28,7 +28,7 @@ from jaxgpt.text.examples import Example
 from jaxgpt.text.preferences import Pair
 from jaxgpt.text.tokenizer import byte_tokenizer
 from jaxgpt.training.loss import Loss
-from jaxgpt.training.optim import adamw
+from jaxgpt.training.optim import optimizer_of
 from jaxgpt.training.state import start_state, train_step
 from jaxgpt.weights.open import open_model
 from jaxgpt.weights.params import read_params
@@ -201,7 +201,7 @@ def test_an_epoch_has_each_pair_once_and_hosts_share_a_batch(pairs: list[tuple[E
 
 def ten_steps(params: Params, loss: Loss, batch: Any) -> dict[str, list[float]]:
     optim = OptimConfig(learning_rate=3e-3, beta2=0.95, clip_norm=0, schedule="constant", warmup_steps=0)
-    optimizer = adamw(optim, lambda _: jnp.float32(3e-3))
+    optimizer = optimizer_of(optim, lambda _: jnp.float32(3e-3))
     step = jax.jit(
         functools.partial(train_step, loss=loss, optimizer=optimizer, schedule=lambda _: jnp.float32(3e-3))
     )

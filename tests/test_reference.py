@@ -7,6 +7,7 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from jaxgpt.config import GPTConfig
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.evaluation.reference import ACTIVATIONS, ROWS, reference_logits, softmax
+from jaxgpt.model import block
 from jaxgpt.weights.formats.torch_zip import open_torch
 from jaxgpt.weights.tensors import DTYPES, Tensor
 
@@ -196,6 +198,7 @@ def test_activations_equal_pytorchs() -> None:
             2.8577223804672998,
         ],
         "relu": [0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 3.0],
+        "relu_squared": [0.0, 0.0, 0.0, 0.0, 0.25, 1.0, 9.0],
     }
     assert expected.keys() == ACTIVATIONS.keys()
     for name, values in expected.items():
@@ -203,8 +206,15 @@ def test_activations_equal_pytorchs() -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_models_activations_are_these(name: str) -> None:
+    x = np.linspace(-4, 4, 50)
+    np.testing.assert_allclose(block.ACTIVATIONS[name](jnp.float32(x)), ACTIVATIONS[name](x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_right_far_out_and_nothing_overflows(name: str) -> None:
-    np.testing.assert_array_equal(ACTIVATIONS[name](np.array([-1e6, -0.0, 0.0, 1e6])), [0, 0, 0, 1e6])
+    largest = 1e12 if name == "relu_squared" else 1e6
+    np.testing.assert_array_equal(ACTIVATIONS[name](np.array([-1e6, -0.0, 0.0, 1e6])), [0, 0, 0, largest])
 
 
 def test_gelu_and_silu_keep_their_small_tails() -> None:
@@ -279,15 +289,16 @@ def test_one_matrix_is_held_at_a_time_and_the_vocabulary_in_parts(
         ("position", "sinusoidal", "learned"),
         ("position", "rotary", "learned"),
         ("position", "alibi", "learned"),
-        ("activation", "silu", "gelu_tanh, gelu, relu"),
+        ("activation", "silu", "gelu_tanh, gelu, relu, relu_squared"),
+        ("qk_norm", True, "False"),
     ],
 )
 def test_what_the_reference_has_no_formula_for_is_refused(
-    monkeypatch: pytest.MonkeyPatch, setting: str, value: str, known: str
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str | bool, known: str
 ) -> None:
     monkeypatch.delitem(ACTIVATIONS, "silu")  # as if the model had learned one more than the reference
     config = dataclasses.replace(SMALL, width=24, **{setting: value})
-    with pytest.raises(ConfigError, match=f"{setting} = '{value}': the float64 reference knows {known};"):
+    with pytest.raises(ConfigError, match=f"{setting} = {value!r}: the float64 reference knows {known};"):
         reference_logits(config, drawn(config), ids(config, 5))
 
 

@@ -19,7 +19,7 @@ from jaxgpt.model.gpt import define
 from jaxgpt.parallel import abstract, mesh_of, shardings
 from jaxgpt.text.tokenizer_files import load_tokenizer
 from jaxgpt.training.lock import refuse_in_use
-from jaxgpt.training.optim import adamw, averaged, learning_rate
+from jaxgpt.training.optim import averaged, learning_rate, optimizer_of
 from jaxgpt.training.resume import Found
 from jaxgpt.training.run_directory import locked, restore_state, save_state, write_settings
 from jaxgpt.training.starts import changed_environment, commit_of, recorded
@@ -153,7 +153,7 @@ def assert_same(ours: jax.Array, theirs: jax.Array) -> None:
 @pytest.mark.slow
 def test_a_state_is_restored_as_it_was_on_another_mesh(tmp_path: Path, config: GPTConfig) -> None:
     optim, config = OptimConfig(ema_decay=0.5), dataclasses.replace(config, layers=1)
-    optimizer = adamw(optim, learning_rate(optim, 10))
+    optimizer = optimizer_of(optim, learning_rate(optim, 10))
     model, eight = define(config), mesh_of(MeshConfig(data=4, fsdp=2))
     state = create_state(model, optimizer, 3, mesh_of(MeshConfig(data=1), jax.devices()[:1]))
     with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
@@ -171,7 +171,10 @@ def test_the_average_of_a_run_that_trains_a_part_is_saved_as_a_whole_model(
     tmp_path: Path, config: GPTConfig
 ) -> None:
     optim, chosen = OptimConfig(ema_decay=0.5), Chosen(pattern="h/.*", layers=(1, 3))
-    optimizer, mesh = adamw(optim, learning_rate(optim, 10)), mesh_of(MeshConfig(data=1), jax.devices()[:1])
+    optimizer, mesh = (
+        optimizer_of(optim, learning_rate(optim, 10)),
+        mesh_of(MeshConfig(data=1), jax.devices()[:1]),
+    )
     state = create_state(define(config), optimizer, 3, mesh, chosen=chosen)
     with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
         save_state(checkpoints, "abc", state, 7)

@@ -19,7 +19,7 @@ from jaxgpt.parallel import ROWS, mesh_of
 from jaxgpt.text.batch import Batch
 from jaxgpt.training.flops import count_parameters
 from jaxgpt.training.loss import next_token_loss
-from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.optim import learning_rate, optimizer_of
 from jaxgpt.training.state import abstract_state, compile_step, train_step, training_model
 
 # Sizes that differ from one another, so that an axis is known by its size. B divides by 8 into 7 rows.
@@ -40,7 +40,7 @@ def compiled_step(config: GPTConfig, sizes: tuple[int, int, int], *, rows: int =
     accumulate, chunk = how.pop("accumulate", 1), how.pop("chunk", 0)
     model = training_model(config, mesh, **{"blocks": "scan"} | how)
     schedule = learning_rate(OptimConfig(), 100)
-    optimizer = adamw(OptimConfig(), schedule)
+    optimizer = optimizer_of(OptimConfig(), schedule)
     state = abstract_state(model, optimizer, mesh)
     step = functools.partial(
         train_step,

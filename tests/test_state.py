@@ -19,7 +19,7 @@ from jaxgpt.parallel import mesh_of, path_of, place_rows, shardings
 from jaxgpt.text.batch import Batch, shifted
 from jaxgpt.training import state as train_state
 from jaxgpt.training.loss import next_token_loss
-from jaxgpt.training.optim import adamw, averaged, learning_rate
+from jaxgpt.training.optim import averaged, learning_rate, optimizer_of
 from jaxgpt.training.state import compile_step, create_state, start_state, train_step, training_model
 from jaxgpt.training.trainable import Chosen, combine, partition
 
@@ -40,7 +40,7 @@ def check_against_pytorch(folder: Path) -> None:
     expected = np.load(folder / "expected.npz")
     rates = jnp.asarray(expected["learning_rate"], jnp.float32)
     optim = OptimConfig(beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0)
-    optimizer = adamw(optim, lambda count: rates[count])
+    optimizer = optimizer_of(optim, lambda count: rates[count])
     step = jax.jit(
         functools.partial(
             train_step,
@@ -74,7 +74,7 @@ def stepper(
     """(step, optimizer) for a random model."""
     chunk, accumulate = settings.pop("chunk", 0), settings.pop("accumulate", 1)
     schedule = learning_rate(optim, 20)
-    optimizer = adamw(optim, schedule)
+    optimizer = optimizer_of(optim, schedule)
     loss = next_token_loss(training_model(config, mesh, **{"blocks": "scan"} | settings), chunk=chunk)
     step = functools.partial(
         train_step, loss=loss, optimizer=optimizer, schedule=schedule, accumulate=accumulate
@@ -111,7 +111,7 @@ def test_a_step_that_is_passed_by_changes_nothing_but_the_step_and_the_learning_
     optim = OptimConfig(
         learning_rate=0.1, warmup_steps=4, weight_decay=0, clip_norm=9, clip_after=3, schedule="constant"
     )
-    optimizer = adamw(optim, learning_rate(optim, 20))
+    optimizer = optimizer_of(optim, learning_rate(optim, 20))
     start = start_state({"w": jnp.ones(3)}, optimizer, jax.random.key(0))
     passed = train_state.pass_by(train_state.pass_by(start))
     assert int(passed.step) == 2 and passed.trainable is start.trainable
@@ -315,7 +315,7 @@ def test_state_is_created_in_its_shards_and_stays_there(
 
 
 def test_a_state_from_given_parameters_averages_from_them(config: GPTConfig, params: Any) -> None:
-    optimizer = adamw(OptimConfig(ema_decay=0.9), learning_rate(OptimConfig(), 10))
+    optimizer = optimizer_of(OptimConfig(ema_decay=0.9), learning_rate(OptimConfig(), 10))
     state = create_state(define(config), optimizer, 0, ONE, params=jax.tree.map(jnp.copy, params))
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     jax.tree.map(np.testing.assert_array_equal, averaged(state.opt_state), params)

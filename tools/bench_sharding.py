@@ -47,7 +47,7 @@ def step_needs(preset: str, sizes: tuple[int, ...], batch: int | None) -> dict[s
     from jaxgpt.parallel import ROWS, mesh_of
     from jaxgpt.text.batch import Batch
     from jaxgpt.training.loss import next_token_loss
-    from jaxgpt.training.optim import adamw, learning_rate
+    from jaxgpt.training.optim import learning_rate, optimizer_of
     from jaxgpt.training.state import abstract_state, compile_step, train_step, training_model
 
     recipe = load_recipe(preset)
@@ -56,7 +56,7 @@ def step_needs(preset: str, sizes: tuple[int, ...], batch: int | None) -> dict[s
     mesh = mesh_of(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: math.prod(sizes)])
     model = training_model(recipe.model, mesh, keeps=recipe.backward_keeps, blocks="scan")
     schedule = learning_rate(recipe.optim, recipe.steps)
-    optimizer = adamw(recipe.optim, schedule)
+    optimizer = optimizer_of(recipe.optim, schedule)
     state = abstract_state(model, optimizer, mesh)
     step = functools.partial(
         train_step,

@@ -29,7 +29,7 @@ class GPTConfig:
     """Whether the layers that make queries, keys and values have biases too, where others have them."""
     layer_norm_epsilon: float = 1e-5
     """Small number that every LayerNorm adds to the variance, so that it never divides by 0."""
-    activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"
+    activation: Literal["gelu_tanh", "gelu", "relu", "silu", "relu_squared"] = "gelu_tanh"
     """Non-linear function in the MLP. gelu_tanh, the tanh approximation of GELU, is GPT-2's."""
     classes: int = 0
     """Number of classes that a classifier's head tells apart. 0 means a language model without that head.
@@ -38,6 +38,8 @@ class GPTConfig:
     """Whether the output head uses the weights of the token embedding, transposed, instead of its own."""
     scale_attention: bool = True
     """Whether attention scores are divided by the square root of the head size (width / heads)."""
+    qk_norm: bool = False
+    """Whether each query and each key is divided by its root mean square before scores are made of them."""
     scale_by_inverse_layer: bool = False
     """Whether attention scores are also divided by the number of the layer, counted from 1."""
     position: Literal["learned", "sinusoidal", "rotary", "alibi"] = "learned"
@@ -45,8 +47,9 @@ class GPTConfig:
     dropout: float = 0.0
     """Probability of setting a value to 0 in training.
     This happens to embeddings, attention weights and the outputs of attention and MLP."""
-    init: Literal["gpt2", "torch"] = "gpt2"
+    init: Literal["gpt2", "gpt2_zero", "torch"] = "gpt2"
     """How new weights are drawn. gpt2 is small normal numbers, with biases of 0, as GPT-2's paper has it.
+    gpt2_zero is the same, but what blocks add to the residual stream is 0 at first.
     torch is what PyTorch's layers begin with when nobody says otherwise, as in the book."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of activations and matrix products.

@@ -125,6 +125,11 @@ def relu(x: np.ndarray) -> np.ndarray:
     return activated
 
 
+def relu_squared(x: np.ndarray) -> np.ndarray:
+    """Return the square of x where it is positive, and 0 elsewhere."""
+    return relu(x) ** 2
+
+
 def silu(x: np.ndarray) -> np.ndarray:
     """Return x times the logistic function at x. Source: [GELU], section 2.
 
@@ -134,7 +139,7 @@ def silu(x: np.ndarray) -> np.ndarray:
     return activated
 
 
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "silu": silu}
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "silu": silu, "relu_squared": relu_squared}
 
 
 def _bias(config: GPTConfig, tensors: Tensors, name: str, size: int) -> np.ndarray | float:
@@ -170,9 +175,13 @@ def _float64(name: str, numbers: np.ndarray) -> np.ndarray:
 
 def _check(config: GPTConfig, tensors: Tensors, tokens_T: np.ndarray) -> None:
     """Refuse what would silently give other numbers, or fail without a reason."""
-    for setting, known in (("position", ["learned"]), ("activation", list(ACTIVATIONS))):
+    for setting, known in (
+        ("position", ["learned"]),
+        ("qk_norm", [False]),
+        ("activation", list(ACTIVATIONS)),
+    ):
         if (value := getattr(config, setting)) not in known:
-            why = f"the float64 reference knows {', '.join(known)}"
+            why = f"the float64 reference knows {', '.join(map(str, known))}"
             raise ConfigError(f"{setting} = {value!r}", why=why, fix="convert this model without --check")
     # There are two embeddings, four linear layers and two LayerNorms a block, one LayerNorm at the end, and a
     # head. Each tensor that is needed is asked for by name later. So if their number is right too, no tensor

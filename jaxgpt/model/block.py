@@ -26,7 +26,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, Primer, section 4
 }
+QK_EPSILON = 1e-6  # added to the mean square of a query or key
 
 
 class Scoring(TypedDict):
@@ -52,8 +54,10 @@ def layer_norm(config: GPTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 def residual_std(config: GPTConfig) -> float:
     """The initial standard deviation of the 2N projections that add to the residual stream.
 
-    Source: GPT-2, section 2.3.
+    Source: GPT-2, section 2.3. With `gpt2_zero` they begin with 0.
     """
+    if config.init == "gpt2_zero":
+        return 0.0
     return INIT_STD / math.sqrt(2 * config.layers)
 
 
@@ -113,6 +117,8 @@ class Attention(nnx.Module):
             self.placement("heads", split_heads(checkpoint_name(part, PRODUCT), self.config.heads))
             for part in jnp.moveaxis(self.c_attn(x_BTD, key=_folded(key, 1)), -2, 0)
         )
+        if self.config.qk_norm:
+            q_BTHK, k_BTHK = _unit_rms(q_BTHK), _unit_rms(k_BTHK)
         if self.config.position == "rotary":
             q_BTHK, k_BTHK = (rotate_by_position(x, positions_BT) for x in (q_BTHK, k_BTHK))
         return q_BTHK, k_BTHK, v_BTHK
@@ -182,6 +188,16 @@ class Block(nnx.Module):
     def weights(self, x_BTD: Array, layer: Array | int, positions_BT: Array) -> Array:
         """How much each position looks at each one, float32 [B, H, T, T], for the stream before the block."""
         return self.attn.weights(self.ln_1(x_BTD), layer, positions_BT)
+
+
+def _unit_rms(x: Array) -> Array:
+    """Vectors [..., K] divided by their root mean square, which is computed in float32.
+
+    Source: Henry et al. 2020, Query-Key Normalization, in the form without parameters.
+    """
+    exact = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(exact), axis=-1, keepdims=True)
+    return (exact * jax.lax.rsqrt(mean_square + QK_EPSILON)).astype(x.dtype)
 
 
 def _folded(key: Array | None, number: int) -> Array | None:

@@ -1,17 +1,22 @@
-"""AdamW, its learning rate schedules, and a moving average of the weights."""
+"""AdamW and Muon, their learning rate schedules, and a moving average of the weights."""
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax import Array
 
 from jaxgpt.config import OptimConfig
 from jaxgpt.parallel import path_of
 
-# Chosen by name and not by rank: the blocks are stacked, so that a bias has rank 2 like a matrix.
+# Both are chosen by name and not by rank: the blocks are stacked, so that a bias has rank 2 like a matrix.
+MUONS = r"h/.*/kernel"  # the parameters that Muon updates, where it is asked for
+ADAMS_RMS = 0.2  # the root mean square that an update of AdamW usually has, before the learning rate
 DECAYED = ("kernel", "embedding", "lora_A", "lora_B")
 
 
@@ -59,24 +64,68 @@ def decay_mask(params: Any) -> Any:
     )
 
 
-def adamw(config: OptimConfig, schedule: Callable[[Array], Array]) -> optax.GradientTransformation:
-    """Gradient clipping, then AdamW (Loshchilov & Hutter 2019), then an average of the weights.
+def optimizer_of(config: OptimConfig, schedule: Callable[[Array], Array]) -> optax.GradientTransformation:
+    """Gradient clipping, then AdamW (Loshchilov & Hutter 2019) or Muon, then an average of the weights.
 
     Gradients are clipped by their global norm. Weight decay applies as `decay_mask` says, or with `decay_all`
     to everything. Clipping and the average are left out where the settings for them are 0.
     """
-    return optax.chain(
-        _clipping(config),
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=None if config.decay_all else decay_mask,
-        ),
-        track_average(config.ema_decay) if config.ema_decay else optax.identity(),
+    adamw = optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        mu_dtype=config.moment_dtype,
+        weight_decay=config.weight_decay,
+        mask=None if config.decay_all else decay_mask,
     )
+    if config.optimizer == "muon":
+        adamw = optax.partition({"muon": _muon(config, schedule), "adamw": adamw}, _kinds)
+    return optax.chain(
+        _clipping(config), adamw, track_average(config.ema_decay) if config.ema_decay else optax.identity()
+    )
+
+
+def _muon(config: OptimConfig, schedule: Callable[[Array], Array]) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the kernels of the blocks: the running mean of the gradients, made
+    orthogonal.
+
+    An update is scaled as in Liu et al. 2025 (Muon is Scalable for LLM Training, equation 4), so that AdamW's
+    learning rate and weight decay suit it.
+    """
+    return optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=config.momentum, mu_dtype=config.moment_dtype, weight_dimension_numbers=_matrices
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(_as_large_as_adams, updates)),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _kinds(params: Any) -> Any:
+    """Which optimizer each leaf has where the blocks have Muon."""
+
+    def kind(path: Any, _: Any) -> str:
+        return "muon" if re.fullmatch(MUONS, path_of(path)) else "adamw"
+
+    return jax.tree_util.tree_map_with_path(kind, params)
+
+
+def _matrices(kernels: Any) -> Any:
+    """The axes of each kernel that are a matrix, in and out.
+
+    Layers are matrices of their own, and so are queries, keys and values.
+    """
+    return jax.tree.map(
+        lambda kernel: optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=kernel.ndim - 1),
+        kernels,
+    )
+
+
+def _as_large_as_adams(update: Array) -> Array:
+    """An orthogonal update with the root mean square that AdamW's usually has."""
+    return ADAMS_RMS * math.sqrt(max(update.shape[1], update.shape[-1])) * update
 
 
 def _clipping(config: OptimConfig) -> optax.GradientTransformation:

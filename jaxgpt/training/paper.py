@@ -78,9 +78,13 @@ def _width(model: GPTConfig) -> int:
 
 
 def _state(recipe: TrainConfig, mesh: dict[str, int]) -> float:
-    """Bytes of a chip's share of the parameters, of Adam's moments and of the average of the weights."""
-    arrays = 4 if recipe.optim.ema_decay else 3
-    return 4.0 * arrays * _stored(recipe.model) / (mesh["fsdp"] * mesh["tensor"])
+    """Bytes of a chip's share of the parameters, of the optimizer's moments and of averaged weights.
+
+    Muon's matrices have one moment only; they are counted as if they had two.
+    """
+    mean = 2.0 if recipe.optim.moment_dtype == "bfloat16" else 4.0
+    each = 4.0 + mean + 4.0 + (4.0 if recipe.optim.ema_decay else 0.0)
+    return each * _stored(recipe.model) / (mesh["fsdp"] * mesh["tensor"])
 
 
 def _temporaries(recipe: TrainConfig, mesh: dict[str, int]) -> float:

@@ -13,7 +13,7 @@ from jaxgpt.parallel import place_rows
 from jaxgpt.training.guard import guarded, no_losses
 from jaxgpt.training.initial import initial_state
 from jaxgpt.training.loss import Loss
-from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.optim import learning_rate, optimizer_of
 from jaxgpt.training.run_directory import restore_adapter, restore_recent, restore_state
 from jaxgpt.training.state import TrainState, abstract_state, train_step
 from jaxgpt.training.task import Task, TrainingData
@@ -89,7 +89,7 @@ def training_step(
 ) -> tuple[optax.GradientTransformation, Step]:
     """The optimizer of a run of so many steps, and its training step, to be compiled."""
     schedule = learning_rate(optim, steps)
-    optimizer = adamw(optim, schedule)
+    optimizer = optimizer_of(optim, schedule)
     step = functools.partial(
         train_step, loss=loss, optimizer=optimizer, schedule=schedule, accumulate=accumulate
     )

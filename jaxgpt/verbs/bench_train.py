@@ -16,7 +16,7 @@ from jaxgpt.parallel import check_batch, place_rows
 from jaxgpt.text.batch import shifted
 from jaxgpt.training.flops import count_parameters, measured_matmul_flops, peak_flops, utilisation
 from jaxgpt.training.loss import next_token_loss
-from jaxgpt.training.optim import adamw, learning_rate
+from jaxgpt.training.optim import learning_rate, optimizer_of
 from jaxgpt.training.state import Blocks, TrainState, compile_step, create_state, train_step, training_model
 
 WARM_UP = 2  # steps
@@ -78,7 +78,7 @@ def _compiled_step(
     """A new training state, and a training step, which is compiled when it first runs."""
     model, optim = training_model(config, mesh, keeps=keeps, blocks=blocks), OptimConfig()
     schedule = learning_rate(optim, 1000)
-    optimizer = adamw(optim, schedule)
+    optimizer = optimizer_of(optim, schedule)
     state = create_state(model, optimizer, 0, mesh)
     step = functools.partial(
         train_step, loss=next_token_loss(model, chunk=loss_chunk), optimizer=optimizer, schedule=schedule

@@ -44,13 +44,14 @@ TRAITS = frozenset(
         "activation",
         "tied_head",
         "scale_attention",
+        "qk_norm",
         "scale_by_inverse_layer",
         "position",
         "classes",
     }
 )
 FORMATS = {
-    "huggingface": Format(write_huggingface, None, TRAITS - {"bias", "qkv_bias", "position"}),
+    "huggingface": Format(write_huggingface, None, TRAITS - {"bias", "qkv_bias", "position", "qk_norm"}),
     "jaxgpt": Format(write_run, None, TRAITS),
     "llmc": Format(write_llmc, MODEL, frozenset()),
     "nanogpt": Format(write_nanogpt, CHECKPOINT, frozenset({"bias", "activation"})),
