@@ -163,7 +163,7 @@ class Long:
         seen = list[Use]()
         with subprocess.Popen([*argv, "--eval-every", "50"], stdout=-3, stderr=-3) as process:
             while process.poll() is None:
-                with contextlib.suppress(OSError, StopIteration):
+                with contextlib.suppress(OSError, KeyError):  # it begins, or it has just ended
                     seen.append(_use(process.pid, folder / "run" / "metrics.jsonl"))
                 time.sleep(0.5)
         begun = next((use for use in seen if use.step > self.steps / 5), None)
