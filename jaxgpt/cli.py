@@ -68,7 +68,7 @@ VERBS = {
     "chat": Verb("talk with a model in the terminal", "chat", "ChatArgs"),
     "serve": Verb("serve a model with OpenAI's API and a web page", "serve", "ServeArgs"),
     "convert": Verb("write weights in another format, and check them", "convert", "ConvertArgs"),
-    "bench": Verb("measure the speed of training or of generating", "bench", "BenchArgs"),
+    "bench": Verb("measure the speed of training, generating, compiling or reading", "bench", "BenchArgs"),
 }
 # The verbs that take a recipe: the kind of settings where no recipe is named, and what --help says.
 RECIPES: dict[str, tuple[Callable[[], RunConfig], str]] = {

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.parallel import mesh_of
-from jaxgpt.verbs import bench_generate, bench_train
+from jaxgpt.verbs import bench_compile, bench_generate, bench_train
 
 TINY = GPTConfig(layers=1, heads=2, width=8, context=16, vocab=50)
 SIZES = [
@@ -177,3 +177,76 @@ def test_texts_longer_than_the_context_are_refused(capsys: pytest.CaptureFixture
     assert "prompt = 10, new = 7: prompt must be at least 1, new at least 2, and their sum at most 16" in (
         capsys.readouterr().err
     )
+
+
+def test_data_says_how_fast_a_text_becomes_tokens_and_batches(tmp_path: Path) -> None:
+    text, file = tmp_path / "a.txt", tmp_path / "figures.json"
+    text.write_text("The whale. " * 500)
+    bench(*SIZES, "--vocab", "50257", "--text", str(text), "--json", str(file), what="data")
+    figures = json.loads(file.read_text())
+    assert figures["bytes"] == 5500 and figures["tokens"] == 1502  # "The", then " whale", "." and " The"
+    assert figures["share_of_tiktoken"] == pytest.approx(
+        figures["tiktoken_seconds"] / figures["prepare_seconds"]
+    )
+    assert figures["batch_tokens_per_second"] == pytest.approx(8 * 16 / figures["batch_seconds"])
+
+
+def test_compile_starts_twice_with_each_folder_of_programs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What it starts is the same model; the second start finds what the first one kept."""
+    started: list[list[str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> SimpleNamespace:
+        kept = Path(env["JAX_COMPILATION_CACHE_DIR"])
+        seconds = 1.0 if kept.exists() else 8.0
+        kept.mkdir(exist_ok=True)
+        started.append(command[3:])
+        figures = {"first_step_seconds": seconds, "compile_seconds": seconds + 1}
+        Path(command[-1]).write_text(json.dumps(figures))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(bench_compile.subprocess, "run", run)
+    file = tmp_path / "figures.json"
+    bench(*SIZES, "--int8", "--json", str(file), what="compile")
+    assert json.loads(file.read_text()) == {
+        "train_first_step_seconds_cold": 8.0,
+        "train_first_step_seconds_kept": 1.0,
+        "generate_compile_seconds_cold": 9.0,
+        "generate_compile_seconds_kept": 2.0,
+    }
+    assert [command[:2] for command in started] == [
+        ["bench", what] for what in ("train",) * 2 + ("generate",) * 2
+    ]
+    assert {"--layers=1", "--width=8", "--vocab=50", "--batch=8", "--int8", "--mesh.fsdp=1"} <= set(
+        started[0]
+    )
+
+
+def test_compile_says_which_start_failed_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = SimpleNamespace(returncode=2, stderr="first\nerror: it went wrong\n")
+    monkeypatch.setattr(bench_compile.subprocess, "run", lambda *_, **__: failed)
+    bench(*SIZES, what="compile", code=70)
+    said = capsys.readouterr().err
+    assert "bench train ended with 2" in said and "error: it went wrong" in said
+
+
+@pytest.mark.exhaustive
+def test_a_second_start_compiles_less(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    bench(
+        "--layers=2",
+        "--heads=2",
+        "--width=32",
+        "--context=64",
+        "--prompt=8",
+        "--new=8",
+        "--json",
+        str(file),
+        what="compile",
+    )
+    figures = json.loads(file.read_text())
+    for name in ("train_first_step_seconds", "generate_compile_seconds"):
+        assert figures[f"{name}_kept"] < figures[f"{name}_cold"]
