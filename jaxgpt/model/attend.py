@@ -19,7 +19,6 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.model.mask import Mask
-from jaxgpt.model.paired import paired, suits
 from jaxgpt.parallel import NOWHERE, Placement
 
 CONTEXT = "context"  # the result of attention, by its name for what the backward pass keeps
@@ -48,6 +47,8 @@ def implementation_for(
     """
     sixteen_bits = dtype in ("bfloat16", "float16")
     if placement.platform == "tpu" and not only_xla and length % SPLASH_BLOCKS[-1] == 0:
+        from jaxgpt.model.paired import suits  # Pallas takes a third of a second to import
+
         own = placement.part("heads", (1, length, heads, head_size))[2]
         plainly = mask.segments_BT is None and mask.window is None
         return "paired" if dtype == "bfloat16" and plainly and suits(own, head_size, length) else "splash"
@@ -91,6 +92,8 @@ def attend(
     if name == "cudnn":
         return cudnn(q_BTHK, k_BTHK, v_BTHK, mask)
     if name == "paired":
+        from jaxgpt.model.paired import paired
+
         return paired(q_BTHK, k_BTHK, v_BTHK, causal=mask.causal, name=CONTEXT, placement=placement)
     return splash(q_BTHK, k_BTHK, v_BTHK, mask, placement=placement)
 
