@@ -181,8 +181,8 @@ def test_settings_of_other_formats(tmp_path: Path) -> None:
     """Format 0 is that of runs made before there was a number; a newer one is not guessed at."""
     save_config(TrainConfig(steps=3), tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored.pop("format") == 2 and stored.pop("sha256") and stored.pop("backward_keeps") == "all"
-    for before, kept in (({}, "all"), ({"format": 1, "remat": True}, "nothing"), ({"remat": False}, "all")):
+    assert stored.pop("format") == 2 and stored.pop("sha256") and stored.pop("backward_keeps") == "auto"
+    for before, kept in (({}, "auto"), ({"format": 1, "remat": True}, "nothing"), ({"remat": False}, "all")):
         (tmp_path / "config.json").write_text(json.dumps(stored | before))
         assert read_config(tmp_path) == TrainConfig(steps=3, backward_keeps=kept)
     for newer in (3, "1", None):

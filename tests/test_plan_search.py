@@ -16,7 +16,7 @@ from jaxgpt.training.plan_search import KEEPS, Setting, Space, Trial, search
 from jaxgpt.training.topology import Topology
 
 TINY = GPTConfig(vocab=200, context=256, layers=2, heads=2, width=16)
-RECIPE = TrainConfig(model=TINY, batch=16, accumulate=4, steps=50)
+RECIPE = TrainConfig(model=TINY, batch=16, accumulate=4, steps=50, backward_keeps="all")
 SPACE = Space(RECIPE, Topology.named("v5e:2x4"))
 OWN = Setting((8, 1, 1), 16, 4, "all", 0)
 
@@ -145,7 +145,7 @@ def test_a_step_keeps_its_sequences_and_suits_the_slice() -> None:
         for setting in along(OWN):
             recipe = setting.applied(RECIPE)
             assert recipe.sequences == 64 and recipe.batch % (setting.mesh[0] * setting.mesh[1]) == 0
-            assert Setting.of(recipe, 8) == setting
+            assert Setting.of(recipe, Topology.named("cpu:8")) == setting
     assert [at.batch for at in SPACE.larger(OWN)] == [32, 64] and [at.batch for at in SPACE.smaller(OWN)] == [
         8
     ]
@@ -157,6 +157,9 @@ def test_a_step_keeps_its_sequences_and_suits_the_slice() -> None:
 
 def test_a_search_begins_with_the_recipe_or_the_nearest_that_suits_the_slice() -> None:
     assert SPACE.start == OWN
+    leaves_open = dataclasses.replace(RECIPE, backward_keeps="auto")
+    assert SPACE._replace(recipe=leaves_open).start == OWN._replace(keeps="products")
+    assert Space(leaves_open, Topology.named("cpu:8")).start == OWN
     small = dataclasses.replace(RECIPE, batch=4, accumulate=4)
     assert Space(small, Topology.named("cpu:8")).start == Setting((8, 1, 1), 8, 2, "all", 0)
     assert Space(small, Topology.named("cpu:32")).start == Setting((1, 16, 2), 16, 1, "all", 0)
@@ -190,12 +193,12 @@ def suppose_chips(monkeypatch: pytest.MonkeyPatch, limit: float) -> None:
     """A compiler that answers at once, and gives up on `tensor`."""
 
     def compiled(recipe: TrainConfig, topology: Topology, *, cache: bool) -> dict[str, Any]:
-        setting = Setting.of(recipe, topology.size)
+        setting = Setting.of(recipe, topology)
         if setting.mesh[2] > 1:
             raise JaxgptError("compiling failed", why="its process ended", fix="report it")
         memory = supposed(setting, limit)["memory"] | {"limit": limit}
         facts = {"device_kind": "TPU v5 lite", "mesh": {"data": 8}, "compile_seconds": 1.0, "memory": memory}
-        unknown = dict.fromkeys(("collectives", "bytes_accessed"))
+        unknown = dict.fromkeys(("collectives", "kernels", "bytes_accessed"))
         return facts | unknown | {"cycles": 1e9 * supposed(setting)["step_seconds"], "from_cache": False}
 
     monkeypatch.setattr(planner, "compiled_elsewhere", compiled)
@@ -210,7 +213,11 @@ def test_a_search_from_the_command_line_writes_the_best_recipe(
     assert exit_code(*SEARCHED, "--write", recipe, "--json", every) == 0
     shown, written, best = capsys.readouterr(), json.loads(every.read_text()), load_recipe(str(recipe))
     assert isinstance(best, TrainConfig)
-    assert Setting.of(best, 8).settings == written["best"] == written["tried"][0]["settings"]
+    assert (
+        Setting.of(best, Topology.named("cpu:8")).settings
+        == written["best"]
+        == written["tried"][0]["settings"]
+    )
     assert best == load_recipe("nano", written["best"]), "nothing else has changed"
     assert written["tried"][0]["memory"]["fits"] and "error" in written["tried"][-1]
     flags = f"--mesh.data 1 --mesh.fsdp 8 --mesh.tensor 1 --batch {best.batch}"

@@ -20,7 +20,7 @@ from jaxgpt.text.batch import Batch, shifted
 from jaxgpt.training import state as train_state
 from jaxgpt.training.loss import next_token_loss
 from jaxgpt.training.optim import averaged, learning_rate, optimizer_of
-from jaxgpt.training.state import compile_step, create_state, start_state, train_step, training_model
+from jaxgpt.training.state import compile_step, create_state, kept_on, start_state, train_step, training_model
 from jaxgpt.training.trainable import Chosen, combine, partition
 
 TRAINING = Path(__file__).parent / "golden" / "training"
@@ -375,3 +375,9 @@ def test_a_batch_without_weight_changes_nothing_but_the_count(config: GPTConfig)
     new, metrics = jax.jit(step)(state, batch._replace(weights_BT=0 * batch.weights_BT))
     assert metrics["loss"] == 0 and int(new.step) == 1
     jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+
+
+def test_what_is_kept_where_the_recipe_leaves_it_open() -> None:
+    found = {platform: kept_on(platform, "auto") for platform in ("cpu", "gpu", "tpu", None)}
+    assert found == {"cpu": "all", "gpu": "all", "tpu": "products", None: "all"}
+    assert kept_on("tpu", "all") == "all" and kept_on("cpu", "nothing") == "nothing"

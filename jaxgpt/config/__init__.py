@@ -29,7 +29,7 @@ from jaxgpt.config.reading import (
     task_of,
     with_settings,
 )
-from jaxgpt.config.recipe import Keeps, MeshConfig, OptimConfig, RunConfig
+from jaxgpt.config.recipe import BackwardKeeps, Keeps, MeshConfig, OptimConfig, RunConfig
 from jaxgpt.config.writing import recipe_text
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "FinetuneConfig",
     "GPTConfig",
     "InstructConfig",
+    "BackwardKeeps",
     "Keeps",
     "LanguageConfig",
     "LabelledConfig",

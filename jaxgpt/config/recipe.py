@@ -12,6 +12,7 @@ from jaxgpt.config.model import GPTConfig
 from jaxgpt.errors import ConfigError
 
 Keeps = Literal["nothing", "products", "all"]
+BackwardKeeps = Literal["auto", "nothing", "products", "all"]
 """What the backward pass finds kept of the forward pass inside the blocks."""
 
 NO_METRIC = "none"  # as `best_metric`: no checkpoint is the best one
@@ -204,8 +205,9 @@ class RunConfig:
     """How the transformer blocks are compiled.
     scan compiles one block and runs it for every layer. unrolled compiles every layer.
     auto takes the one that suits the backend."""
-    backward_keeps: Keeps = "all"
+    backward_keeps: BackwardKeeps = "auto"
     """What is kept inside the blocks for the backward pass; it computes the rest again, to save memory.
+    auto is products on TPU, which is the fastest there by its compiler, and elsewhere all of it.
     products keeps the results of the linear layers and of attention, so that little is computed again.
     nothing keeps only what goes into each block, and computes about a third more."""
     distributed: bool = False

@@ -15,7 +15,7 @@ from jaxgpt.training.topology import Topology
 # 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.1, 34 bytes a value in 16
 # bits, without its attention scores, which a fused kernel does not keep, and without dropout's masks: 32.
 # Products: what goes in, queries, keys, values, attention's result, and the results of the linear layers.
-KEPT_ARRAYS = {"all": 16.0, "products": 1 + 3 + 1 + 1 + 4 + 1.0, "nothing": 1.0}
+KEPT_ARRAYS = {"auto": 16.0, "all": 16.0, "products": 1 + 3 + 1 + 1 + 4 + 1.0, "nothing": 1.0}
 
 
 def on_paper(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 from jaxgpt.config import Keeps, TrainConfig, with_settings
 from jaxgpt.errors import ConfigError
 from jaxgpt.training.flops import count_parameters
-from jaxgpt.training.topology import Topology
+from jaxgpt.training.topology import CHIPS, Topology
 
 FSDP = 8  # chips that share the parameters, where more of them hold whole copies
 TENSOR = 2  # chips that share each matrix product
@@ -30,11 +30,14 @@ class Setting(NamedTuple):
     chunk: int
 
     @classmethod
-    def of(cls, recipe: TrainConfig, chips: int) -> "Setting":
+    def of(cls, recipe: TrainConfig, topology: Topology) -> "Setting":
         """That of a recipe. Raises ConfigError where its mesh has another number of chips."""
-        mesh = recipe.mesh.over(chips)
+        from jaxgpt.training.state import kept_on
+
+        mesh = recipe.mesh.over(topology.size)
         sizes = mesh.data, mesh.fsdp, mesh.tensor
-        return cls(sizes, recipe.batch, recipe.accumulate, recipe.backward_keeps, recipe.loss_chunk)
+        kept = kept_on("tpu" if topology.chip in CHIPS else None, recipe.backward_keeps)
+        return cls(sizes, recipe.batch, recipe.accumulate, kept, recipe.loss_chunk)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,7 +101,7 @@ class Space(NamedTuple):
 
         Raises ConfigError where there is none.
         """
-        own = Setting.of(self.recipe, self.topology.size)
+        own = Setting.of(self.recipe, self.topology)
         nearest = [*self._fitted(own, [own.mesh]), *self.meshes(own)]
         if not nearest:
             raise ConfigError(
@@ -117,7 +120,7 @@ class Space(NamedTuple):
 
     def meshes(self, at: Setting) -> Iterator[Setting]:
         """Whole copies, shards, both, and shared products; with the batch, or the next one that divides."""
-        chips, own = self.topology.size, Setting.of(self.recipe, self.topology.size).mesh
+        chips, own = self.topology.size, Setting.of(self.recipe, self.topology).mesh
         found = [own, (chips, 1, 1), (1, chips, 1)]
         if chips > FSDP and chips % FSDP == 0:
             found.append((chips // FSDP, FSDP, 1))

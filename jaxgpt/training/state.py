@@ -14,7 +14,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from jaxgpt.config import GPTConfig, Keeps
+from jaxgpt.config import BackwardKeeps, GPTConfig, Keeps
 from jaxgpt.model.gpt import Model, Params, define
 from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.parallel import P, Placement, abstract, shardings
@@ -54,17 +54,26 @@ def training_model(
     config: GPTConfig,
     mesh: Mesh,
     *,
-    keeps: Keeps = "all",
+    keeps: BackwardKeeps = "all",
     blocks: Blocks = "auto",
     layers: Layers = AS_TRAINED,
 ) -> Model:
     """The model as a run on this mesh computes it, with layers of this kind.
 
-    With `blocks="auto"`, blocks are unrolled on CPU and scanned elsewhere, whichever is faster there.
+    With `blocks="auto"`, blocks are unrolled on CPU and scanned elsewhere, whichever is faster there. See
+    `kept_on` for `keeps="auto"`.
     """
     placement = Placement(mesh)
     unrolled = blocks == "unrolled" or (blocks == "auto" and placement.platform == "cpu")
-    return define(config, keeps=keeps, unrolled=unrolled, layers=layers, placement=placement)
+    kept = kept_on(placement.platform, keeps)
+    return define(config, keeps=kept, unrolled=unrolled, layers=layers, placement=placement)
+
+
+def kept_on(platform: str | None, keeps: BackwardKeeps) -> Keeps:
+    """What the backward pass finds kept on this platform."""
+    if keeps != "auto":
+        return keeps
+    return "products" if platform == "tpu" else "all"
 
 
 def start_state(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxgpt.config import GPTConfig, Keeps, MeshConfig, load_recipe
+from jaxgpt.config import BackwardKeeps, GPTConfig, MeshConfig, load_recipe
 from jaxgpt.config.checks import require_positive
 from jaxgpt.files import write_atomically
 
@@ -56,7 +56,7 @@ class BenchArgs:
     """data: the text that is read, as `jaxgpt prepare` takes it."""
     blocks: Literal["scan", "unrolled", "auto"] = "auto"
     """train: run the blocks as one scan, or unrolled. auto picks the faster one for the platform."""
-    backward_keeps: Keeps = "all"
+    backward_keeps: BackwardKeeps = "auto"
     """train: what is kept inside the blocks for the backward pass, which computes the rest again."""
     loss_chunk: int = 0
     """train: positions of each sequence whose logits exist at one time. 0 means all of them."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgpt.config import GPTConfig, Keeps, OptimConfig
+from jaxgpt.config import BackwardKeeps, GPTConfig, OptimConfig
 from jaxgpt.display import note
 from jaxgpt.parallel import check_batch, place_rows
 from jaxgpt.text.batch import shifted
@@ -29,7 +29,7 @@ def train_figures(
     batch: int,
     steps: int,
     blocks: Blocks = "auto",
-    keeps: Keeps = "all",
+    keeps: BackwardKeeps = "all",
     loss_chunk: int = 0,
 ) -> dict[str, Any]:
     """Figures of training steps on `batch` sequences of random tokens.
@@ -73,7 +73,7 @@ def train_figures(
 
 
 def _compiled_step(
-    config: GPTConfig, mesh: Mesh, *, blocks: Blocks, keeps: Keeps, loss_chunk: int
+    config: GPTConfig, mesh: Mesh, *, blocks: Blocks, keeps: BackwardKeeps, loss_chunk: int
 ) -> tuple[TrainState, Any]:
     """A new training state, and a training step, which is compiled when it first runs."""
     model, optim = training_model(config, mesh, keeps=keeps, blocks=blocks), OptimConfig()
