@@ -207,19 +207,23 @@ def _use(process: int, log: Path) -> Use:
 
 
 def _interrupted(folder: Path, signals: Sequence[signal.Signals], tries: int, seed: int) -> Outcome:
-    """Stop trainings by these signals in turn, at random moments, and run each again to its end."""
+    """Stop trainings by these signals in turn, and run each again to its end.
+
+    Each second one is stopped at its first save after a random moment, the others at the moment itself.
+    """
     for each in SIGNALS:  # what is ignored here, as under nohup, would be ignored by each training too
         signal.signal(each, signal.SIG_DFL)
     draw, began = random.Random(seed), time.monotonic()
     _train(folder / "whole")
     usual, whole = time.monotonic() - began, _left(folder / "whole")
     problems: list[str] = []
-    before_training = in_training = after = 0
+    before_training = in_training = after = in_save = 0
     slowest = 0.0
     for number in range(tries):
         sent = signals[number % len(signals)]
         out, moment = folder / f"try-{number}", draw.uniform(0, usual)
-        ended = _stopped(out, sent, moment)
+        ended = _stopped(out, sent, moment, at_save=draw.uniform(0, 0.1) if number % 2 else None)
+        in_save += bool(_unfinished(out))
         saved = finished_steps(out / CHECKPOINTS)
         before_training += ended.code != 0 and not saved
         in_training += ended.code != 0 and bool(saved)
@@ -239,7 +243,7 @@ def _interrupted(folder: Path, signals: Sequence[signal.Signals], tries: int, se
         shutil.rmtree(out, ignore_errors=True)
     return Outcome(
         f"{tries} tries: {before_training} stopped before a checkpoint, {in_training} after one, "
-        f"{after} had ended; the slowest end took {slowest:.1f} s",
+        f"{after} had ended; {in_save} of them left an unfinished save; the slowest end took {slowest:.1f} s",
         problems,
     )
 
@@ -273,12 +277,18 @@ def _train(out: Path, *, check: bool = True) -> subprocess.CompletedProcess[str]
     return subprocess.run(_command(out), check=check, capture_output=True, text=True)
 
 
-def _stopped(out: Path, sent: signal.Signals, moment: float) -> Ended:
-    """How a training ends that is sent a signal so many seconds after its start."""
+def _stopped(out: Path, sent: signal.Signals, moment: float, at_save: float | None = None) -> Ended:
+    """How a training ends that is sent a signal so many seconds after its start.
+
+    With `at_save`, that is so many seconds after a save begins behind that moment, if one does.
+    """
     with subprocess.Popen(_command(out), stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
         time.sleep(moment)
+        while at_save is not None and process.poll() is None and not _unfinished(out):
+            time.sleep(0.001)
+        time.sleep(at_save or 0)
         began = time.monotonic()
-        os.kill(process.pid, sent)
+        process.send_signal(sent)  # nothing where it has ended
         _, said = process.communicate()
         return Ended(process.returncode, time.monotonic() - began, said)
 
@@ -289,8 +299,13 @@ def _left(out: Path) -> Left:
     return Left(log, read_meta(out / CHECKPOINTS, STEPS)["digests"])
 
 
+def _unfinished(out: Path) -> list[Path]:
+    """Checkpoints that are being saved, or were when the run ended."""
+    return [path for path in (out / CHECKPOINTS).glob("*") if not path.name.isdecimal()]
+
+
 def _debris(out: Path) -> list[str]:
     """What a run that is done should not hold."""
-    checkpoints = [path for path in (out / CHECKPOINTS).glob("*") if not path.name.isdecimal()]
+    checkpoints = _unfinished(out)
     parts = [path for path in out.rglob("*") if path.name.endswith((".part", "-tmp"))]
     return sorted(str(path.relative_to(out)) for path in {*checkpoints, *parts})
