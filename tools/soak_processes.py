@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -282,15 +283,22 @@ def _stopped(out: Path, sent: signal.Signals, moment: float, at_save: float | No
 
     With `at_save`, that is so many seconds after a save begins behind that moment, if one does.
     """
-    with subprocess.Popen(_command(out), stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
+    with (
+        tempfile.TemporaryFile(
+            "w+", encoding="utf-8", errors="replace"
+        ) as said,  # a pipe that nobody reads fills
+        subprocess.Popen(_command(out), stdout=said, stderr=said, start_new_session=True) as process,
+    ):
         time.sleep(moment)
         while at_save is not None and process.poll() is None and not _unfinished(out):
             time.sleep(0.001)
         time.sleep(at_save or 0)
         began = time.monotonic()
         process.send_signal(sent)  # nothing where it has ended
-        _, said = process.communicate()
-        return Ended(process.returncode, time.monotonic() - began, said)
+        process.wait()
+        seconds = time.monotonic() - began
+        said.seek(0)
+        return Ended(process.returncode, seconds, said.read())
 
 
 def _left(out: Path) -> Left:
