@@ -49,7 +49,7 @@ class GPTConfig:
     This happens to embeddings, attention weights and the outputs of attention and MLP."""
     init: Literal["gpt2", "gpt2_zero", "torch"] = "gpt2"
     """How new weights are drawn. gpt2 is small normal numbers, with biases of 0, as GPT-2's paper has it.
-    gpt2_zero is the same, but what blocks add to the residual stream is 0 at first.
+    gpt2_zero is the same, but each block adds 0 to the residual stream at first, and so changes nothing.
     torch is what PyTorch's layers begin with when nobody says otherwise, as in the book."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of activations and matrix products.

@@ -42,8 +42,9 @@ class OptimConfig:
     """The optimizer and its learning rate."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """What makes updates of gradients. muon takes AdamW for all but the matrices of the blocks.
-    Those it turns by as much in each direction, which needs fewer steps and a little more time for each."""
+    """The rule that turns gradients into updates.
+    muon changes the matrices of the blocks by the same amount in every direction, and all else as adamw does.
+    It needs fewer steps, and a little more time for each."""
 
     learning_rate: float = 6e-4
     """Highest learning rate, which is reached at the end of the warm-up."""
@@ -207,7 +208,7 @@ class RunConfig:
     auto takes the one that suits the backend."""
     backward_keeps: BackwardKeeps = "auto"
     """What is kept inside the blocks for the backward pass; it computes the rest again, to save memory.
-    auto is products on TPU, which is the fastest there by its compiler, and elsewhere all of it.
+    all keeps everything. auto is products on TPU, the fastest there by its compiler, and all elsewhere.
     products keeps the results of the linear layers and of attention, so that little is computed again.
     nothing keeps only what goes into each block, and computes about a third more."""
     distributed: bool = False
