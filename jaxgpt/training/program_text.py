@@ -18,7 +18,9 @@ _CALLED = re.compile(
     r"\b(body|condition|to_apply|calls|branch_computations|called_computations)=(?:\{([^{}]*)\}|([\w.%\-]+))"
 )
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
+_LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CONSTANT = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
 _COLLECTIVE = re.compile(
     r"= (?P<result>.*?) "
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
@@ -27,7 +29,9 @@ _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+)\[([\d,]*)\]")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _BY_AXES = re.compile(
-    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+    r"replica_groups=mesh\[(?P<sizes>[^\]]*)\]"
+    r"(?:, device_ids=\((?:\[(?P<over>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?|(?P<ids>[\d,]+))\))?"
+    r" \{(?P<taken>[^}]*)\}"
 )
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -106,13 +110,33 @@ def _executed(program: str) -> Iterator[tuple[str, int]]:
 
 
 def _turns(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop turns: once where neither it nor its condition, `i < N`, says a number."""
+    """How often a loop turns: once where neither it nor its condition, `i < N`, says a number.
+
+    Where its body has several turns of the loop that it was made from, it adds as many to `i`.
+    """
     if found := _TURNS.search(line):
         return int(found[1])
-    condition = _CONDITION.search(line)
-    text = "\n".join(computations.get(condition[1], ())) if condition else ""
-    limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)
-    return int(limits[0]) if len(limits) == 1 and "direction=LT" in text else 1
+    if (loop := _LOOP.search(line)) is None:
+        return 1
+    condition, body = ("\n".join(computations.get(name, ())) for name in loop.groups())
+    limits = _CONSTANT.findall(condition)
+    if len(limits) != 1 or "direction=LT" not in condition:
+        return 1
+    counters = re.findall(r" get-tuple-element\(.*\), index=(\d+)", condition)
+    step = _step(body, int(counters[0])) if len(counters) == 1 else 1
+    return math.ceil(int(limits[0][1]) / step)
+
+
+def _step(body: str, place: int) -> int:
+    """What the body of a loop adds to the number at this place of its state; 1 where it does not say."""
+    state = re.search(r"ROOT .* tuple\(([^()]*)\)", body)
+    names = _NAME.findall(state[1]) if state else []
+    if place >= len(names):
+        return 1
+    added = re.search(rf"%{re.escape(names[place])} = [su]32\[\]\S* add\(([^()]*)\)", body)
+    constants = dict(_CONSTANT.findall(body))
+    steps = [int(constants[name]) for name in _NAME.findall(added[1] if added else "") if name in constants]
+    return steps[0] if len(steps) == 1 and steps[0] > 0 else 1
 
 
 def _groups(line: str, size: int) -> np.ndarray:
@@ -124,11 +148,13 @@ def _groups(line: str, size: int) -> np.ndarray:
         groups = [group.split(",") for group in re.findall(r"\{([\d,]+)\}", found[1])]
         return np.array(groups, int)
     if found := _BY_AXES.search(line):
-        sizes, over, order, taken = found.groups()
-        return _along(sizes, taken, _counted(over or str(size), order))
+        ids = _counted(found["over"] or str(size), found["order"])
+        if found["ids"]:
+            ids = np.array(found["ids"].split(","), int)
+        return _along(found["sizes"], found["taken"], ids)
     if "replica_groups={}" in line:
         return np.arange(size)[None]
-    raise ValueError(f"groups of devices in a form that is not known: {line.strip()}")
+    raise ValueError(f"groups of devices in a form that is not known: {line.strip()[:200]}")
 
 
 def _counted(over: str, order: str | None) -> np.ndarray:
