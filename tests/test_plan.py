@@ -97,6 +97,8 @@ def test_collectives_are_counted_as_often_as_their_loop_turns() -> None:
         ("mesh['a'=2,'b'=4] {'b':(2)2}", "tensor"),
         ("mesh['a'=4,'b'=2] {'a':(1)2,'b'}", "data x tensor"),
         ("mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}", "fsdp x tensor"),
+        ("mesh['a'=1,'b'=4,'c'=2], device_ids=(0,4,1,5,2,6,3,7) {'b'}", "fsdp x tensor"),
+        ("mesh['a'=1,'b'=4,'c'=2], device_ids=(0,4,1,5,2,6,3,7) {'c'}", "data"),
         ("[2,4]<=[8]", "fsdp x tensor"),
         ("[4,2]<=[2,4]T(1,0)", "data"),
     ],
@@ -120,6 +122,38 @@ def test_a_collective_in_parts_beside_several_fusions_is_one() -> None:
     program = "\n".join([*parts, f"ENTRY %main (p: f32[1]) -> f32[8] {{\n{calls}\n{apart}\n}}"])
     (found,) = collectives(program, mesh_of(MeshConfig(fsdp=8, data=1)))
     assert (found.number, found.sent) == (3, 3 * 32 * 7 / 8), "one in parts, two apart"
+
+
+WINDOWED = """
+%less (p: (f32[6], u32[], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(8), metadata={op_name="jit(step)/dot_general"}
+  %p = (f32[6]{0}, u32[]{:T(128)}, u32[]{:T(128)}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=2
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT, metadata={op_name="jit(step)/dot_general"}
+}
+
+%body (p: (f32[6], u32[], u32[])) -> (f32[6], u32[], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %five = u32[]{:T(128)} constant(5)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=2
+  %there = u32[]{:T(128)S(6)} add(%i, %five), metadata={op_name="jit(step)/dot_general"}
+  %next = u32[]{:T(128)} add(%i, %two), metadata={op_name="jit(step)/dot_general"}
+  %x = f32[6]{0} collective-permute(%q), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  %y = f32[6]{0} collective-permute(%x), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  ROOT %t = (f32[6]{0:T(8)}, u32[]{:T(128)}, /*index=2*/u32[]{:T(128)}) tuple(%y, %there, /*index=2*/%next)
+}
+
+ENTRY %main (p: f32[6]) -> f32[6] {
+  %w = (f32[6], u32[], u32[]) while(%t), condition=%less, body=%body, metadata={op_name="jit(step)/dot"}
+}
+"""
+
+
+@pytest.mark.parametrize(("body", "number"), [(WINDOWED, 8), (WINDOWED.replace("tant(2)", "tant(1)"), 16)])
+def test_a_loop_whose_body_has_two_turns_turns_half_as_often(body: str, number: int) -> None:
+    """As the TPU's compiler writes a product whose shards go round: `i < 8`, and two turns in the body."""
+    (found,) = collectives(body, mesh_of(MeshConfig(data=2, fsdp=4)))
+    assert (found.kind, found.number, found.sent) == ("collective-permute", number, number * 24)
 
 
 def test_the_compilers_cycles_are_added_up() -> None:
@@ -158,6 +192,12 @@ def test_the_collectives_of_a_compiled_program_are_those_it_must_have() -> None:
 def test_a_name_of_no_slice_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"it names no slice; write the chip \(v5e, v5p, v6e\)"):
         Topology.named(name)
+
+
+def test_clocks_follow_from_the_peaks() -> None:
+    """v5e's 1.5 GHz is published: Austin et al. 2025, "How to Scale Your Model", part 2."""
+    clocks = {name: chip.clock / 1e9 for name, chip in CHIPS.items() if chip.clock}
+    assert clocks == pytest.approx({"v5e": 1.5, "v5p": 1.75, "v6e": 1.75}, rel=0.01)
 
 
 def test_slices_have_names_and_sizes() -> None:
@@ -244,6 +284,7 @@ def test_gpus_are_reckoned_with_on_paper() -> None:
         "limit": 80e9,
         "fits": None,
         "missing": 0.0,
+        "at_least": True,
     }
     assert found["sent_per_chip"] == pytest.approx(2 * 2 * stored * 7 / 8)
     seconds = tokens * train_flops_per_token(model) / 989.5e12
@@ -278,7 +319,7 @@ def test_gpus_are_reckoned_with_on_paper() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["gpt2-xl", "--topology", "h100:8", "--batch", "2048", "--backward-keeps", "all"], "a chip lacks"),
+        (["gpt2-xl", "--topology", "h100:8", "--batch", "2048", "--backward-keeps", "all"], "are missing"),
         (
             ["gpt2", "--topology", "h100:5", "--batch", "5", "--mesh.tensor", "5"],
             "mesh does not divide the model",
@@ -296,22 +337,58 @@ def test_a_plan_on_paper_says_so(capsys: Any) -> None:
     assert exit_code("plan", "nano", "--topology", "h200:1") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "nothing was compiled: every figure is the least that is needed" in shown
-    assert "at least, of 131.32 GiB: it may fit" in shown
+    assert ", of 131.32 GiB: it may fit" in shown and "memory of a chip at least" in shown
     assert "tokens a second" not in shown, "in float32 no peak is known"
 
 
-def test_a_program_that_is_too_large_is_said_to_lack_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+TOO_LARGE = {
+    "total": 18.5 * 2**30,
+    "limit": 15.75 * 2**30,
+    "fits": False,
+    "missing": 2.75 * 2**30,
+    "at_least": False,
+}
+ARRAY_TOO_LARGE = {
+    "total": 26373783552.0,
+    "limit": 17179869184.0,
+    "fits": False,
+    "missing": 9193914368.0,
+    "at_least": True,
+}
+
+
+def a_compiler_that_says(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Plan with a compiler that gives up with this message."""
+
     class Lowered:
         def compile(self) -> Any:
-            raise RuntimeError(
-                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. "
-                "Exceeded hbm capacity by 2.75G."
-            )
+            raise RuntimeError(said)
 
     mesh = mesh_of(MeshConfig())
     monkeypatch.setattr(planner, "_lowered", lambda recipe, topology: (mesh, Lowered()))
-    memory = compiled(RECIPE, Topology.named("v5e:2x4"))["memory"]
-    assert memory == {"total": 18.5 * 2**30, "limit": 15.75 * 2**30, "fits": False, "missing": 2.75 * 2**30}
+
+
+@pytest.mark.parametrize(
+    ("said", "memory"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm.", TOO_LARGE),
+        (
+            "RESOURCE_EXHAUSTED: Allocation (size=26373783552) would exceed memory (size=17179869184) :: %s4",
+            ARRAY_TOO_LARGE,
+        ),
+    ],
+)
+def test_what_the_compiler_says_of_too_large_programs_is_bytes(
+    said: str, memory: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_compiler_that_says(monkeypatch, said)
+    assert compiled(RECIPE, Topology.named("v5e:2x4"))["memory"] == memory
+
+
+def test_other_errors_of_the_compiler_are_not_about_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_compiler_that_says(monkeypatch, "INTERNAL: Ran out of memory in memory space vmem")
+    with pytest.raises(RuntimeError, match="vmem"):
+        compiled(RECIPE, Topology.named("v5e:2x4"))
 
 
 def test_what_ends_its_process_is_an_error_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,12 +471,33 @@ def test_a_recipe_that_does_not_suit_the_slice_is_refused(flags: list[str], said
     assert said in error_of(capsys, 2, *PLANNED, *flags)
 
 
-def test_what_does_not_fit_is_shown_and_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    too_large = {"total": 18.5 * 2**30, "limit": 15.75 * 2**30, "fits": False, "missing": 2.75 * 2**30}
-    program = {"device_kind": "TPU v5 lite", "mesh": {"data": 8}, "compile_seconds": 1.0, "memory": too_large}
+@pytest.mark.parametrize(
+    ("memory", "row", "why"),
+    [
+        (
+            TOO_LARGE,
+            "18.50 GiB by the compiler's account, of 15.75 GiB: it does NOT fit: 2.75 GiB are missing",
+            "a chip needs 18.50 GiB, it has 15.75 GiB, and 2.75 GiB are missing",
+        ),
+        (
+            ARRAY_TOO_LARGE,
+            "at least 24.56 GiB by the compiler's account, of 16.00 GiB: it does NOT fit: at least 8.56 GiB",
+            "a chip needs at least 24.56 GiB, it has 16.00 GiB, and at least 8.56 GiB are missing",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_shown_and_refused(
+    memory: dict[str, Any], row: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    program = {"device_kind": "TPU v5 lite", "mesh": {"data": 8}, "compile_seconds": 1.0, "memory": memory}
     unknown = dict.fromkeys(("collectives", "cycles", "kernels", "bytes_accessed")) | {"from_cache": True}
     monkeypatch.setattr(planner, "compiled_elsewhere", lambda recipe, topology, cache: program | unknown)
-    assert "a chip lacks 2.75 GiB" in error_of(capsys, 2, "plan", "nano", "--topology", "v5e:2x4")
+    argv = ["plan", "nano", "--topology", "v5e:2x4", "--json", tmp_path / "plan.json"]
+    assert exit_code(*argv) == 2
+    shown = capsys.readouterr()
+    assert row in " ".join(shown.out.split())
+    assert f"does not fit on v5e:2x4: {why}; lower --batch and raise --accumulate" in shown.err
+    assert json.loads((tmp_path / "plan.json").read_text())["memory"] == memory
 
 
 @pytest.mark.parametrize(

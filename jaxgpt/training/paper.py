@@ -39,7 +39,8 @@ def on_paper(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
         "on_paper": True,
         "compile_seconds": None,
         "memory": needs
-        | {"total": total, "limit": facts.memory, "fits": False if missing else None, "missing": missing},
+        | {"total": total, "limit": facts.memory, "fits": False if missing else None, "missing": missing}
+        | {"at_least": True},
         "collectives": _collectives(recipe, sizes),
         "cycles": None,
         "kernels": None,

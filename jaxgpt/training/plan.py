@@ -37,8 +37,9 @@ DECISIVE = (
     *("model", "optim", "mesh", "batch", "accumulate", "steps"),
     *("backward_keeps", "blocks", "loss_chunk"),
 )
-# What the TPU's compiler says of a program that is too large for the chip.
+# What the TPU's compiler says of a program that is too large for the chip, and of one with an array that is.
 _TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_ARRAY_TOO_LARGE = re.compile(r"Allocation \(size=(\d+)\) would exceed memory \(size=(\d+)\)")
 
 
 def plan(
@@ -156,10 +157,8 @@ def compiled(recipe: TrainConfig, topology: Topology) -> dict[str, Any]:
     try:
         program = lowered.compile()
     except Exception as error:
-        if (said := _TOO_LARGE.search(str(error))) is None:
+        if (memory := _lacked(str(error))) is None:
             raise
-        used, limit = (_bytes(*said.groups()[at : at + 2]) for at in (0, 2))
-        memory = {"total": used, "limit": limit, "fits": False, "missing": used - limit}
         unknown = dict.fromkeys(("collectives", "cycles", "kernels", "bytes_accessed"))
         return found | {"compile_seconds": time.perf_counter() - since, "memory": memory} | unknown
     seconds, text = time.perf_counter() - since, program.as_text() or ""
@@ -206,8 +205,25 @@ def _memory(analysis: Any, topology: Topology) -> dict[str, Any]:
     }
     total, chip = sum(needs.values()), topology.facts
     if chip is None:
-        return needs | {"total": total, "limit": None, "fits": None, "missing": None}
-    return needs | {"total": total, "limit": chip.memory, "fits": True, "missing": 0}  # its compiler says so
+        verdict: dict[str, Any] = {"limit": None, "fits": None, "missing": None}
+    else:
+        verdict = {"limit": chip.memory, "fits": True, "missing": 0}  # its compiler says so
+    return needs | {"total": total} | verdict | {"at_least": False}
+
+
+def _lacked(said: str) -> dict[str, Any] | None:
+    """The bytes that a chip needs, has and lacks, by the compiler's message. None where it is about others.
+
+    `at_least` says that it names one array that is too large alone, and not what the program needs.
+    """
+    if found := _TOO_LARGE.search(said):
+        needs, limit = (_bytes(*found.groups()[at : at + 2]) for at in (0, 2))
+    elif found := _ARRAY_TOO_LARGE.search(said):
+        needs, limit = map(float, found.groups())
+    else:
+        return None
+    at_least = found.re is _ARRAY_TOO_LARGE
+    return {"total": needs, "limit": limit, "fits": False, "missing": needs - limit, "at_least": at_least}
 
 
 def _bytes(number: str, unit: str) -> float:

@@ -26,15 +26,19 @@ class Chip(NamedTuple):
     links: float
     """Bytes a second that it sends to other chips of the slice, over all its links together."""
     clock: float | None
-    """Cycles a second, as the peak implies it: each unit of 128 x 128 multiplies and adds at each cycle."""
+    """Cycles a second, as the peak implies it: each cell of each unit multiplies and adds at each cycle."""
 
 
 # Source: Google Cloud's page on each TPU version, "system architecture", read in November 2026. The links are
 # half of "bidirectional inter-chip interconnect bandwidth (per chip)".
+# v5e has four units of 128 x 128, and v5p four on each of two cores. For v6e the page says two of 256 x 256,
+# which would make a clock of 3.5 GHz. The compiler (libtpu 0.0.41) reckons with more: by its estimate a
+# product of two matrices of 4,096 x 4,096 takes 301,616 cycles. These are 2 x 4,096^3 / 301,616 = 455,675
+# operations a cycle, and two such units do 262,144. Its cycles are taken for those of twice as many units.
 CHIPS = {
     "v5e": Chip(16 * 2**30, 819e9, 400e9 / 2, 197e12 / (4 * 2 * 128**2)),
-    "v5p": Chip(95 * 2**30, 2765e9, 1200e9 / 2, 459e12 / (2 * 4 * 2 * 128**2)),  # two cores
-    "v6e": Chip(32 * 2**30, 1638e9, 800e9 / 2, None),
+    "v5p": Chip(95 * 2**30, 2765e9, 1200e9 / 2, 459e12 / (2 * 4 * 2 * 128**2)),
+    "v6e": Chip(32 * 2**30, 1638e9, 800e9 / 2, 918e12 / (2 * 2 * 2 * 256**2)),
 }
 # Source: NVIDIA's data sheet of each GPU in its SXM form, as of November 2026. The links are half of NVLink's
 # bandwidth, which counts both directions.

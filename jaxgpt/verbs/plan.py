@@ -43,7 +43,7 @@ def run(asked: tuple[TrainConfig, PlanArgs]) -> None:
     from jaxgpt.training.plan import plan
     from jaxgpt.training.topology import Topology
     from jaxgpt.verbs.flags import check_output
-    from jaxgpt.verbs.plan_table import rows, show, shown_bytes
+    from jaxgpt.verbs.plan_table import lacking, rows, show
 
     recipe, args = asked
     topology, price = Topology.named(args.topology), args.price_per_chip_hour
@@ -76,8 +76,7 @@ def run(asked: tuple[TrainConfig, PlanArgs]) -> None:
     if args.json:
         args.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if figures["memory"]["fits"] is False:
-        lacks = shown_bytes(figures["memory"]["missing"])
-        raise ConfigError(f"the recipe does not fit on {topology}", why=f"a chip lacks {lacks}", fix=fix)
+        raise ConfigError(f"the recipe does not fit on {topology}", why=lacking(figures["memory"]), fix=fix)
     if args.write:
         found = f"The fastest setting for {topology} that `jaxgpt plan --search` found."
         write_atomically(args.write, recipe_text(recipe, found).encode())

@@ -35,7 +35,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{figures['parameters']:,} parameters"),
         ("training", f"{figures['steps']:,} steps of {figures['tokens_per_step']:,} tokens"),
         made,
-        ("memory of a chip", _shown_memory(memory, "at least" if on_paper else "by the compiler's account")),
+        ("memory of a chip", _shown_memory(memory, on_paper=on_paper)),
         *((f"  {name}", shown_bytes(memory[name])) for name in memory if name in PARTS),
         *(
             (
@@ -85,12 +85,21 @@ def _share(utilisation: float | None) -> str:
     return "unknown" if utilisation is None else f"{utilisation:.1%}"
 
 
-def _shown_memory(memory: dict[str, Any], said: str) -> str:
-    needs = f"{shown_bytes(memory['total'])} {said}"
+def lacking(memory: dict[str, Any]) -> str:
+    """How much memory a chip needs, has and lacks, as a sentence."""
+    least = "at least " if memory["at_least"] else ""
+    needs, limit, missing = (shown_bytes(memory[name]) for name in ("total", "limit", "missing"))
+    return f"a chip needs {least}{needs}, it has {limit}, and {least}{missing} are missing"
+
+
+def _shown_memory(memory: dict[str, Any], *, on_paper: bool) -> str:
+    least = "at least " if memory["at_least"] else ""
+    said = "" if on_paper else " by the compiler's account"
+    needs = f"{least}{shown_bytes(memory['total'])}{said}"
     if memory["limit"] is None:
         return needs
     verdict = {True: "it fits", None: "it may fit"}.get(memory["fits"])
-    lacks = f"it does NOT fit: {shown_bytes(memory['missing'])} are missing"
+    lacks = f"it does NOT fit: {least}{shown_bytes(memory['missing'])} are missing"
     return f"{needs}, of {shown_bytes(memory['limit'])}: {verdict or lacks}"
 
 
@@ -117,7 +126,8 @@ def row_of(trial: "Trial") -> tuple[str, ...]:
     if "error" in figures:
         return *how, "not compiled", "", ""
     memory, seconds = figures["memory"], figures["step_seconds"]
-    lacks = f", lacks {shown_bytes(memory['missing'])}" if trial.lacks_memory else ""
+    least = "at least " if memory["at_least"] else ""
+    lacks = f", lacks {least}{shown_bytes(memory['missing'])}" if trial.lacks_memory else ""
     speed = (
         ("", "") if seconds is None else (f"{seconds * 1e3:,.1f} ms", f"{figures['tokens_per_second']:,.0f}")
     )
