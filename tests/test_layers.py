@@ -14,6 +14,7 @@ ROOT = Path(jaxgpt.__file__).parent
 STOREYS = [
     "errors",
     "interrupt",
+    "huge_pages",
     "files",
     "log",
     "doctor",

@@ -113,9 +113,11 @@ class Attention(nnx.Module):
 
     def _projected(self, x_BTD: Array, positions_BT: Array, key: Array | None) -> tuple[Array, Array, Array]:
         """Queries, keys and values [B, T, H, K]."""
+        # Split and not indexed: the backward pass then joins three gradients, where it would pad each with
+        # zeros and add them up.
         q_BTHK, k_BTHK, v_BTHK = (
-            self.placement("heads", split_heads(checkpoint_name(part, PRODUCT), self.config.heads))
-            for part in jnp.moveaxis(self.c_attn(x_BTD, key=_folded(key, 1)), -2, 0)
+            self.placement("heads", split_heads(checkpoint_name(part, PRODUCT)[..., 0, :], self.config.heads))
+            for part in jnp.split(self.c_attn(x_BTD, key=_folded(key, 1)), 3, axis=-2)
         )
         if self.config.qk_norm:
             q_BTHK, k_BTHK = _unit_rms(q_BTHK), _unit_rms(k_BTHK)

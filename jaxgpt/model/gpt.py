@@ -67,8 +67,10 @@ class GPT(nnx.Module):
         flat_LD = x_BTD.reshape(-1, self.config.width)  # one leading axis: see layers.Linear
         logits_LV = (self.wte if self.config.tied_head else self.lm_head).scores(flat_LD)
         logits_LV = self.placement("logits", logits_LV)
-        real_V = jnp.arange(self.config.padded_vocab) < self.config.vocab
-        logits_LV = jnp.where(jnp.broadcast_to(real_V, logits_LV.shape), logits_LV, -jnp.inf)
+        if self.config.padded_vocab > self.config.vocab:
+            # Added, not selected: XLA on CPU then makes no second array of this size.
+            real_V = jnp.arange(self.config.padded_vocab) < self.config.vocab
+            logits_LV = logits_LV + jnp.where(real_V, 0.0, -jnp.inf)[None, :]
         return logits_LV.reshape(*x_BTD.shape[:-1], self.config.padded_vocab)
 
 

@@ -44,7 +44,7 @@ def train_figures(
     peak = peak_flops(device.device_kind, config.compute_dtype)
 
     start = time.perf_counter()
-    state, step = _compiled_step(config, mesh, blocks=blocks, keeps=keeps, loss_chunk=loss_chunk)
+    state, step = compiled_step(config, mesh, blocks=blocks, keeps=keeps, loss_chunk=loss_chunk)
     tokens = np.random.default_rng(0).integers(0, config.vocab, (batch, config.context + 1), np.int32)
     rows = place_rows(lambda first, stop: shifted(tokens[first:stop]), batch, mesh)
     state, _ = jax.block_until_ready(step(state, rows))
@@ -72,7 +72,7 @@ def train_figures(
     }
 
 
-def _compiled_step(
+def compiled_step(
     config: GPTConfig, mesh: Mesh, *, blocks: Blocks, keeps: BackwardKeeps, loss_chunk: int
 ) -> tuple[TrainState, Any]:
     """A new training state, and a training step, which is compiled when it first runs."""
