@@ -124,6 +124,16 @@ def test_a_collective_in_parts_beside_several_fusions_is_one() -> None:
     assert (found.number, found.sent) == (3, 3 * 32 * 7 / 8), "one in parts, two apart"
 
 
+def test_a_reduction_of_which_a_device_takes_its_part_is_a_scatter() -> None:
+    """As the TPU's compiler writes it. It sends half of what a reduction to whole arrays does."""
+    reduce = "  %r = f32[32] all-reduce(%x), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add"
+    part = f"%all-reduce-scatter.2.clone (x: f32[32]) -> f32[4] {{\n{reduce}\n}}\n"
+    call = "  %f = f32[4] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2.clone"
+    program = f"{part}\nENTRY %main (p: f32[32]) -> f32[4] {{\n{call}\n}}"
+    (found,) = collectives(program, mesh_of(MeshConfig(fsdp=8, data=1)))
+    assert found == Collective("reduce-scatter", "fsdp", 1, 128 * 7 / 8)
+
+
 WINDOWED = """
 %less (p: (f32[6], u32[], u32[])) -> pred[] {
   %limit = u32[]{:T(128)} constant(8), metadata={op_name="jit(step)/dot_general"}

@@ -33,6 +33,8 @@ _BY_AXES = re.compile(
     r"(?:, device_ids=\((?:\[(?P<over>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?|(?P<ids>[\d,]+))\))?"
     r" \{(?P<taken>[^}]*)\}"
 )
+# A fusion of this name reduces an array of which a device then takes its part: it need not send the rest.
+_REDUCES_TO_PARTS = "all-reduce-scatter"
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # A part of a collective that runs beside several fusions. Each part names the whole of it, by its channel.
@@ -61,7 +63,7 @@ def collectives(program: str, mesh: Mesh) -> list[Collective]:
     counts: dict[tuple[str, str], int] = defaultdict(int)
     sent: dict[tuple[str, str], float] = defaultdict(float)
     begun: set[str] = set()
-    for line, times in _executed(program):
+    for line, times, name in _executed(program):
         if (found := _COLLECTIVE.search(line)) is None:
             continue
         if part := _PART.search(line):
@@ -70,26 +72,29 @@ def collectives(program: str, mesh: Mesh) -> list[Collective]:
             begun.add(part[1])
         devices = _groups(line, mesh.size)
         if devices.shape[1] > 1:
-            key = found["kind"], _axes(devices, mesh)
+            in_parts = name.startswith(_REDUCES_TO_PARTS)
+            key = "reduce-scatter" if in_parts else found["kind"], _axes(devices, mesh)
             counts[key] += times
-            sent[key] += times * _sent(found, devices.shape[1])
+            sent[key] += times * _sent(found, devices.shape[1]) / (2 if in_parts else 1)
     each = [Collective(*key, counts[key], sent[key]) for key in counts]
     return sorted(each, key=lambda collective: -collective.sent)
 
 
 def estimated_cycles(program: str) -> int | None:
     """The clock cycles of a run, added up from the TPU compiler's estimates; None where it gives none."""
-    cycles = [times * int(found[1]) for line, times in _executed(program) for found in _CYCLES.finditer(line)]
+    cycles = [
+        times * int(found[1]) for line, times, _ in _executed(program) for found in _CYCLES.finditer(line)
+    ]
     return sum(cycles) if cycles else None
 
 
 def kernels(program: str) -> int:
     """How many kernels a run calls. The compiler gives no estimate of their cycles."""
-    return sum(times for line, times in _executed(program) if _KERNEL in line)
+    return sum(times for line, times, _ in _executed(program) if _KERNEL in line)
 
 
-def _executed(program: str) -> Iterator[tuple[str, int]]:
-    """Each line of the computations, and how often it is executed."""
+def _executed(program: str) -> Iterator[tuple[str, int, str]]:
+    """Each line of the computations, how often it is executed, and the name of its computation."""
     lines: dict[str, list[str]] = {}
     times: dict[str, int] = defaultdict(int)
     name = ""
@@ -102,7 +107,7 @@ def _executed(program: str) -> Iterator[tuple[str, int]]:
             lines[name].append(line)
     for name in reversed(lines):  # what is called stands before what calls it
         for line in lines[name]:
-            yield line, times[name]
+            yield line, times[name], name
             turns = _turns(line, lines)
             for how, several, one in _CALLED.findall(line):
                 for each in (several or one).split(","):
