@@ -6,7 +6,7 @@ line, `jaxgpt: error: WHAT (PATH): WHY; WHAT TO DO`, and exits with the code of 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 class JaxgptError(Exception):
@@ -29,11 +29,13 @@ class JaxgptError(Exception):
 
     def said_by(self, process: int) -> Self:
         """The same error as the other processes of a job raise it."""
-        return self.worded(f"process {process}: {self}")
+        error = self.worded(f"process {process}: {self}")
+        error.__dict__.update(self.__dict__)
+        return error
 
-    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
-        """Pickled as class and message, so that one process can tell another of it."""
-        return type(self).worded, (str(self),)
+    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str], dict[str, Any]]:
+        """Pickled as class, message and attributes, so that one process can tell another of it."""
+        return type(self).worded, (str(self),), self.__dict__
 
 
 class ConfigError(JaxgptError):

@@ -1,6 +1,7 @@
 """Errors say what to do, and each class has its code."""
 
 import ast
+import pickle
 import re
 from pathlib import Path
 
@@ -59,3 +60,11 @@ def test_each_class_has_a_code_of_its_own_and_names_it() -> None:
     assert sorted(codes) == [2, 65, 66, 69, 70, 71, 74, 75, 76, 130]
     for kind in classes:
         assert f"exit code {kind.exit_code})" in (kind.__doc__ or "")
+
+
+def test_an_error_that_another_process_hears_of_keeps_its_attributes() -> None:
+    error = errors.DivergedError("diverged", why="loss is nan", fix="lower the rate")
+    error.step = 7
+    heard = pickle.loads(pickle.dumps(error)).said_by(1)
+    assert (type(heard), heard.step) == (errors.DivergedError, 7)
+    assert str(heard) == f"process 1: {error}"

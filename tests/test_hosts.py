@@ -782,6 +782,69 @@ def test_two_processes_skip_or_go_back_together(
     )
 
 
+CANNOT_READ = """
+if index == 1:
+    from jaxgpt.weights import checkpoint
+    from jaxgpt.weights.damage import damaged
+
+    read = checkpoint._read
+
+    def broken(folder, step, name, target):
+        if (step, name) == (8, "rest"):
+            raise damaged(folder, step, "rest: it cannot be read here")
+        return read(folder, step, name, target)
+
+    checkpoint._read = broken
+"""
+WITHOUT_META = """
+from pathlib import Path
+
+if index == 0:
+    Path(sys.argv[sys.argv.index("--out-dir") + 1], "checkpoints", "8", "meta", "metadata").write_text("")
+"""
+FLIPPED = """
+from pathlib import Path
+
+if index == 0:
+    params = Path(sys.argv[sys.argv.index("--out-dir") + 1], "checkpoints", "8", "params")
+    path = max(params.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (CANNOT_READ, "process 1: checkpoint is damaged ({}): rest: it cannot be read here"),
+        (WITHOUT_META, "checkpoint is damaged ({}): meta: "),
+        pytest.param(
+            FLIPPED, "process 0: checkpoint is damaged ({}): params: other", marks=pytest.mark.exhaustive
+        ),
+    ],
+    ids=["one cannot read it", "no meta", "flipped"],
+)
+def test_two_processes_pass_over_a_damaged_checkpoint_together(
+    damage: str, said: str, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    args = pretrain(data, run, "--mesh.fsdp", 2, "--sample-tokens", 0, "--checkpoint-every", 4, "--steps")
+    verb(*args, 8, "--mesh.data", 4)
+    before = measured(run, "loss")
+    code = COMMAND_LINE.replace("from jaxgpt.cli", damage + "from jaxgpt.cli")
+    with Job(tmp_path / "job", code, *args, 10) as job:
+        assert job.ended() == [0, 0], job.all_said()
+        told = job.said(0)
+    assert f"warning: {said.format(run / 'checkpoints' / '8')}" in told
+    assert "trying the one before it, of step 4" in told and f"going on from step 4 of {run}" in told
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"8", "10", "8.damaged-1"}
+    after = measured(run, "loss")
+    assert [*after] == [*range(1, 11)]
+    np.testing.assert_allclose([after[step] for step in before], [*before.values()], rtol=1e-5)
+
+
 BROKEN_DATA = """
 if index == 1:
     from jaxgpt.errors import DataError

@@ -31,7 +31,8 @@ from jaxgpt.training.starts import changed_environment, read_starts, recorded
 from jaxgpt.training.state import StepPrograms, TrainState, compile_step, pass_by
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
-from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, DamagedError, latest_step, paths_of, set_aside
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, set_aside
+from jaxgpt.weights.damage import DamagedError, named_here, paths_of
 
 Tell = Callable[[str], None]
 # These may differ between hosts, because what they point to is compared instead.
@@ -97,7 +98,8 @@ def _go_on(
     `after` is the divergence after which it has gone back there.
     """
     folder = Path(recipe.out_dir)
-    found = hosts.decide(lambda: find_run(folder, paths_of(damaged)))
+    with named_here(folder / CHECKPOINTS):
+        found = hosts.decide(lambda: find_run(folder, paths_of(damaged)))
     if found:
         recipe = accepted(found, recipe, named, folder)
     data = open_data(task, recipe, stop, found)
@@ -122,13 +124,13 @@ def _go_on(
 def _pass_over(error: DamagedError, damaged: list[DamagedError], saved: Path, tell: Tell) -> None:
     """Count the checkpoint of an error among the damaged ones.
 
-    Raises the error where it is not of this run or no older one is left, and where several processes train:
-    they would have to agree on what each of them has read.
+    Several processes do so together: each checkpoint of the run is read by all of them, and what one finds is
+    raised on all. Raises the error where it is not of this run, or where no older checkpoint is left.
     """
-    paths = {*paths_of(damaged), *paths_of([error])}
-    left = latest_step(saved, paths)
-    if error.checkpoint is None or error.checkpoint.parent != saved.absolute() or jax.process_count() > 1:
+    if error.checkpoint is None or error.checkpoint.parent != saved.absolute():
         raise error
+    paths = {*paths_of(damaged), error.checkpoint}
+    left = hosts.decide(lambda: latest_step(saved, paths))
     if left is None:
         raise damaged[0] if damaged else error
     damaged.append(error)
@@ -280,7 +282,8 @@ def _first_state(
         with waiting(f"reading checkpoint {found.step}", tell):
             state = setup.restored(folder, found.step)
         for path in paths_of(damaged):
-            tell(f"the damaged checkpoint is kept as {set_aside(path)}; delete it when you do not need it")
+            aside = hosts.decide(functools.partial(set_aside, path))
+            tell(f"the damaged checkpoint is kept as {aside}; delete it when you do not need it")
     else:
         state = setup.initial(recipe, tell)
         with _before_the_first_step(stop):

@@ -37,6 +37,7 @@ from jaxgpt.training.trainable import combine, partition
 from jaxgpt.weights.adapted import ADAPTER, saved_base
 from jaxgpt.weights.adapter import Base, check_base
 from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, read_meta, restore
+from jaxgpt.weights.damage import read_together
 
 DATA = "data"
 SETTINGS_FILE = "settings.jsonl"
@@ -158,7 +159,7 @@ def restore_adapter(folder: Path, step: int, begun: TrainState, base: Base) -> T
 
     Raises DataError where the run began with another base.
     """
-    check_base(saved_base(folder, step), base, folder)
+    check_base(read_together(folder / CHECKPOINTS, lambda: saved_base(folder, step)), base, folder)
     mesh: Mesh = jax.tree.leaves(begun.frozen)[0].sharding.mesh
     target, rest = (abstract(tree, mesh) for tree in (begun.trainable, _rest(begun)))
     trainable = restore(folder / CHECKPOINTS, step, ADAPTER, target)
@@ -169,10 +170,11 @@ def restore_adapter(folder: Path, step: int, begun: TrainState, base: Base) -> T
 
 def restore_recent(folder: Path, step: int, mesh: Mesh) -> Recent | None:
     """The losses of the last steps as a run has saved them; None where it has not looked for spikes."""
-    if RECENT not in read_meta(folder / CHECKPOINTS, step)["digests"]:
+    saved = folder / CHECKPOINTS
+    if RECENT not in read_together(saved, lambda: read_meta(saved, step))["digests"]:
         return None
     target = abstract(jax.eval_shape(lambda: no_losses(mesh)), mesh)
-    recent: Recent = restore(folder / CHECKPOINTS, step, RECENT, target)
+    recent: Recent = restore(saved, step, RECENT, target)
     return recent
 
 

@@ -16,8 +16,9 @@ from jaxgpt.model.lora import adapter_shapes, merged
 from jaxgpt.parallel import abstract, by_path, shardings
 from jaxgpt.text.chat_template import templates_in
 from jaxgpt.weights.adapter import Adapter, Base, check_base
-from jaxgpt.weights.checkpoint import CHECKPOINTS, damaged, read_meta, restore
+from jaxgpt.weights.checkpoint import CHECKPOINTS, read_meta, restore
 from jaxgpt.weights.convert import with_dtype, without_head
+from jaxgpt.weights.damage import damaged
 from jaxgpt.weights.digests import model_digest
 from jaxgpt.weights.formats.peft import is_peft, open_peft
 from jaxgpt.weights.names import leaf_at, places, tree_of

@@ -4,11 +4,12 @@ A checkpoint is a directory named after its step. It holds named items, which ar
 table with the caller's entries and a digest of every leaf. Orbax alone would restore a flipped bit silently.
 """
 
+import contextlib
 import itertools
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import orbax.checkpoint as ocp
 from jax import Array
 
 from jaxgpt import hosts
-from jaxgpt.errors import DataError, DivergedError, MissingError, StorageError
+from jaxgpt.errors import DivergedError, MissingError, StorageError
 from jaxgpt.files import sync
 from jaxgpt.parallel import path_of
+from jaxgpt.weights.damage import DamagedError, damaged, read_together
 from jaxgpt.weights.digests import digests, is_key, kind, storable
 from jaxgpt.weights.kept import Kept
 
@@ -37,18 +39,6 @@ ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True
 )
 logger.setLevel(level)
-
-
-class DamagedError(DataError):
-    """A checkpoint does not hold what was saved in it (exit code 65)."""
-
-    checkpoint: Path | None = None
-    """Its directory. None where another process of the job tells of it."""
-
-
-def paths_of(errors: Iterable[DamagedError]) -> list[Path]:
-    """Return the directories of the checkpoints that these errors are about."""
-    return [error.checkpoint for error in errors if error.checkpoint]
 
 
 class Checkpoints:
@@ -191,7 +181,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 def read_meta(folder: Path, step: int) -> dict[str, Any]:
     """Return the JSON table saved with a checkpoint. Raises DataError when it cannot be read."""
-    try:  # by the handler alone: a Checkpointer waits for all processes, also where one alone reads
+    try:
         meta: Any = ocp.JsonCheckpointHandler().restore(folder.absolute() / str(step) / "meta")
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise damaged(folder, step, f"meta: {error}") from error
@@ -207,9 +197,10 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
     Raises MissingError when there is no such checkpoint, DamagedError when it does not fit the target or its
     bytes are not those that were saved.
     """
-    expected = _saved(folder, step, name, target)
-    tree = _read(folder, step, name, _storable_target(target))
-    _check_digests(folder, step, name, expected, digests(tree))
+    expected = read_together(folder, lambda: _saved(folder, step, name, target))
+    tree = read_together(folder, lambda: _read(folder, step, name, _storable_target(target)))
+    found = digests(tree)
+    read_together(folder, lambda: _check_digests(folder, step, name, expected, found))
     return jax.tree.map(
         lambda want, have: jax.random.wrap_key_data(have) if is_key(want) else have, target, tree
     )
@@ -217,14 +208,16 @@ def restore(folder: Path, step: int, name: str, target: Any) -> Any:
 
 def restore_leaf(folder: Path, step: int, name: str, target: Any, leaf: str) -> Array:
     """Return only the leaf at a path such as `h/attn/c_attn/kernel`. Raises what `restore` raises."""
-    expected = _saved(folder, step, name, target)
+    expected = read_together(folder, lambda: _saved(folder, step, name, target))
     alone = jax.tree_util.tree_map_with_path(
         lambda place, shape: shape if path_of(place) == leaf else ocp.PLACEHOLDER, _storable_target(target)
     )
+    tree = read_together(folder, lambda: _read(folder, step, name, alone))
     read = jax.tree_util.tree_map_with_path(
-        lambda place, found: found if path_of(place) == leaf else None, _read(folder, step, name, alone)
+        lambda place, array: array if path_of(place) == leaf else None, tree
     )
-    _check_digests(folder, step, name, {leaf: expected[leaf]}, digests(read))
+    found = digests(read)
+    read_together(folder, lambda: _check_digests(folder, step, name, {leaf: expected[leaf]}, found))
     leaves: list[Array] = jax.tree.leaves(read)
     [array] = leaves
     return array
@@ -248,7 +241,11 @@ def _saved(folder: Path, step: int, name: str, target: Any) -> dict[str, str]:
 
 
 def _read(folder: Path, step: int, name: str, target: Any) -> Any:
-    """Return the arrays of an item; a placeholder in the target stays one."""
+    """Return the arrays of an item; a placeholder in the target stays one.
+
+    A Checkpointer of Orbax would wait for all processes, and for ever where one of them fails. Its handler
+    waits for none.
+    """
     arguments = jax.tree.map(
         lambda leaf: (
             ocp.RestoreArgs(restore_type=type(leaf))
@@ -260,9 +257,9 @@ def _read(folder: Path, step: int, name: str, target: Any) -> Any:
     try:
         # By default Orbax reads everything at once, which needs twice the memory of the parameters.
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes_of_largest(target))
-        with ocp.Checkpointer(handler) as reader:
-            path = folder.absolute() / str(step) / name
-            return reader.restore(path, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
+        path = folder.absolute() / str(step) / name
+        with contextlib.closing(handler):
+            return handler.restore(path, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
     except Exception as error:  # Orbax raises a dozen kinds of error for a damaged checkpoint
         why = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise damaged(folder, step, f"{name}: {why}") from error
@@ -317,16 +314,3 @@ def _storable_target(target: Any) -> Any:
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
 
     return jax.tree.map(describe, target)
-
-
-def damaged(folder: Path, step: int, why: str) -> DamagedError:
-    """Return the error for the checkpoint of a step in the directory `folder`."""
-    path = folder.absolute() / str(step)
-    error = DamagedError(
-        "checkpoint is damaged",
-        path=path,
-        why=why,
-        fix="remove this directory, and the checkpoint before it is used",
-    )
-    error.checkpoint = path
-    return error
