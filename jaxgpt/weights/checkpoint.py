@@ -4,6 +4,7 @@ A checkpoint is a directory named after its step. It holds named items, which ar
 table with the caller's entries and a digest of every leaf. Orbax alone would restore a flipped bit silently.
 """
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -32,11 +33,28 @@ UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that it 
 # Orbax has each device write a slice of an array that all of them hold. Small arrays are not worth slicing:
 # of a small model on eight devices, that took most of the time of a save.
 SLICE = 1 << 20  # bytes
+
+
+class _ArrayHandler(ocp.type_handlers.ArrayHandler):  # type: ignore[misc]
+    """Reads and writes arrays as Orbax does, but where one cannot be read, it waits for the others.
+
+    Orbax leaves their reads unfinished, and Python would print a traceback for each of them.
+    """
+
+    async def deserialize(self, infos: Any, args: Any = None) -> Any:
+        before = asyncio.all_tasks()
+        try:
+            return await super().deserialize(infos, args)
+        except BaseException:
+            await asyncio.gather(*asyncio.all_tasks() - before, return_exceptions=True)
+            raise
+
+
 logger = logging.getLogger("absl")
 level = logger.level
 logger.setLevel(logging.ERROR)  # Orbax warns whoever overrides a handler, which every notebook would show
 ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True
+    jax.Array, _ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True
 )
 logger.setLevel(level)
 
@@ -123,13 +141,19 @@ class Checkpoints:
         if hosts.is_first():
             for path in self.folder.glob(UNFINISHED):
                 shutil.rmtree(path, ignore_errors=True)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return StorageError(
             "checkpoint not saved",
             path=self.folder,
-            why=reason,
+            why=_reason(error),
             fix="make room on the disk and run again: older checkpoints are intact",
         )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error that caused this one."""
+    while error.__cause__:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _sync(checkpoint: Path) -> None:
@@ -261,8 +285,7 @@ def _read(folder: Path, step: int, name: str, target: Any) -> Any:
         with contextlib.closing(handler):
             return handler.restore(path, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
     except Exception as error:  # Orbax raises a dozen kinds of error for a damaged checkpoint
-        why = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise damaged(folder, step, f"{name}: {why}") from error
+        raise damaged(folder, step, f"{name}: {_reason(error)}") from error
 
 
 def _check_digests(
