@@ -715,6 +715,53 @@ def test_a_process_that_is_killed_ends_the_others_which_say_so(data: Path, tmp_p
         text = f"going on from step {after[-1]} of"
 
 
+def wait_until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONG
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "during"),
+    [
+        pytest.param(0, "compiling", marks=pytest.mark.exhaustive),
+        (1, "compiling"),
+        (0, "saving"),
+        pytest.param(1, "saving", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_job_that_loses_a_process_leaves_nothing_behind(
+    victim: int, during: str, data: Path, tmp_path: Path
+) -> None:
+    """The others end soon, and the next start goes on from a whole checkpoint, as if nothing had happened."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    args = "--mesh.fsdp", 2, "--sample-tokens", 0, "--checkpoint-every", 4, "--steps", 18
+    with Job(tmp_path / "job", UNDER_SLURM, *pretrain(data, run, *args, "--distributed")) as job:
+        if during == "compiling":
+            job.wait_for(0, "compiling the training step")
+        else:
+            wait_until(lambda: saved_steps(run) and [*run.glob("checkpoints/*.orbax-checkpoint-tmp")])
+        moment, before = time.monotonic(), saved_steps(run)
+        job.send(signal.SIGKILL, victim)
+        codes = job.ended()
+        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 71), job.all_said()
+        assert job.seconds_after(moment) < 20
+    assert bool(before) == (during == "saving") and {*before[-1:]} <= {*saved_steps(run)}
+    with Job(tmp_path / "again", UNDER_SLURM, *pretrain(data, run, *args, "--distributed")) as job:
+        assert job.ended() == [0, 0], job.all_said()
+        assert ("going on from step" in job.said(0)) == (during == "saving")
+    verb(*pretrain(data, whole, *args, "--mesh.data", 4))
+    for folder in (".", "checkpoints"):
+        assert {path.name for path in (run / folder).iterdir()} == {
+            path.name for path in (whole / folder).iterdir()
+        }
+    ours, theirs = measured(run, "loss"), measured(whole, "loss")
+    assert [*ours] == [*theirs]
+    np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-5)
+
+
 BUSY = """
 import ctypes
 from jaxgpt import hosts
