@@ -9,10 +9,12 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from jaxgpt.config import GPTConfig, MeshConfig
-from jaxgpt.model import attend as attention
+from jaxgpt.model import blockwise
 from jaxgpt.model import paired as kernel
-from jaxgpt.model.attend import attend, attend_cached, blocks, cudnn, drop, implementation_for, plain, splash
+from jaxgpt.model.attend import attend, attend_cached, cudnn, implementation_for, plain, splash
 from jaxgpt.model.attention import causal_mask, scaled_dot_product_attention
+from jaxgpt.model.blockwise import blocks
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.model.mask import Mask
 from jaxgpt.parallel import NOWHERE, Placement, mesh_of
@@ -24,6 +26,11 @@ MASKS = {
     "window": Mask(window=3),
     "both sides": Mask(causal=False, window=2),
 }
+OTHER_KEYS = Mask(
+    causal=False,
+    segments_BT=np.ones((B, 8), bool),
+    key_segments_BS=np.arange(10)[None, :] < np.array([[10], [7]]),
+)
 
 
 class On(Placement):
@@ -108,7 +115,7 @@ def assert_agree(
 @pytest.mark.parametrize("name", MASKS)
 def test_blocks_are_the_reference(name: str, segments: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three blocks of four queries, and gradients."""
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 4)
     mask = Mask(
         causal=MASKS[name].causal, window=MASKS[name].window, segments_BT=packed(12) if segments else None
     )
@@ -120,8 +127,44 @@ def test_blocks_are_the_reference(name: str, segments: bool, monkeypatch: pytest
     )
 
 
+@pytest.mark.parametrize("mask", [Mask(), OTHER_KEYS], ids=["causal", "other keys"])
+def test_slopes_and_dropout_have_the_gradients_that_jax_derives(
+    mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 4)
+    key, slopes_1H11 = jax.random.key(5), jnp.array([0.5, 0.25, 0.1, 0.0])[None, :, None, None]
+    keys = 8 if mask.causal else 10
+    q, k, v = qkv(8)[0], *qkv(keys)[1:]
+
+    def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        distance_11TS = (jnp.arange(8)[:, None] - jnp.arange(keys)[None, :])[None, None]
+        scores_BHTS = 0.3 * jnp.einsum("bthk,bshk->bhts", q, k) - slopes_1H11 * distance_11TS
+        scores_BHTS = jnp.where(mask.allowed(0, 8, keys)[:, None], scores_BHTS, -jnp.inf)
+        weights_BHTS, halves = jax.nn.softmax(scores_BHTS, axis=-1), []
+        for first in (0, 4):
+            seen = first + 4 if mask.causal else keys
+            half = weights_BHTS[:, :, first : first + 4, :seen]
+            half = drop(half, 0.4, jax.random.fold_in(key, first))
+            halves.append(jnp.einsum("bhts,bshk->bthk", half, v[:, :seen]))
+        return jnp.concatenate(halves, axis=1)
+
+    def found(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return blocks(q, k, v, mask, scale=0.3, slopes_H=slopes_1H11[0, :, 0, 0], dropout=0.4, key=key)
+
+    assert_agree(found, reference, [q, k, v], 1e-6)
+
+
+def test_blocks_keep_no_weights_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 32)
+    arrays = qkv(128)
+    for mask in (Mask(), Mask(causal=False)):
+        _, backward = jax.vjp(lambda q, k, v, mask=mask: blocks(q, k, v, mask, scale=0.3), *arrays)
+        kept = sum(leaf.size for leaf in jax.tree.leaves(backward))
+        assert kept < 6 * arrays[0].size < B * H * 32 * 128
+
+
 def test_slopes_lower_scores_by_distance_also_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 2)
     q, k, v = qkv(8)
     slopes_H = jnp.array([0.5, 0.25, 0.1, 0.0])
     out = attend(q * 0, k, v, Mask(), scale=1.0, slopes_H=slopes_H)
@@ -134,7 +177,7 @@ def test_slopes_lower_scores_by_distance_also_over_several_blocks(monkeypatch: p
 
 def test_dropout_drops_weights_independently_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """All values are 1, so an output is the sum of a query's kept weights, scaled up. Its average is 1."""
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 32)
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 32)
     q, k, v = qkv(128, heads=8)
     sums = attend(q * 0, k, jnp.ones_like(v), Mask(), scale=1.0, dropout=0.5, key=jax.random.key(1))[..., 0]
     late = np.asarray(sums)[:, 64:]  # queries with many weights each

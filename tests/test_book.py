@@ -18,7 +18,7 @@ from jaxgpt.book.printed import assert_printed
 from jaxgpt.book.torch_random import TorchGenerator, linear, shuffled_epoch
 from jaxgpt.book.weights import book_params
 from jaxgpt.config import GPTConfig, TrainConfig, load_recipe
-from jaxgpt.model import attend, block, gpt
+from jaxgpt.model import block, blockwise, gpt
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.text.batch import Batch, shifted
 from jaxgpt.text.batches import window_starts
@@ -177,7 +177,7 @@ def masks_of_a_step(generator: TorchGenerator, config: GPTConfig, rows: int) -> 
     masks = [generator.bernoulli(keep, *stream)]
     for _ in range(config.layers):
         weights = generator.bernoulli(keep, rows, config.heads, T, T)
-        size = attend.QUERY_BLOCK
+        size = blockwise.QUERY_BLOCK
         masks += [weights[:, :, at : at + size, : at + size] for at in range(0, T, size)]
         masks += [generator.bernoulli(keep, *stream) for _ in range(2)]
     return masks
@@ -201,7 +201,7 @@ def test_losses_after_the_first_step_are_those_that_the_book_prints(
         asked.extend(given[1])
         return plain(params, given[0], key)
 
-    for module in (attend, block, gpt):
+    for module in (block, blockwise, gpt):
         monkeypatch.setattr(module, "drop", drop)
     batch = shifted(train[shuffled_epoch(generator, len(train))[:2]])
     masks = masks_of_a_step(generator, recipe.model, rows=2)

@@ -21,7 +21,8 @@ from jaxgpt.config import ClassifyConfig, GPTConfig, LoraConfig, MeshConfig, Opt
 from jaxgpt.errors import ConfigError, DataError, MissingError
 from jaxgpt.finetuning.chosen import chosen_of
 from jaxgpt.finetuning.classifier import load_classifier
-from jaxgpt.model.attend import drop
+from jaxgpt.model.blockwise import blocks
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.model.lora import LoraLayers, LoraLinear, divided, joined_qkv, merged, unmerged
 from jaxgpt.parallel import by_path, mesh_of, shardings
@@ -112,8 +113,13 @@ def test_dropout_is_of_the_adapters_input_alone(config: GPTConfig) -> None:
 
 def test_every_layer_drops_other_values(config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = []
+
+    def recorded(*arrays: Array, key: Array, **how: Any) -> Array:
+        keys.append(jax.random.fold_in(key, 0))  # that of the only block of queries
+        return blocks(*arrays, key=key, **how)
+
     monkeypatch.setattr("jaxgpt.model.lora.drop", lambda x, rate, key: keys.append(key) or x)
-    monkeypatch.setattr("jaxgpt.model.attend.drop", lambda x, rate, key: keys.append(key) or x)
+    monkeypatch.setattr("jaxgpt.model.attend.blocks", recorded)
     monkeypatch.setattr("jaxgpt.model.block.drop", lambda x, rate, key: keys.append(key) or x)
     two = dataclasses.replace(config, layers=2, dropout=0.1)
     model = define(two, layers=LoraLayers(EVERYWHERE), unrolled=True)

@@ -16,14 +16,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
+from jaxgpt.model.blockwise import CONTEXT, blocks
 from jaxgpt.model.mask import Mask
+from jaxgpt.model.positions import alibi_bias
 from jaxgpt.parallel import NOWHERE, Placement
 
-CONTEXT = "context"  # the result of attention, by its name for what the backward pass keeps
 PRODUCT = "product"  # the results of a block's linear layers, by the same
-QUERY_BLOCK = 128  # queries in a block of `blocks`
 # Sizes of a block of the splash kernel. The first that divides the sequence is taken; a TPU has no memory for
 # larger ones.
 SPLASH_BLOCKS = (1024, 512, 256, 128)
@@ -100,8 +99,9 @@ def attend(
 
 def plain(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, mask: Mask, *, scale: float | Array) -> Array:
     """Attention by one product over all positions."""
-    T, S = q_BTHK.shape[1], k_BTHK.shape[1]
-    return _product(q_BTHK, k_BTHK, v_BTHK, mask.allowed(0, T, S), scale=scale)
+    allowed_BTS = mask.allowed(0, q_BTHK.shape[1], k_BTHK.shape[1])
+    weights_BHTS = _weights(q_BTHK, k_BTHK, allowed_BTS, scale=scale, bias_BHTS=None)
+    return jnp.einsum("bhts,bshk->bthk", weights_BHTS.astype(v_BTHK.dtype), v_BTHK)
 
 
 def plain_weights(
@@ -110,46 +110,8 @@ def plain_weights(
     """How much each query looks at each key in `plain`, float32 [B, H, T, T]; a row adds up to 1."""
     T = q_BTHK.shape[1]
     distance_TT = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
-    bias_BHTT = _alibi(slopes_H, distance_TT[None])
+    bias_BHTT = alibi_bias(slopes_H, distance_TT[None])
     return _weights(q_BTHK, k_BTHK, mask.allowed(0, T, T), scale=scale, bias_BHTS=bias_BHTT)
-
-
-def blocks(
-    q_BTHK: Array,
-    k_BTHK: Array,
-    v_BTHK: Array,
-    mask: Mask,
-    *,
-    scale: float | Array,
-    slopes_H: Array | None = None,
-    dropout: float = 0.0,
-    key: Array | None = None,
-) -> Array:
-    """Attention by blocks of queries. A causal block is not multiplied with the keys behind it: half the
-    work.
-    """
-    T = q_BTHK.shape[1]
-    size = QUERY_BLOCK if T % QUERY_BLOCK == 0 else T
-    parts = []
-    for first in range(0, T, size):
-        last = first + size
-        keys = last if mask.causal else k_BTHK.shape[1]
-        distance_TS = first + jnp.arange(size)[:, None] - jnp.arange(keys)[None, :]
-        parts.append(
-            _product(
-                q_BTHK[:, first:last],
-                k_BTHK[:, :keys],
-                v_BTHK[:, :keys],
-                mask.allowed(first, last, keys),
-                scale=scale,
-                bias_BHTS=_alibi(slopes_H, distance_TS[None]),
-                dropout=dropout,
-                key=None if key is None else jax.random.fold_in(key, first),
-            )
-        )
-    context_BTHK = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
-    named_BTHK: Array = checkpoint_name(context_BTHK, CONTEXT)
-    return named_BTHK
 
 
 def cudnn(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, mask: Mask) -> Array:
@@ -252,41 +214,11 @@ def attend_cached(
     distance_BTS = at_BT[:, :, None] - jnp.arange(k_BHSK.shape[2])[None, None, :]
     scores_BHST = jnp.einsum("bhsk,bthk->bhst", k_BHSK, q_BTHK, preferred_element_type=jnp.float32)
     scores_BHTS = jnp.swapaxes(scores_BHST, 2, 3) * scale
-    if (bias_BHTS := _alibi(slopes_H, distance_BTS)) is not None:
+    if (bias_BHTS := alibi_bias(slopes_H, distance_BTS)) is not None:
         scores_BHTS = scores_BHTS + bias_BHTS
     weights_BHTS = jax.nn.softmax(jnp.where((distance_BTS >= 0)[:, None], scores_BHTS, -jnp.inf), axis=-1)
     context_BHKT = jnp.einsum("bhsk,bhts->bhkt", v_BHSK, weights_BHTS.astype(v_BHSK.dtype))
     return jnp.moveaxis(context_BHKT, 3, 1)
-
-
-def drop(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout: zero with probability `rate`, the rest scaled by 1/(1-rate). `key=None` changes
-    nothing.
-    """
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
-
-
-def _alibi(slopes_H: Array | None, distance_BTS: Array) -> Array | None:
-    return None if slopes_H is None else -slopes_H[None, :, None, None] * distance_BTS[:, None]
-
-
-def _product(
-    q_BTHK: Array,
-    k_BSHK: Array,
-    v_BSHK: Array,
-    allowed_BTS: Array,
-    *,
-    scale: float | Array,
-    bias_BHTS: Array | None = None,
-    dropout: float = 0.0,
-    key: Array | None = None,
-) -> Array:
-    weights_BHTS = _weights(q_BTHK, k_BSHK, allowed_BTS, scale=scale, bias_BHTS=bias_BHTS)
-    if key is not None:
-        weights_BHTS = drop(weights_BHTS, dropout, key)
-    return jnp.einsum("bhts,bshk->bthk", weights_BHTS.astype(v_BSHK.dtype), v_BSHK)
 
 
 def _weights(

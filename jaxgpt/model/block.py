@@ -12,9 +12,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.model.attend import PRODUCT, attend, attend_cached, drop, plain_weights
+from jaxgpt.model.attend import PRODUCT, attend, attend_cached, plain_weights
 from jaxgpt.model.attention import join_heads, split_heads
 from jaxgpt.model.cache import Cached, write_positions
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.initializers import INIT_STD
 from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.model.mask import Mask

@@ -19,9 +19,9 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import EncoderConfig
-from jaxgpt.model.attend import drop
 from jaxgpt.model.block import ACTIVATIONS, layer_norm
 from jaxgpt.model.cache import KVCache
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.gpt import Model, Params
 from jaxgpt.model.initializers import embedding_init
 from jaxgpt.model.layers import AS_TRAINED

@@ -19,9 +19,9 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig, Keeps
-from jaxgpt.model.attend import drop
 from jaxgpt.model.block import Block, layer_norm
 from jaxgpt.model.cache import Cached, KVCache
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.initializers import embedding_init, linear_init
 from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.model.positions import sinusoidal_positions

@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxgpt.config import GPTConfig, LoraConfig
 from jaxgpt.errors import ConfigError
-from jaxgpt.model.attend import drop
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.model.layers import Linear, TrainedLayers
 from jaxgpt.parallel import by_path

@@ -1,11 +1,18 @@
 """Who may look at whom in attention: one description that every implementation reads in its own way."""
 
+import functools
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["segments_BT", "key_segments_BS"],
+    meta_fields=["causal", "window"],
+)
 @dataclass(frozen=True, kw_only=True)
 class Mask:
     """Which keys a query may look at: those for which all conditions hold. `Mask(causal=False)` sets none."""

@@ -39,5 +39,10 @@ def alibi_slopes(heads: int) -> np.ndarray:
     return np.concatenate([slopes, extra])[:heads].astype(np.float32)
 
 
+def alibi_bias(slopes_H: Array | None, distance_BTS: Array) -> Array | None:
+    """What ALiBi adds to scores, [B, H, T, S]: -slope * distance of query and key."""
+    return None if slopes_H is None else -slopes_H[None, :, None, None] * distance_BTS[:, None]
+
+
 def _frequencies(size: int) -> np.ndarray:
     return (10_000.0 ** (-np.arange(0, size, 2) / size)).astype(np.float32)

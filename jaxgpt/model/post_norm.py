@@ -14,9 +14,10 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import GPTConfig
-from jaxgpt.model.attend import attend, drop
+from jaxgpt.model.attend import attend
 from jaxgpt.model.attention import join_heads, split_heads
 from jaxgpt.model.block import MLP, Attention, layer_norm
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.layers import AS_TRAINED
 from jaxgpt.model.mask import Mask
 from jaxgpt.parallel import NOWHERE

@@ -20,8 +20,8 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import RNNConfig
-from jaxgpt.model.attend import drop
 from jaxgpt.model.attention import scaled_dot_product_attention
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.gpt import Params
 from jaxgpt.model.pure import parameters, structure
 from jaxgpt.model.seq2seq import Memory, Seq2Seq

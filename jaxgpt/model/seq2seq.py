@@ -23,7 +23,7 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import Seq2SeqConfig
-from jaxgpt.model.attend import drop
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.gpt import Params
 from jaxgpt.model.mask import Mask
 from jaxgpt.model.positions import sinusoidal_positions

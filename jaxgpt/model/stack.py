@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgpt.config import Keeps
-from jaxgpt.model.attend import CONTEXT, PRODUCT
+from jaxgpt.model.attend import PRODUCT
+from jaxgpt.model.blockwise import CONTEXT
 from jaxgpt.model.cache import Cached, KVCache
 
 Params = dict[str, Any]
