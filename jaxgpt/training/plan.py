@@ -196,19 +196,23 @@ def _lowered(recipe: TrainConfig, topology: Topology) -> "tuple[Mesh, jax.stages
 
 
 def _memory(analysis: Any, topology: Topology) -> dict[str, Any]:
-    """The bytes that a chip needs, by the compiler's account, and what it has."""
+    """The bytes that a chip needs, by the compiler's account, and what it has.
+
+    The TPU's compiler says how many are in use at one time at most, besides the code. Its temporaries may add
+    up to more than that. Other compilers do not say it, so that their parts are added up.
+    """
     needs = {
         "arguments": analysis.argument_size_in_bytes,
         "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         "temporaries": analysis.temp_size_in_bytes,
         "code": analysis.generated_code_size_in_bytes,
     }
-    total, chip = sum(needs.values()), topology.facts
-    if chip is None:
-        verdict: dict[str, Any] = {"limit": None, "fits": None, "missing": None}
+    if (chip := topology.facts) is None:
+        verdict: dict[str, Any] = {"total": sum(needs.values()), "limit": None, "fits": None, "missing": None}
     else:
-        verdict = {"limit": chip.memory, "fits": True, "missing": 0}  # its compiler says so
-    return needs | {"total": total} | verdict | {"at_least": False}
+        total = analysis.peak_memory_in_bytes + needs["code"]
+        verdict = {"total": total, "limit": chip.memory, "fits": True, "missing": 0}  # its compiler says so
+    return needs | verdict | {"at_least": False}
 
 
 def _lacked(said: str) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("training", f"{figures['steps']:,} steps of {figures['tokens_per_step']:,} tokens"),
         made,
         ("memory of a chip", _shown_memory(memory, on_paper=on_paper)),
-        *((f"  {name}", shown_bytes(memory[name])) for name in memory if name in PARTS),
+        *((f"  {name}", _shown_part(memory, name)) for name in memory if name in PARTS),
         *(
             (
                 f"{each['kind']} over {each['axes']}",
@@ -83,6 +83,12 @@ LEAST = {
 
 def _share(utilisation: float | None) -> str:
     return "unknown" if utilisation is None else f"{utilisation:.1%}"
+
+
+def _shown_part(memory: dict[str, Any], name: str) -> str:
+    """The bytes of a part of the memory. Of temporaries not all need be there at one time."""
+    shared = name == "temporaries" and sum(memory.get(part, 0) for part in PARTS) > memory["total"]
+    return shown_bytes(memory[name]) + (", not all of them at one time" if shared else "")
 
 
 def lacking(memory: dict[str, Any]) -> str:
