@@ -484,7 +484,7 @@ def test_a_recipe_that_does_not_suit_the_slice_is_refused(flags: list[str], said
 
 
 def test_what_a_tpu_needs_is_what_is_in_use_at_one_time() -> None:
-    """As libtpu 0.0.41 says it of GPT-2 124M with 32 sequences on a v5e, which compiles: 20.3 GiB of parts."""
+    """GPT-2 124M, 32 sequences on a v5e, by libtpu 0.0.41: it compiles, with 20.3 GiB of parts."""
     analysis = SimpleNamespace(
         argument_size_in_bytes=1494591488,
         output_size_in_bytes=1494200320,
