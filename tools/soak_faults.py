@@ -1,15 +1,19 @@
 """Faults that are injected into small runs in this process, for tools/soak.py: damage, and divergence."""
 
+import contextlib
 import functools
+import gc
 import json
+import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import jaxgpt
@@ -41,6 +45,16 @@ class Outcome(NamedTuple):
     problems: list[str]
 
 
+class Wound(NamedTuple):
+    """What is done to a file."""
+
+    what: str
+    file: Path
+    """Its path in the run."""
+    content: bytes | None
+    """What it holds instead; None where it is deleted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Damage:
     """Damage a file of a run by a flipped bit, or cut, empty or delete it; then load it and train on."""
@@ -51,51 +65,74 @@ class Damage:
     """The seed of the files and places."""
     flips_only: bool = False
     """Whether bits are flipped and nothing else."""
+    every_file: bool = False
+    """Delete, empty and cut at five places each file of the newest checkpoint, and nothing else."""
 
     def run(self, folder: Path) -> Outcome:
-        draw, counts, problems = random.Random(self.seed), Counter[str](), list[str]()
-        begun = train(folder, folder / "begun")
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))  # all compile the same
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        counts, problems, begun = Counter[str](), list[str](), train(folder, folder / "begun")
         shutil.copytree(begun, folder / "whole")
         whole, sound = _resumed(folder, folder / "whole"), _weights(begun)
-        for number in range(self.tries):
+        older = _weights(f"{begun}@{SMALL['checkpoint_every']}")
+        wounds = self._of_every_file(begun) if self.every_file else self._drawn(begun)
+        for number, (what, file, content) in enumerate(wounds):
             out = folder / f"try-{number}"
             shutil.copytree(begun, out)
-            what = self._damaged(out, draw)
-            outcomes = {
-                "load": (_attempt(functools.partial(_weights, out)), sound),
-                "resume": (_attempt(functools.partial(_resumed, folder, out)), whole),
-            }
-            for verb, (found, wanted) in outcomes.items():
+            _replace(out / file, content)
+            for verb, work, wanted in (
+                ("load", functools.partial(_weights, out), sound),
+                ("resume", functools.partial(_resumed, folder, out), whole),
+            ):
+                with _screen(folder / "screen") as screen:
+                    found = _attempt(work)
+                    gc.collect()  # what complains when it is collected shall do so here
+                said = screen.read_text(errors="replace")
                 if isinstance(found, JaxgptError):
                     counts[f"{verb} refused"] += 1
                 elif isinstance(found, Exception):
                     problems.append(f"{what}: {verb} raised {found!r}")
                 elif found == wanted:
                     counts[f"{verb} went well"] += 1
+                elif found == older and "is not a finished checkpoint and is ignored" in said:
+                    counts[f"{verb} took the one before it, with a warning"] += 1
                 else:
                     problems.append(f"{what}: {verb} was silently wrong")
+                if "Traceback" in said:
+                    problems.append(f"{what}: {verb} showed a traceback: {said[-600:]}")
             shutil.rmtree(out)
         told = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-        return Outcome(f"{self.tries} damaged files: {told}", problems)
+        return Outcome(f"{len(wounds)} damaged files: {told}", problems)
 
-    def _damaged(self, out: Path, draw: random.Random) -> str:
-        newest = out / CHECKPOINTS / str(finished_steps(out / CHECKPOINTS)[-1])
+    def _drawn(self, run: Path) -> list[Wound]:
+        draw = random.Random(self.seed)
         areas = [
-            sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size),
-            [out / "config.json"],
-            [out / "tokenizer.tiktoken"],
-            sorted(path for path in (out / "data").iterdir() if path.suffix in (".bin", ".json")),
+            [path for path in _files(run) if path.stat().st_size],
+            [run / "config.json"],
+            [run / "tokenizer.tiktoken"],
+            sorted(path for path in (run / "data").iterdir() if path.suffix in (".bin", ".json")),
         ]
-        path = draw.choice(draw.choice(areas))
-        kind = "flip" if self.flips_only else draw.choice(["flip", "flip", "cut", "empty", "delete"])
-        content = bytearray(path.read_bytes())
-        place = draw.randrange(len(content))
-        if kind == "flip":
-            content[place] ^= 1 << draw.randrange(8)
-        path.write_bytes({"flip": content, "cut": content[:place]}.get(kind, b""))
-        if kind == "delete":
-            path.unlink()
-        return f"{kind} {path.relative_to(out)} at {place}"
+        wounds = []
+        for _ in range(self.tries):
+            path = draw.choice(draw.choice(areas))
+            kind = "flip" if self.flips_only else draw.choice(["flip", "flip", "cut", "empty", "delete"])
+            content = bytearray(path.read_bytes())
+            place = draw.randrange(len(content))
+            if kind == "flip":
+                content[place] ^= 1 << draw.randrange(8)
+            damaged = {"flip": bytes(content), "cut": bytes(content[:place]), "empty": b""}.get(kind)
+            file = path.relative_to(run)
+            wounds.append(Wound(f"{kind} {file} at {place}", file, damaged))
+        return wounds
+
+    def _of_every_file(self, run: Path) -> list[Wound]:
+        wounds = []
+        for path in _files(run):
+            file, content = path.relative_to(run), path.read_bytes()
+            wounds += [Wound(f"delete {file}", file, None), Wound(f"empty {file}", file, b"")]
+            for place in sorted({len(content) * part // 6 for part in range(1, 6)}):
+                wounds.append(Wound(f"cut {file} at {place}", file, content[:place]))
+        return wounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +196,7 @@ def train(folder: Path, out: Path, **more: Any) -> Path:
     return jaxgpt.train("nano", settings, progress=False).directory
 
 
-def _weights(out: Path) -> dict[str, bytes]:
+def _weights(out: Path | str) -> dict[str, bytes]:
     """The parameters of a run's model, and the bytes of its tokens."""
     lm = jaxgpt.load(out)
     assert lm.tokenizer is not None, "a run has one"
@@ -181,6 +218,32 @@ def left(out: Path, step: int) -> tuple[Any, ...]:
         if key in row
     ]
     return log, read_meta(out / CHECKPOINTS, step)["digests"]
+
+
+def _files(run: Path) -> list[Path]:
+    """The files of the newest checkpoint of a run."""
+    newest = run / CHECKPOINTS / str(finished_steps(run / CHECKPOINTS)[-1])
+    return sorted(path for path in newest.rglob("*") if path.is_file())
+
+
+def _replace(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _screen(path: Path) -> Iterator[Path]:
+    """What this process writes to stderr, C++ code and all, in a file."""
+    before = os.dup(2)
+    with path.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield path
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _attempt(work: Callable[[], Any]) -> Any:
