@@ -38,9 +38,9 @@ from jaxgpt.book.printed import assert_printed
 from jaxgpt.book.torch_random import TorchGenerator, linear
 from jaxgpt.book.weights import book_params
 from jaxgpt.inference.sampling import Sampling
-from jaxgpt.model.attend import drop
 from jaxgpt.model.attention import causal_mask, join_heads, scaled_dot_product_attention, split_heads
 from jaxgpt.model.block import ACTIVATIONS, MLP, layer_norm
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.layers import AS_TRAINED
 from jaxgpt.training.flops import train_flops_per_token
 
