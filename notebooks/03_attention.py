@@ -43,6 +43,7 @@ from jaxgpt.model.attention import (
     simple_self_attention,
     split_heads,
 )
+from jaxgpt.model.dropout import drop
 from jaxgpt.model.mask import Mask
 
 # %% [markdown]
@@ -431,7 +432,7 @@ plt.show()
 # The library's `drop` draws its masks with JAX's random numbers. On average, nothing is lost.
 
 # %%
-ones = attend.drop(jnp.ones((1000, 1000)), dropout_rate, jax.random.key(1))
+ones = drop(jnp.ones((1000, 1000)), dropout_rate, jax.random.key(1))
 print(f"kept: {(ones != 0).mean():.3f}, mean: {ones.mean():.3f}")
 assert abs(ones.mean() - 1) < 0.01
 

@@ -153,7 +153,7 @@ print(f"{adapters / model_size:.1%} of the numbers train")
 tuning = {"init_from": base, "data.path": str(table), "epochs": epochs, "eval_every": 10, "log_every": 2}
 by_lora = {"trains": "lora", "lora.rank": 8, "lora.alpha": 16.0, "lora.targets": ".*"}
 lora = jaxgpt.train(
-    "classify", tuning | by_lora | {"optim.learning_rate": 5e-3}, out_dir=str(folder / "lora")
+    "classify", tuning | by_lora | {"optim.learning_rate": 2e-3}, out_dir=str(folder / "lora")
 )
 
 # %%
