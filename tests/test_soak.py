@@ -16,6 +16,7 @@ TOOLS = Path(__file__).parent.parent / "tools"
     [
         ["soak.py", "signals", "--tries", "2"],
         ["soak.py", "kills", "--tries", "3"],
+        ["soak.py", "operations", "--share", "0.05"],
         ["soak.py", "damage", "--tries", "8"],
         ["soak.py", "divergence", "--tries", "2"],
         ["soak.py", "data"],

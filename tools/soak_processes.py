@@ -1,8 +1,6 @@
 """Trainings as processes of their own, for tools/soak.py: signals, SIGKILL, full disks, and readers."""
 
 import contextlib
-import json
-import os
 import random
 import shutil
 import signal
@@ -14,24 +12,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from soak_faults import Outcome
+from soak_runs import TRAINING, command, debris, left, train, unfinished
 
 import jaxgpt
 from jaxgpt.errors import JaxgptError
 from jaxgpt.parallel import by_path
-from jaxgpt.weights.checkpoint import CHECKPOINTS, finished_steps, read_meta
+from jaxgpt.weights.checkpoint import CHECKPOINTS, finished_steps
 
-STEPS = 40
-TRAINING = [
-    *("pretrain", "nano", "--steps", str(STEPS), "--batch", "4", "--log-every", "1", "--eval-every", "10"),
-    *("--eval-batches", "2", "--checkpoint-every", "5", "--sample-tokens", "4"),
-    *("--model.context", "32", "--model.layers", "2", "--model.heads", "2", "--model.width", "32"),
-]
+IN_A_ROW = 3  # stops of one run before it goes on to its end
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-MEASURED = ("loss", "grad_norm", "learning_rate", "val_loss", "sample")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +67,7 @@ class Disk:
         codes, problems = Counter[str](), list[str]()
         text, model, disk = folder / "tables.txt", folder / "model", folder / "disk"
         text.write_text("\n".join(f"{a} times {b} is {a * b}." for a in range(200) for b in range(50)))
-        _train(model)
+        train(model)
         disk.mkdir()
         commands = {  # with what the largest disk of each is short of, in KiB
             "pretrain": ([*TRAINING, "--out-dir", str(disk / "run")], 1500),
@@ -90,11 +83,11 @@ class Disk:
                         [sys.executable, "-m", "jaxgpt", *argv], check=False, capture_output=True, text=True
                     )
                     codes[f"{name} {done.returncode}"] += 1
-                    debris = [path for path in _debris(disk) if "data" not in Path(path).parts]
+                    parts = [path for path in debris(disk) if "data" not in Path(path).parts]
                     for wrong, what in (
                         (done.returncode not in (0, 74), f"exit code {done.returncode}"),
                         ("Traceback" in done.stderr, "a traceback"),
-                        (debris, f"left behind: {', '.join(debris)}"),
+                        (parts, f"left behind: {', '.join(parts)}"),
                         (_unreadable(disk / "run"), f"not readable: {_unreadable(disk / 'run')}"),
                     ):
                         if wrong:
@@ -113,7 +106,7 @@ class Readers:
     def run(self, folder: Path) -> Outcome:
         out, problems, steps = folder / "run", list[str](), set[float]()
         endless = ["--steps", "1000000", "--checkpoint-every", "1", "--keep-checkpoints", "1"]
-        argv = [*_command(out), *endless, "--eval-every", "0", "--log-every", "1000000"]
+        argv = [*command(out), *endless, "--eval-every", "0", "--log-every", "1000000"]
         with subprocess.Popen(argv, stdout=-3, stderr=-3) as writer:
             while not (out / CHECKPOINTS).is_dir() or not finished_steps(out / CHECKPOINTS):
                 time.sleep(0.1)
@@ -145,106 +138,51 @@ class Ended(NamedTuple):
     said: str
 
 
-class Left(NamedTuple):
-    """What a finished run holds: its log, and the digests of its last state."""
-
-    log: list[tuple[int, str, Any]]
-    digests: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Long:
-    """Train for long with evaluations, samples and checkpoints: what is used stays as it is."""
-
-    steps: int = 10_000
-    """How many steps."""
-
-    def run(self, folder: Path) -> Outcome:
-        argv = [*_command(folder / "run"), "--steps", str(self.steps), "--checkpoint-every", "50"]
-        seen = list[Use]()
-        with subprocess.Popen([*argv, "--eval-every", "50"], stdout=-3, stderr=-3) as process:
-            while process.poll() is None:
-                with contextlib.suppress(OSError, KeyError):  # it begins, or it has just ended
-                    seen.append(_use(process.pid, folder / "run" / "metrics.jsonl"))
-                time.sleep(0.5)
-        begun = next((use for use in seen if use.step > self.steps / 5), None)
-        if process.returncode or begun is None:
-            return Outcome("no figures", [f"the training ended with {process.returncode}"])
-        last = max(seen, key=lambda use: use.step)
-        grown = (last.bytes - begun.bytes) / (last.step - begun.step) * 1000 / 2**20
-        problems = [
-            f"{name} grew from {before} to {after}"
-            for name, before, after in (
-                ("open files", begun.files, last.files),
-                ("threads", begun.threads, last.threads),
-            )
-            if after > before + 2
-        ]
-        return Outcome(
-            f"{self.steps} steps with a checkpoint, an evaluation and a sample every 50: from step "
-            f"{begun.step} to {last.step} {grown:.2f} MiB more memory in 1,000 steps; at the end "
-            f"{last.bytes / 2**20:.0f} MiB, {last.files} open files and {last.threads} threads",
-            problems,
-        )
-
-
-class Use(NamedTuple):
-    """What a process uses at a step of its training."""
-
-    step: int
-    bytes: int
-    files: int
-    threads: int
-
-
-def _use(process: int, log: Path) -> Use:
-    status = dict(
-        line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":" in line
-    )
-    rows = log.read_bytes().splitlines()[-2:]
-    step = json.loads(rows[0])["step"] if rows else 0
-    files = len(os.listdir(f"/proc/{process}/fd"))
-    return Use(step, int(status["VmRSS"].split()[0]) * 1024, files, int(status["Threads"]))
-
-
 def _interrupted(folder: Path, signals: Sequence[signal.Signals], tries: int, seed: int) -> Outcome:
-    """Stop trainings by these signals in turn, and run each again to its end.
+    """Stop trainings by these signals in turn. After some stops in a row, let each go on to its end.
 
     Each second one is stopped at its first save after a random moment, the others at the moment itself.
     """
     for each in SIGNALS:  # what is ignored here, as under nohup, would be ignored by each training too
         signal.signal(each, signal.SIG_DFL)
     draw, began = random.Random(seed), time.monotonic()
-    _train(folder / "whole")
-    usual, whole = time.monotonic() - began, _left(folder / "whole")
-    problems: list[str] = []
-    before_training = in_training = after = in_save = 0
+    train(folder / "whole")
+    usual, whole = time.monotonic() - began, left(folder / "whole")
+    problems, done = list[str](), list[str]()
+    before_training = in_training = after = in_save = runs = 0
     slowest = 0.0
     for number in range(tries):
-        sent = signals[number % len(signals)]
-        out, moment = folder / f"try-{number}", draw.uniform(0, usual)
+        sent, out = signals[number % len(signals)], folder / f"run-{runs}"
+        moment = draw.uniform(0, usual)
         ended = _stopped(out, sent, moment, at_save=draw.uniform(0, 0.1) if number % 2 else None)
-        in_save += bool(_unfinished(out))
         saved = finished_steps(out / CHECKPOINTS)
+        in_save += bool(unfinished(out))
         before_training += ended.code != 0 and not saved
         in_training += ended.code != 0 and bool(saved)
         after += ended.code == 0
         slowest = max(slowest, ended.seconds)
+        done.append(f"{sent.name} after {moment:.1f} s")
         wanted = {0, -signal.SIGKILL if sent == signal.SIGKILL else 75}
-        again = _train(out, check=False)
-        for wrong, what in (
+        found = [
             (ended.code not in wanted, f"exit code {ended.code}: {ended.said[-300:]}"),
             ("Traceback" in ended.said, f"a traceback: {ended.said[-300:]}"),
-            (again.returncode != 0, f"the next start: {again.stderr[-300:]}"),
-            (again.returncode == 0 and _left(out) != whole, "another run came out"),
-            (_debris(out), f"left behind: {', '.join(_debris(out))}"),
-        ):
-            if wrong:
-                problems.append(f"try {number}, {sent.name} after {moment:.1f} s: {what}")
-        shutil.rmtree(out, ignore_errors=True)
+        ]
+        if len(done) == IN_A_ROW or ended.code == 0 or number == tries - 1:
+            again = train(out, check=False)
+            found += [
+                (again.returncode != 0, f"the next start: {again.stderr[-300:]}"),
+                (again.returncode == 0 and left(out) != whole, "another run came out"),
+                (bool(debris(out)), f"left behind: {', '.join(debris(out))}"),
+            ]
+            shutil.rmtree(out)
+            runs += 1
+        problems += [f"try {number}, {', '.join(done)}: {what}" for wrong, what in found if wrong]
+        if not out.exists():
+            done.clear()
     return Outcome(
-        f"{tries} tries: {before_training} stopped before a checkpoint, {in_training} after one, "
-        f"{after} had ended; {in_save} of them left an unfinished save; the slowest end took {slowest:.1f} s",
+        f"{tries} tries on {runs} runs: {before_training} stopped before a checkpoint, {in_training} after "
+        f"one, {after} had ended; {in_save} of them left an unfinished save; the slowest end took "
+        f"{slowest:.1f} s",
         problems,
     )
 
@@ -270,14 +208,6 @@ def _unreadable(run: Path) -> str:
     return ""
 
 
-def _command(out: Path) -> list[str]:
-    return [sys.executable, "-m", "jaxgpt", *TRAINING, "--out-dir", str(out)]
-
-
-def _train(out: Path, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(_command(out), check=check, capture_output=True, text=True)
-
-
 def _stopped(out: Path, sent: signal.Signals, moment: float, at_save: float | None = None) -> Ended:
     """How a training ends that is sent a signal so many seconds after its start.
 
@@ -287,10 +217,10 @@ def _stopped(out: Path, sent: signal.Signals, moment: float, at_save: float | No
         tempfile.TemporaryFile(
             "w+", encoding="utf-8", errors="replace"
         ) as said,  # a pipe that nobody reads fills
-        subprocess.Popen(_command(out), stdout=said, stderr=said, start_new_session=True) as process,
+        subprocess.Popen(command(out), stdout=said, stderr=said, start_new_session=True) as process,
     ):
         time.sleep(moment)
-        while at_save is not None and process.poll() is None and not _unfinished(out):
+        while at_save is not None and process.poll() is None and not unfinished(out):
             time.sleep(0.001)
         time.sleep(at_save or 0)
         began = time.monotonic()
@@ -299,21 +229,3 @@ def _stopped(out: Path, sent: signal.Signals, moment: float, at_save: float | No
         seconds = time.monotonic() - began
         said.seek(0)
         return Ended(process.returncode, seconds, said.read())
-
-
-def _left(out: Path) -> Left:
-    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    log = [(row["step"], key, row[key]) for row in map(json.loads, lines) for key in MEASURED if key in row]
-    return Left(log, read_meta(out / CHECKPOINTS, STEPS)["digests"])
-
-
-def _unfinished(out: Path) -> list[Path]:
-    """Checkpoints that are being saved, or were when the run ended."""
-    return [path for path in (out / CHECKPOINTS).glob("*") if not path.name.isdecimal()]
-
-
-def _debris(out: Path) -> list[str]:
-    """What a run that is done should not hold."""
-    checkpoints = _unfinished(out)
-    parts = [path for path in out.rglob("*") if path.name.endswith((".part", "-tmp"))]
-    return sorted(str(path.relative_to(out)) for path in {*checkpoints, *parts})
