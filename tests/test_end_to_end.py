@@ -242,10 +242,14 @@ def test_a_finished_run_has_nothing_to_do_and_is_left_as_it_is(
         "--mesh.fsdp",
         "2",
     )
+    half_deleted = whole / "checkpoints" / "evicted" / "4" / "params"
     for more in ((), others):
+        half_deleted.mkdir(parents=True)  # as SIGKILL leaves it after the last save
+        (half_deleted / "d").touch()
         pretrain(whole, data, "--steps", "12", *more)
         assert "has done its 12 steps" in capsys.readouterr().err
         assert contents(whole) == before
+        assert not half_deleted.parent.parent.exists()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from jaxgpt.training.starts import changed_environment, read_starts, recorded
 from jaxgpt.training.state import StepPrograms, TrainState, compile_step, pass_by
 from jaxgpt.training.stop import Stop, StopRequested
 from jaxgpt.training.task import Task, TrainingData
-from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, set_aside
+from jaxgpt.weights.checkpoint import CHECKPOINTS, Checkpoints, latest_step, set_aside, tidy
 from jaxgpt.weights.damage import DamagedError, named_here, paths_of
 
 Tell = Callable[[str], None]
@@ -110,6 +110,7 @@ def _go_on(
         raise ConfigError(f"patience = {recipe.patience}", why=why, fix=fix)
     measured = found is not None and found.measured >= names
     if found and found.step == recipe.steps and measured:
+        hosts.decide(lambda: tidy(folder / CHECKPOINTS))  # it may have been killed after its last save
         tell(f"{folder} has done its {found.step} steps; ask for more with --steps")
     elif not (found and best.exhausted and measured):
         step = _train(

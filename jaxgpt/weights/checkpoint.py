@@ -68,7 +68,7 @@ class Checkpoints:
         The step that `best()` names at a save stays besides.
         """
         self.folder = folder.absolute()
-        hosts.decide(lambda: _tidy(self.folder))
+        hosts.decide(lambda: tidy(self.folder))
         self._kept = Kept(self.folder, keep, best)
         self._saving: int | None = None  # the step of a save that may not be on the disk yet
         options = ocp.CheckpointManagerOptions(
@@ -186,7 +186,7 @@ def _named_after_steps(folder: Path) -> tuple[list[Path], list[Path]]:
     return finished, [path for path in named if path not in finished]
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Delete what a process that was killed left behind, and set aside what is no finished checkpoint.
 
     Orbax counts each directory that is named after a step as a checkpoint: it would refuse to save that step,
