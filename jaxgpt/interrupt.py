@@ -32,7 +32,8 @@ def ended_by_ctrl_c(*, trains: bool = False) -> Iterator[None]:
 
     A program that `trains` is also ended by SIGTERM, SIGHUP and SIGUSR1, and by all four with exit code 75:
     it has not begun anything yet, and the same command begins again. While it trains, `training.stop` hears
-    of these signals.
+    of these signals. When all is done it ignores them: Python takes its handlers away before the process has
+    ended, and a signal would then kill it, as if something had been lost.
 
     Whoever installs a signal handler of its own inside the block decides itself. Nothing changes where Ctrl-C
     is ignored, as it is for commands that a shell runs in the background.
@@ -55,6 +56,10 @@ def ended_by_ctrl_c(*, trains: bool = False) -> Iterator[None]:
             code = end.code if isinstance(end.code, int) else 1
             end_process(_code_of(signal.SIGINT) if code == 128 + signal.SIGINT else code)
         raise
+    finally:
+        for number in TO_END:
+            if signal.getsignal(number) is _end:
+                signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

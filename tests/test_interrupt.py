@@ -187,3 +187,26 @@ def test_a_verb_is_ended_from_its_first_import_on(
         [sys.executable, "-c", program, verb, str(tmp_path)], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, "", again if said is None else said)
+
+
+@pytest.mark.parametrize("number", TO_END, ids=[number.name for number in TO_END])
+def test_a_program_that_has_trained_is_not_killed_while_python_ends(number: signal.Signals) -> None:
+    """Python's handlers are gone when the C library calls what is to be done at the end: here, a sleep."""
+    program = """
+    import ctypes
+    from jaxgpt.interrupt import ended_by_ctrl_c
+
+    with ended_by_ctrl_c(trains=True):
+        c = ctypes.CDLL(None)
+        c.__cxa_atexit(c.usleep, ctypes.c_void_p(900_000), None)
+    print("done", flush=True)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+        time.sleep(0.4)
+        assert process.poll() is None
+        process.send_signal(number)
+    assert process.returncode == 0
