@@ -68,12 +68,16 @@ def test_another_c_library_is_not_asked(
 
 
 def test_a_process_that_cannot_begin_again_goes_on(madvise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    asked = []
+
+    def refuse(program: str, *_: object) -> None:
+        asked.append(program)
         raise PermissionError
 
     monkeypatch.setattr(huge_pages, "with_huge_pages", lambda *_: {})
     monkeypatch.setattr(os, "execve", refuse)
     begin_with_huge_pages(madvise)
+    assert asked == [sys.executable]
 
 
 def test_a_command_asks_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:

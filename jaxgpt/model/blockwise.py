@@ -7,6 +7,7 @@ keep those after all. Source: Dao et al. 2022, FlashAttention, algorithms 1 and 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +44,8 @@ def blocks(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(
-    dropout: float,
-    q_BTHK: Array,
-    k_BSHK: Array,
-    v_BSHK: Array,
-    mask: Mask,
-    scale: Array,
-    slopes_H: Array | None,
-    key: Array | None,
-) -> Array:
-    return _forward(dropout, q_BTHK, k_BSHK, v_BSHK, mask, scale, slopes_H, key)[0]
+def _attention(dropout: float, *given: Any) -> Array:
+    return _forward(dropout, *given)[0]
 
 
 def _forward(
