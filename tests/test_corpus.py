@@ -18,6 +18,7 @@ from jaxgpt.errors import BusyError, DataError, MissingError, StorageError
 from jaxgpt.text import corpus, text_files
 from jaxgpt.text.corpus import Text, builtin_documents, open_texts
 from jaxgpt.text.download import DOWNLOADS, Download, cache_folder, fetch
+from jaxgpt.text.prepare import prepare
 from jaxgpt.text.shards import ShardWriter
 from jaxgpt.text.tokenizer_files import load_tokenizer
 
@@ -194,6 +195,15 @@ def test_bad_input_is_refused_with_its_place(tmp_path, monkeypatch, name, conten
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no files"):
         open_texts([str(tmp_path)], spool=None)
+
+
+def test_what_prepare_wrote_is_no_text_where_its_manifest_is_gone(tmp_path):
+    """Its files of tokens would be read as GPT-2's, whatever tokenizer made them."""
+    (tmp_path / "a.txt").write_text("one and two " * 99)
+    prepare([str(tmp_path / "a.txt")], tmp_path / "data", tokenizer="bytes")
+    (tmp_path / "data" / "manifest.json").unlink()
+    with pytest.raises(DataError, match="it holds tokens that `jaxgpt prepare` wrote"):
+        open_texts([str(tmp_path / "data")], spool=None)
 
 
 class Server(http.server.ThreadingHTTPServer):

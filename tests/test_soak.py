@@ -15,15 +15,16 @@ TOOLS = Path(__file__).parent.parent / "tools"
     "argv",
     [
         ["soak.py", "signals", "--tries", "2"],
-        ["soak.py", "kills", "--tries", "3"],
+        ["soak.py", "kills", "--tries", "20"],
         ["soak.py", "operations", "--share", "0.05"],
+        ["soak.py", "damage", "--tries", "100", "--flips-only"],
         ["soak.py", "damage", "--tries", "8"],
         ["soak.py", "divergence", "--tries", "2"],
         ["soak.py", "data"],
         ["soak.py", "readers", "--tries", "30"],
         ["fuzz_text.py", "--files", "150"],
     ],
-    ids=lambda argv: argv[1] if argv[0] == "soak.py" else argv[0],
+    ids=" ".join,
 )
 def test_faults_do_no_harm(argv: list[str]) -> None:
     command = [sys.executable, str(TOOLS / argv[0]), *argv[1:]]

@@ -1,6 +1,7 @@
 """The checks of every settings dataclass when it is made: each field's type and each number's range."""
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -12,14 +13,26 @@ def check_types(settings: Any) -> None:
     """Raise ConfigError, which lists every problem, unless each field holds what its annotation says.
 
     Python itself does not check annotations. Without this, a misspelt `position="Rotary"` would silently
-    build a model without positions.
+    build a model without positions. A number must be finite as well, and a whole one fit into 64 bits.
     """
     kinds = field_types(type(settings))
     values = {name: getattr(settings, name) for name in kinds}
     wrong = [f"{n} = {v!r} is not {spelled(kinds[n])}" for n, v in values.items() if not fits(v, kinds[n])]
+    wrong += [f"{n} is infinite, or too large" for n, v in values.items() if _beyond(v)]
     if wrong:
         kind = type(settings).__name__
-        raise ConfigError(f"{kind} cannot be made", why="; ".join(wrong), fix="give values of those types")
+        raise ConfigError(
+            f"{kind} cannot be made",
+            why="; ".join(wrong),
+            fix="give values of those types, and finite numbers",
+        )
+
+
+def _beyond(value: object) -> bool:
+    """Whether it is infinite, not a number, or a whole number that does not fit into 64 bits."""
+    if isinstance(value, int):
+        return abs(value) >= 1 << 63
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def field_types(kind: Any) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from jaxgpt.display import Progress
 from jaxgpt.errors import DataError, MissingError, unreadable, unwritable
 from jaxgpt.files import file_sha256
 from jaxgpt.text.download import DOWNLOADS, fetch
+from jaxgpt.text.manifest import MANIFEST_FILE
 from jaxgpt.text.text_files import BLOCK, Block, file_blocks
+from jaxgpt.text.tokenizer import TOKENIZER_FILE
 
 BUILTIN = "builtin"
 WAIT = 10.0  # seconds until it is said that nobody writes to a pipe
@@ -100,7 +102,7 @@ def open_texts(names: Sequence[str], *, spool: Path, progress: Progress | None =
     A name is `builtin`, a named download, which is fetched into the cache, `-` for standard input, a pipe, a
     file, or a folder. A folder means its files in sorted order, without hidden ones. Standard input and pipes
     are kept in the folder `spool`. Raises MissingError that lists every other name, DataError for a folder
-    without files, and what `fetch` raises.
+    without files or with what `jaxgpt prepare` wrote, and what `fetch` raises.
     """
     missing = [name for name in names if not _known(name)]
     if missing:
@@ -139,6 +141,13 @@ def _folder_texts(folder: Path) -> list[Text]:
     ]
     if not files:
         raise DataError("empty folder", path=folder, why="it holds no files", fix="leave it out")
+    if (folder / TOKENIZER_FILE).exists() and next(folder.glob("train_*.bin*"), None):
+        raise DataError(
+            "not texts",
+            path=folder,
+            why="it holds tokens that `jaxgpt prepare` wrote",
+            fix=f"give its texts; to train on it, let prepare end, which writes {MANIFEST_FILE}",
+        )
     return [Text(path.as_posix(), path) for path in files]
 
 
