@@ -270,6 +270,15 @@ def test_an_unfinished_directory_is_not_the_latest_step(tmp_path: Path) -> None:
     np.testing.assert_array_equal(restored["x"], [100, 100, 100])
 
 
+def test_a_save_that_a_kill_ended_is_gone_after_the_next_start(tmp_path: Path) -> None:
+    """Also where the next start saves at other steps, so that nothing takes its place."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(20, small(20), {})
+    (tmp_path / "30.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    with Checkpoints(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["20"]
+
+
 def test_a_save_is_done_when_every_file_is_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,6 @@ class Checkpoints:
         self._saving: int | None = None  # the step of a save that may not be on the disk yet
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
-            cleanup_tmp_directories=True,
             todelete_subdir=EVICTED,
             # Orbax would otherwise make directories in the background. When that fails, its threads keep the
             # process waiting long after the error was reported.
@@ -192,7 +191,8 @@ def tidy(folder: Path) -> None:
     Orbax counts each directory that is named after a step as a checkpoint: it would refuse to save that step,
     and delete real ones instead.
     """
-    shutil.rmtree(folder / EVICTED, ignore_errors=True)
+    for path in (folder / EVICTED, *folder.glob(UNFINISHED)):
+        shutil.rmtree(path, ignore_errors=True)
     for path in _named_after_steps(folder)[1]:
         set_aside(path)
 
