@@ -6,6 +6,7 @@ what is restored from a checkpoint. The table of activations keeps each sequence
 it the compiler would rather move the activations of all sequences than gather the parameters.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -29,8 +30,6 @@ ACTIVATIONS: dict[str, PartitionSpec] = {
     "stream": ROWS,  # [B, T, D], the residual stream
     "heads": P(*ROWS, None, "tensor"),  # [B, T, H, K], queries, keys and values
     "logits": P(*ROWS, "tensor"),  # [B * T, V]
-    "table": P("tensor"),  # [V, D], token embeddings while they are used: gathered over fsdp, as kernels are
-    "positions": P(),  # [S, D], position embeddings while they are used
 }
 
 # Path of a leaf (behind any prefix, such as an optimizer's) -> its PartitionSpec. Exactly one rule fits each
@@ -93,6 +92,32 @@ class Placement:
         )
         return placed
 
+    @property
+    def gathers(self) -> bool:
+        """Whether kernels are to be gathered by hand (`gathered`), because they are split over fsdp on TPUs.
+
+        Left to itself, their compiler passes the parts of a kernel round while it multiplies, and sends some
+        of them twice. Other compilers gather the whole kernel.
+        """
+        return self.platform == "tpu" and self.mesh is not None and self.mesh.shape["fsdp"] > 1
+
+    def gathered(self, path: str, x: jax.Array) -> jax.Array:
+        """`x`, the parameter at this path or a layer's part of it, as it is used: whole along fsdp."""
+        if self.mesh is None or self.mesh.size == 1:
+            return x
+        axes = partition_spec(path)
+        stored = P(*axes[max(len(axes) - x.ndim, 0) :])
+        used = P(*(None if axis == "fsdp" else axis for axis in stored))
+        lies = NamedSharding(self.mesh, stored), NamedSharding(self.mesh, used)
+        return _gathered(x, *lies) if self.gathers else jax.lax.with_sharding_constraint(x, lies[1])
+
+    def settled(self, x: jax.Array) -> jax.Array:
+        """`x`, which on TPUs becomes an array of its own.
+
+        Their compiler would else make it anew for each tile of each product that reads it.
+        """
+        return jax.lax.optimization_barrier(x) if self.platform == "tpu" else x
+
     def part(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what one device has of an activation of this name and shape."""
         if self.mesh is None:
@@ -124,6 +149,29 @@ class Placement:
 
 
 NOWHERE = Placement()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x: jax.Array, stored: NamedSharding, used: NamedSharding) -> jax.Array:  # noqa: ARG001
+    """`x` as it is used. Its gradient is added up to the parts that are stored."""
+    whole: jax.Array = jax.lax.with_sharding_constraint(x, used)
+    return whole
+
+
+def _gathered_forward(x: jax.Array, stored: NamedSharding, used: NamedSharding) -> tuple[jax.Array, None]:
+    return _gathered(x, stored, used), None
+
+
+def _gathered_backward(
+    stored: NamedSharding, used: NamedSharding, _: None, grad: jax.Array
+) -> tuple[jax.Array]:
+    # First whole, so that the compiler adds up the finished product and takes its part in one go; for the
+    # part alone it would pass sums round while it multiplies.
+    whole = jax.lax.with_sharding_constraint(grad, used)
+    return (jax.lax.with_sharding_constraint(whole, stored),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def path_of(key_path: Any) -> str:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import shaken
 
-from jaxgpt.config import GPTConfig, Keeps, TrainConfig, load_recipe, preset_names
+from jaxgpt.config import GPTConfig, Keeps, MeshConfig, TrainConfig, load_recipe, preset_names
 from jaxgpt.model.cache import lengthened
 from jaxgpt.model.gpt import Params, define
 from jaxgpt.model.stack import unstacked
+from jaxgpt.parallel import NOWHERE, Placement, mesh_of
 from jaxgpt.training.flops import count_parameters
 from jaxgpt.training.loss import cross_entropy
 
@@ -159,6 +160,44 @@ def test_the_backward_pass_computes_again_what_is_not_kept(
 
     assert products("products") == products("all")
     assert products("nothing") == products("all") + 5
+
+
+class OnTpu(Placement):
+    """A placement that takes its devices for TPUs."""
+
+    platform = "tpu"
+
+
+@pytest.mark.parametrize("keeps", ["products", "nothing"])
+def test_the_backward_pass_gathers_kernels_again(
+    config: GPTConfig, tokens_BT: np.ndarray, keeps: Keeps
+) -> None:
+    """They are bfloat16; what is stored is float32."""
+    config = dataclasses.replace(config, compute_dtype="bfloat16")
+    model = define(config, keeps=keeps, placement=OnTpu(mesh_of(MeshConfig(data=4, fsdp=2))))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    _, back = jax.eval_shape(lambda p: jax.vjp(lambda p: model.hidden(p, tokens_BT)[0], p), params)
+    shapes = {leaf["kernel"].shape for part in ("attn", "mlp") for leaf in params["h"][part].values()}
+    kept = {leaf.shape for leaf in jax.tree.leaves(back) if leaf.dtype == jnp.bfloat16}
+    assert len(shapes) == 4 and not shapes & kept
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_only_on_a_tpu_the_heads_table_is_rounded_into_an_array_of_its_own(
+    config: GPTConfig, params: Params, tied_head: bool
+) -> None:
+    config = dataclasses.replace(config, compute_dtype="bfloat16", tied_head=tied_head)
+    table = f"tensor<{config.padded_vocab}x{config.width}xbf16>"
+
+    def settled(placement: Placement) -> list[str]:
+        model = define(config, placement=placement)
+        text = jax.jit(model.apply).lower(
+            jax.eval_shape(model.init, jax.random.key(0)), np.zeros((2, 4), int)
+        )
+        return [line for line in text.as_text().splitlines() if "optimization_barrier" in line]
+
+    [line] = settled(OnTpu(mesh_of(MeshConfig(data=1), jax.devices()[:1])))
+    assert table in line and settled(NOWHERE) == []
 
 
 @pytest.mark.parametrize(

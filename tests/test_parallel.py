@@ -1,12 +1,14 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig
 from jaxgpt.errors import ConfigError
 from jaxgpt.model.gpt import define
-from jaxgpt.parallel import check_batch, mesh_of, partition_spec, path_of, place_rows, shardings
+from jaxgpt.parallel import Placement, check_batch, mesh_of, partition_spec, path_of, place_rows, shardings
 from jaxgpt.training.optim import learning_rate, optimizer_of
 from jaxgpt.training.state import abstract_state
 
@@ -68,3 +70,32 @@ def test_rows_are_read_once_and_land_in_order() -> None:
     assert sorted(spans) == [(0, 3), (3, 6), (6, 9), (9, 12)]
     np.testing.assert_array_equal(placed["x"][:, 2], np.arange(12))
     assert placed["none"] is None and placed["x"].sharding.spec == P(("data", "fsdp"))
+
+
+class OnTpu(Placement):
+    """A placement that takes its devices for TPUs."""
+
+    platform = "tpu"
+
+
+@pytest.mark.parametrize(("sizes", "by_hand"), [((2, 2, 2), True), ((1, 8, 1), True), ((4, 1, 2), False)])
+def test_a_gathered_kernel_is_whole_and_its_gradient_lies_as_it_is_stored(
+    sizes: tuple[int, int, int], by_hand: bool
+) -> None:
+    """By hand where kernels are split over fsdp on TPUs: what fsdp splits is whole while it is used."""
+    mesh = mesh_of(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]))
+    placement, path = OnTpu(mesh), "h/mlp/c_fc/kernel"
+    stored, used = (NamedSharding(mesh, P(first, "tensor")) for first in ("fsdp", None))
+    kernel_DF = jax.device_put(jnp.arange(128.0).reshape(8, 16), stored)
+
+    @jax.jit
+    def both(kernel_DF: jax.Array) -> tuple[jax.Array, jax.Array]:
+        whole_DF, back = jax.vjp(lambda x: placement.gathered(path, x), kernel_DF)
+        return whole_DF, back(2 * whole_DF)[0]
+
+    whole_DF, grad_DF = both(kernel_DF)
+    assert placement.gathers is by_hand and not Placement(mesh).gathers
+    assert whole_DF.sharding.is_equivalent_to(used, 2)
+    assert grad_DF.sharding.is_equivalent_to(stored, 2)
+    np.testing.assert_array_equal(whole_DF, kernel_DF)
+    np.testing.assert_array_equal(grad_DF, 2 * kernel_DF)

@@ -15,12 +15,20 @@ import pytest
 import jaxgpt
 from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig
 from jaxgpt.model.gpt import define
-from jaxgpt.parallel import mesh_of, path_of, place_rows, shardings
+from jaxgpt.parallel import Placement, mesh_of, path_of, place_rows, shardings
 from jaxgpt.text.batch import Batch, shifted
 from jaxgpt.training import state as train_state
 from jaxgpt.training.loss import next_token_loss
 from jaxgpt.training.optim import averaged, learning_rate, optimizer_of
-from jaxgpt.training.state import compile_step, create_state, kept_on, start_state, train_step, training_model
+from jaxgpt.training.state import (
+    compile_step,
+    create_state,
+    kept_on,
+    start_state,
+    train_step,
+    training_model,
+    unrolled_on,
+)
 from jaxgpt.training.trainable import Chosen, combine, partition
 
 TRAINING = Path(__file__).parent / "golden" / "training"
@@ -167,6 +175,20 @@ def test_sharded_steps_equal_single_device_steps(
     losses, params = run(config, mesh_of(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])), 10)
     np.testing.assert_allclose(losses, single[0], rtol=1e-5)
     assert losses[-1] < losses[0]
+    assert_same(params, single[1], within=2e-5)
+
+
+@pytest.mark.parametrize(
+    "keeps",
+    ["all", *(pytest.param(keeps, marks=pytest.mark.exhaustive) for keeps in ["products", "nothing"])],
+)
+def test_kernels_that_are_gathered_by_hand_train_as_on_a_single_device(
+    config: GPTConfig, single: Any, keeps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on TPUs, whose kernels for attention take no texts as short as these."""
+    monkeypatch.setattr(Placement, "platform", "tpu")
+    losses, params = run(config, mesh_of(MeshConfig(data=2, fsdp=2, tensor=2)), 10, keeps=keeps)
+    np.testing.assert_allclose(losses, single[0], rtol=1e-5)
     assert_same(params, single[1], within=2e-5)
 
 
@@ -381,3 +403,10 @@ def test_what_is_kept_where_the_recipe_leaves_it_open() -> None:
     found = {platform: kept_on(platform, "auto") for platform in ("cpu", "gpu", "tpu", None)}
     assert found == {"cpu": "all", "gpu": "all", "tpu": "products", None: "all"}
     assert kept_on("tpu", "all") == "all" and kept_on("cpu", "nothing") == "nothing"
+
+
+def test_blocks_are_unrolled_where_that_is_faster_and_few_enough_to_compile() -> None:
+    found = {platform: unrolled_on(platform, 12, "auto") for platform in ("cpu", "gpu", "tpu", None)}
+    assert found == {"cpu": True, "gpu": False, "tpu": True, None: False}
+    assert unrolled_on("cpu", 48, "auto") and not unrolled_on("tpu", 48, "auto")
+    assert unrolled_on("tpu", 48, "unrolled") and not unrolled_on("cpu", 12, "scan")

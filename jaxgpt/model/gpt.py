@@ -27,7 +27,7 @@ from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.model.positions import sinusoidal_positions
 from jaxgpt.model.pure import parameters, stacked, structure
 from jaxgpt.model.stack import Params as Params
-from jaxgpt.model.stack import keeping, run_blocks, unstacked
+from jaxgpt.model.stack import keeping, run_blocks, unstacked, whole
 from jaxgpt.parallel import NOWHERE, Placement
 
 
@@ -185,7 +185,7 @@ class _Functions:
         inside = structure(lambda: Block(config, nnx.Rngs(0), layers, placement))
 
         def run_block(block: Params, *arguments: Any) -> tuple[Array, tuple[Array, Array]]:
-            return nnx.merge(inside, block)(*arguments)
+            return nnx.merge(inside, whole(block, placement, config.compute_dtype))(*arguments)
 
         self._run_block = keeping(keeps, run_block, looped=not unrolled)
         self._inside = inside
@@ -248,7 +248,7 @@ class _Functions:
 
     def unembed(self, params: Params, x: Array) -> Array:
         with self._exactly():
-            return self._around(params).unembed(x)
+            return self._around(self._rounded(params)).unembed(x)
 
     def score(self, params: Params, x: Array) -> Array:
         with self._exactly():
@@ -278,10 +278,20 @@ class _Functions:
         precision: AbstractContextManager[None] = jax.default_matmul_precision(self._config.matmul_precision)
         return precision
 
+    def _rounded(self, params: Params) -> Params:
+        """The parameters, the output head's table in the compute dtype: rounded before it is gathered."""
+        name = "wte" if self._config.tied_head else "lm_head"
+        table_VD = params[name]["embedding"]
+        if table_VD.dtype != jnp.float32:  # it is stored rounded
+            return params
+        table_VD = self._placement.settled(table_VD.astype(self._config.compute_dtype))
+        return params | {name: params[name] | {"embedding": table_VD}}
+
     def _around(self, params: Params) -> GPT:
         """The model without its blocks, its tables gathered where they are split for storage."""
         rest = {name: leaf for name, leaf in params.items() if name != "h"}
-        for name, lies in (("wte", "table"), ("wpe", "positions"), ("lm_head", "table")):
+        for name in ("wte", "wpe", "lm_head"):
             if name in rest:
-                rest[name] = rest[name] | {"embedding": self._placement(lies, rest[name]["embedding"])}
+                whole_VD = self._placement.gathered(f"{name}/embedding", rest[name]["embedding"])
+                rest[name] = rest[name] | {"embedding": whole_VD}
         return nnx.merge(self._outside, rest)

@@ -15,6 +15,7 @@ from jaxgpt.config import Keeps
 from jaxgpt.model.attend import PRODUCT
 from jaxgpt.model.blockwise import CONTEXT
 from jaxgpt.model.cache import Cached, KVCache
+from jaxgpt.parallel import Placement, path_of
 
 Params = dict[str, Any]
 
@@ -32,6 +33,24 @@ def keeping(keeps: Keeps, run_block: Callable[..., Any], *, looped: bool) -> Cal
     policy = PRODUCTS if keeps == "products" else None
     remade: Callable[..., Any] = jax.checkpoint(run_block, policy=policy, prevent_cse=not looped)
     return remade
+
+
+def whole(block: Params, placement: Placement, dtype: str) -> Params:
+    """A block's parameters, its kernels rounded to this dtype and gathered, where that is done by hand.
+
+    Inside of `keeping`, so that the backward pass gathers them again, unless it finds everything kept.
+    """
+    if not placement.gathers:
+        return block
+
+    def gathered(key_path: Any, leaf: Array) -> Array:
+        path = path_of(key_path)
+        if not path.endswith("/kernel"):
+            return leaf
+        return placement.gathered(f"h/{path}", leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf)
+
+    parameters: Params = jax.tree_util.tree_map_with_path(gathered, block)
+    return parameters
 
 
 def run_blocks(

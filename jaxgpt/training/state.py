@@ -22,6 +22,7 @@ from jaxgpt.training.loss import Loss, Losses
 from jaxgpt.training.trainable import EVERYTHING, Chosen, combine, partition
 
 Blocks = Literal["scan", "unrolled", "auto"]
+UNROLLED_ON_TPU = 12  # blocks: their compiler takes about nine seconds of a core for each
 
 
 @jax.tree_util.register_dataclass
@@ -60,13 +61,22 @@ def training_model(
 ) -> Model:
     """The model as a run on this mesh computes it, with layers of this kind.
 
-    With `blocks="auto"`, blocks are unrolled on CPU and scanned elsewhere, whichever is faster there. See
-    `kept_on` for `keeps="auto"`.
+    See `unrolled_on` for `blocks="auto"` and `kept_on` for `keeps="auto"`.
     """
     placement = Placement(mesh)
-    unrolled = blocks == "unrolled" or (blocks == "auto" and placement.platform == "cpu")
+    unrolled = unrolled_on(placement.platform, config.layers, blocks)
     kept = kept_on(placement.platform, keeps)
     return define(config, keeps=kept, unrolled=unrolled, layers=layers, placement=placement)
+
+
+def unrolled_on(platform: str | None, layers: int, blocks: Blocks) -> bool:
+    """Whether so many blocks are compiled one by one on this platform, and not scanned.
+
+    With `auto` whichever is faster: on TPU one by one, but for many blocks, which take long to compile.
+    """
+    if blocks != "auto":
+        return blocks == "unrolled"
+    return platform == "cpu" or (platform == "tpu" and layers <= UNROLLED_ON_TPU)
 
 
 def kept_on(platform: str | None, keeps: BackwardKeeps) -> Keeps:
