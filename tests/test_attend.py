@@ -1,6 +1,8 @@
 """Every implementation of attention computes what the plain one does, and the platform chooses among them."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -233,13 +235,30 @@ def test_the_kernel_of_heads_side_by_side_is_the_reference(
     lanes.
     """
     monkeypatch.setattr(kernel, "QUERY_BLOCK", 128)
-    mask = MASKS[name]
+    mask, scale = MASKS[name], head_size**-0.5
     q, k, v = qkv(256, 256 // head_size, head_size, dtype)
     assert_agree(
-        jax.jit(lambda *heads: kernel.paired(*heads, causal=mask.causal, name="context", interpret=True)),
-        lambda q, k, v: plain(q, k, v, mask, scale=1.0),
-        [x[:1] for x in (q * head_size**-0.5, k, v)],
+        jax.jit(
+            lambda *heads: kernel.paired(
+                *heads, scale=scale, causal=mask.causal, name="context", interpret=True
+            )
+        ),
+        lambda q, k, v: plain(q, k, v, mask, scale=scale),
+        [x[:1] for x in (q, k, v)],
         2e-6 if dtype == "float32" else 3e-2,
+    )
+
+
+@pytest.mark.parametrize("scale", [0.25, jnp.float32(0.25)], ids=["constant", "array"])
+def test_queries_for_the_kernel_of_heads_side_by_side_are_scaled_once(
+    scale: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside of it where the scale is a constant, else before it."""
+    monkeypatch.setattr(kernel, "paired", functools.partial(kernel.paired, interpret=True))
+    heads = [x[:1] for x in qkv(128, 2, 64, "bfloat16")]
+    found = attend(*heads, Mask(), scale=scale, placement=On())
+    np.testing.assert_allclose(
+        found.astype(float), plain(*heads, Mask(), scale=0.25).astype(float), rtol=0, atol=2e-2
     )
 
 

@@ -87,13 +87,17 @@ def attend(
     )
     if name == "blocks":
         return blocks(q_BTHK, k_BTHK, v_BTHK, mask, scale=scale, slopes_H=slopes_H, dropout=dropout, key=key)
-    q_BTHK = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)  # the kernels take a constant scale only
+    inside = scale if name == "paired" and isinstance(scale, float) else None
+    if inside is None:  # most kernels take a scale of 1 only, and this one takes constants
+        q_BTHK = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)
     if name == "cudnn":
         return cudnn(q_BTHK, k_BTHK, v_BTHK, mask)
     if name == "paired":
         from jaxgpt.model.paired import paired
 
-        return paired(q_BTHK, k_BTHK, v_BTHK, causal=mask.causal, name=CONTEXT, placement=placement)
+        heads = q_BTHK, k_BTHK, v_BTHK
+        scale = 1.0 if inside is None else inside
+        return paired(*heads, scale=scale, causal=mask.causal, name=CONTEXT, placement=placement)
     return splash(q_BTHK, k_BTHK, v_BTHK, mask, placement=placement)
 
 

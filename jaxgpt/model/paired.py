@@ -41,13 +41,13 @@ def paired(
     k_BTHK: Array,
     v_BTHK: Array,
     *,
+    scale: float,
     causal: bool,
     name: str,
     placement: Placement = NOWHERE,
     interpret: bool = False,
 ) -> Array:
-    """Attention of heads that lie side by side; the queries are scaled already. Each device has its own rows
-    and heads.
+    """Attention of heads that lie side by side. Each device has its own rows and heads.
 
     `name` is that of the result, for what the backward pass keeps (`jax.ad_checkpoint`). `interpret` runs the
     kernel on a CPU, for tests.
@@ -55,7 +55,7 @@ def paired(
 
     def each(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array) -> Array:
         q_BTD, k_BTD, v_BTD = (x.reshape(*x.shape[:2], -1) for x in (q_BTHK, k_BTHK, v_BTHK))
-        context_BTD: Array = _attention(q_BTD, k_BTD, v_BTD, q_BTHK.shape[-1], causal, name, interpret)
+        context_BTD: Array = _attention(q_BTD, k_BTD, v_BTD, q_BTHK.shape[-1], scale, causal, name, interpret)
         return context_BTD.reshape(q_BTHK.shape)
 
     given = q_BTHK, k_BTHK, v_BTHK
@@ -63,20 +63,34 @@ def paired(
     return context_BTHK
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6, 7))
 def _attention(
-    q_BTD: Array, k_BTD: Array, v_BTD: Array, head_size: int, causal: bool, name: str, interpret: bool
+    q_BTD: Array,
+    k_BTD: Array,
+    v_BTD: Array,
+    head_size: int,
+    scale: float,
+    causal: bool,
+    name: str,
+    interpret: bool,
 ) -> Array:
     """Attention [B, T, D]."""
-    return _forward(q_BTD, k_BTD, v_BTD, head_size, causal, name, interpret)[0]
+    return _forward(q_BTD, k_BTD, v_BTD, head_size, scale, causal, name, interpret)[0]
 
 
 def _forward(
-    q_BTD: Array, k_BTD: Array, v_BTD: Array, head_size: int, causal: bool, name: str, interpret: bool
+    q_BTD: Array,
+    k_BTD: Array,
+    v_BTD: Array,
+    head_size: int,
+    scale: float,
+    causal: bool,
+    name: str,
+    interpret: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
     B, T, D = q_BTD.shape
     context_BTD, sums_BH1T = pl.pallas_call(
-        functools.partial(_forward_kernel, head_size=head_size, causal=causal),
+        functools.partial(_forward_kernel, head_size=head_size, scale=scale, causal=causal),
         out_shape=(
             jax.ShapeDtypeStruct(q_BTD.shape, q_BTD.dtype),
             jax.ShapeDtypeStruct((B, D // head_size, 1, T), jnp.float32),
@@ -91,12 +105,18 @@ def _forward(
 
 
 def _backward(
-    head_size: int, causal: bool, _: str, interpret: bool, kept: tuple[Array, ...], grad_BTD: Array
+    head_size: int,
+    scale: float,
+    causal: bool,
+    _: str,
+    interpret: bool,
+    kept: tuple[Array, ...],
+    grad_BTD: Array,
 ) -> tuple[Array, ...]:
     q_BTD, k_BTD, v_BTD, sums_BH1T = kept
     B, T, D = q_BTD.shape
     grads: tuple[Array, ...] = pl.pallas_call(
-        functools.partial(_backward_kernel, head_size=head_size, causal=causal),
+        functools.partial(_backward_kernel, head_size=head_size, scale=scale, causal=causal),
         out_shape=(jax.ShapeDtypeStruct(q_BTD.shape, q_BTD.dtype),) * 3,
         in_specs=[_lanes(T)] * 4 + [_row(T, head_size)],
         out_specs=(_lanes(T),) * 3,
@@ -146,12 +166,20 @@ def _blocks(T: int, causal: bool) -> list[tuple[int, int, int]]:
 
 
 def _forward_kernel(
-    q_TL: Any, k_TL: Any, v_TL: Any, context_TL: Any, sums_1T: Any, *, head_size: int, causal: bool
+    q_TL: Any,
+    k_TL: Any,
+    v_TL: Any,
+    context_TL: Any,
+    sums_1T: Any,
+    *,
+    head_size: int,
+    scale: float,
+    causal: bool,
 ) -> None:
     T = q_TL.shape[0]
     for first, last, seen in _blocks(T, causal):
         mine = _of_head((last - first, LANES), head_size)
-        q_QL = jnp.where(mine, q_TL[first:last, :], 0)
+        q_QL = jnp.where(mine, _scaled(q_TL[first:last, :], scale), 0)
         parts = [(slice(0, seen), False)] * (seen > 0) + [(slice(first, last), True)] * causal
         scores = [_scores(q_QL, k_TL[keys, :], 0 if diagonal else None) for keys, diagonal in parts]
         largest_Q1 = functools.reduce(jnp.maximum, (jnp.max(s_QS, axis=1, keepdims=True) for s_QS in scores))
@@ -180,6 +208,7 @@ def _backward_kernel(
     v_sum_TL: Any,
     *,
     head_size: int,
+    scale: float,
     causal: bool,
 ) -> None:
     """Scores with their keys first, [S, Q]: three of the four products then need nothing turned."""
@@ -188,7 +217,8 @@ def _backward_kernel(
     k_sum_TL[...], v_sum_TL[...] = jnp.zeros((T, LANES)), jnp.zeros((T, LANES))
     for first, last, seen in _blocks(T, causal):
         mine = _of_head((last - first, LANES), head_size)
-        q_QL, grad_QL = (jnp.where(mine, x[first:last, :], 0) for x in (q_TL, grad_TL))
+        q_QL = jnp.where(mine, _scaled(q_TL[first:last, :], scale), 0)
+        grad_QL = jnp.where(mine, grad_TL[first:last, :], 0)
         parts = [(slice(0, seen), False)] * (seen > 0) + [(slice(first, last), True)] * causal
         weights, slopes = [], []
         for keys, diagonal in parts:
@@ -204,10 +234,15 @@ def _backward_kernel(
             v_sum_TL[keys, :] += product(p_SQ.astype(q_TL.dtype), grad_QL)
             k_sum_TL[keys, :] += product(ds_SQ, q_QL)
             dq_QL += jax.lax.dot_general(ds_SQ, k_TL[keys, :], TN, preferred_element_type=jnp.float32)
-        dq_TL[first:last, :] = jnp.where(mine, dq_QL.astype(dq_TL.dtype), dq_TL[first:last, :])
+        dq_TL[first:last, :] = jnp.where(mine, (scale * dq_QL).astype(dq_TL.dtype), dq_TL[first:last, :])
     mine = _of_head((T, LANES), head_size)
     dk_TL[...] = jnp.where(mine, k_sum_TL[...].astype(dk_TL.dtype), dk_TL[...])
     dv_TL[...] = jnp.where(mine, v_sum_TL[...].astype(dv_TL.dtype), dv_TL[...])
+
+
+def _scaled(q_QL: Array, scale: float) -> Array:
+    """The queries times the scale: they are fewer than the scores."""
+    return (scale * q_QL.astype(jnp.float32)).astype(q_QL.dtype)
 
 
 def _scores(a_AL: Array, b_BL: Array, queries: int | None) -> Array:
