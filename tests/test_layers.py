@@ -15,6 +15,7 @@ STOREYS = [
     "errors",
     "interrupt",
     "huge_pages",
+    "memory",
     "files",
     "log",
     "doctor",

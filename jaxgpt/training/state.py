@@ -15,6 +15,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from jaxgpt.config import BackwardKeeps, GPTConfig, Keeps
+from jaxgpt.memory import return_free_memory
 from jaxgpt.model.gpt import Model, Params, define
 from jaxgpt.model.layers import AS_TRAINED, Layers
 from jaxgpt.parallel import P, Placement, abstract, shardings
@@ -273,6 +274,7 @@ class StepPrograms:
             since = time.perf_counter()
             self._compiled[shapes] = self._jitted.lower(state, batch).compile()
             self._seconds += time.perf_counter() - since
+            return_free_memory()
         return self._compiled[shapes]
 
     def compiling(self) -> float:

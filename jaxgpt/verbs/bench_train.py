@@ -17,7 +17,15 @@ from jaxgpt.text.batch import shifted
 from jaxgpt.training.flops import count_parameters, measured_matmul_flops, peak_flops, utilisation
 from jaxgpt.training.loss import next_token_loss
 from jaxgpt.training.optim import learning_rate, optimizer_of
-from jaxgpt.training.state import Blocks, TrainState, compile_step, create_state, train_step, training_model
+from jaxgpt.training.state import (
+    Blocks,
+    StepPrograms,
+    TrainState,
+    compile_step,
+    create_state,
+    train_step,
+    training_model,
+)
 
 WARM_UP = 2  # steps
 
@@ -74,7 +82,7 @@ def train_figures(
 
 def compiled_step(
     config: GPTConfig, mesh: Mesh, *, blocks: Blocks, keeps: BackwardKeeps, loss_chunk: int
-) -> tuple[TrainState, Any]:
+) -> tuple[TrainState, StepPrograms]:
     """A new training state, and a training step, which is compiled when it first runs."""
     model, optim = training_model(config, mesh, keeps=keeps, blocks=blocks), OptimConfig()
     schedule = learning_rate(optim, 1000)
@@ -83,4 +91,4 @@ def compiled_step(
     step = functools.partial(
         train_step, loss=next_token_loss(model, chunk=loss_chunk), optimizer=optimizer, schedule=schedule
     )
-    return state, compile_step(step, state, mesh)
+    return state, StepPrograms(compile_step(step, state, mesh))
