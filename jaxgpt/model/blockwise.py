@@ -86,8 +86,10 @@ def _backward(
     T, S = q_BHTK.shape[2], k_BHSK.shape[2]
     dtype = v_BHSK.dtype
     grad_BHTK = jnp.swapaxes(grad_BTHK, 1, 2)
-    # XLA on CPU computes what it can as early as it can. These scores are to wait for the backward pass.
-    q_BHTK = q_BHTK + 0 * grad_BHTK
+    # XLA on CPU computes what it can as early as it can, and what was computed once it keeps. The scores and
+    # the keys and values of each block are to wait for the backward pass.
+    nothing_BH1K = 0 * grad_BHTK[:, :, :1]
+    q_BHTK, k_BHSK, v_BHSK = (x + nothing_BH1K for x in (q_BHTK, k_BHSK, v_BHSK))
     exact = context_BTHK.astype(jnp.float32) * grad_BTHK.astype(jnp.float32)
     common_BHT = jnp.swapaxes(jnp.sum(exact, axis=-1), 1, 2)  # the sum over keys of weight x its gradient
     dq, dk_BHSK, dv_BHSK = [], jnp.zeros(k_BHSK.shape, jnp.float32), jnp.zeros(v_BHSK.shape, jnp.float32)
