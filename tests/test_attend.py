@@ -165,6 +165,19 @@ def test_blocks_keep_no_weights_for_the_backward_pass(monkeypatch: pytest.Monkey
         assert kept < 6 * arrays[0].size < B * H * 32 * 128
 
 
+def test_blocks_keep_keys_and_values_once_on_a_cpu() -> None:
+    """What each block of queries sees of them is cut out anew for the gradient."""
+
+    def layers(x: jax.Array) -> jax.Array:
+        for _ in range(8):
+            x = x + blocks(x, 2 * x, 3 * x, Mask(), scale=0.3)
+        return jnp.sum(x)
+
+    x = jnp.ones((1, 512, 2, 32))
+    used = jax.jit(jax.grad(layers)).lower(x).compile().memory_analysis().temp_size_in_bytes
+    assert used < 8 * 9 * x.nbytes  # else nearly 12 arrays for each of the layers
+
+
 def test_slopes_lower_scores_by_distance_also_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blockwise, "QUERY_BLOCK", 2)
     q, k, v = qkv(8)
