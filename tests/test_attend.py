@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
+from placements import OnGpu, OnTpu
 
 from jaxgpt.config import GPTConfig, MeshConfig
 from jaxgpt.model import blockwise
@@ -33,16 +34,6 @@ OTHER_KEYS = Mask(
     segments_BT=np.ones((B, 8), bool),
     key_segments_BS=np.arange(10)[None, :] < np.array([[10], [7]]),
 )
-
-
-class On(Placement):
-    """A placement that claims another platform than its devices have: its programs are only lowered."""
-
-    platform = "tpu"
-
-
-class OnGpu(On):
-    platform = "gpu"
 
 
 def qkv(T: int, heads: int = H, head_size: int = K, dtype: str = "float32") -> list[jax.Array]:
@@ -269,7 +260,7 @@ def test_queries_for_the_kernel_of_heads_side_by_side_are_scaled_once(
     """Inside of it where the scale is a constant, else before it."""
     monkeypatch.setattr(kernel, "paired", functools.partial(kernel.paired, interpret=True))
     heads = [x[:1] for x in qkv(128, 2, 64, "bfloat16")]
-    found = attend(*heads, Mask(), scale=scale, placement=On())
+    found = attend(*heads, Mask(), scale=scale, placement=OnTpu())
     np.testing.assert_allclose(
         found.astype(float), plain(*heads, Mask(), scale=0.25).astype(float), rtol=0, atol=2e-2
     )
@@ -287,16 +278,16 @@ def test_on_a_mesh_every_device_runs_splash_on_its_own_rows_and_heads(name: str)
 @pytest.mark.parametrize(
     ("placement", "changes", "chosen"),
     [
-        (On(), {}, "paired"),
-        (On(), {"heads": 25}, "splash"),
-        (On(), {"head_size": 96}, "splash"),
-        (On(), {"length": 2048}, "splash"),
-        (On(), {"mask": Mask(window=3)}, "splash"),
-        (On(mesh_of(MeshConfig(data=2, tensor=4), jax.devices()[:8])), {}, "splash"),
-        (On(), {"dtype": "float32"}, "splash"),
-        (On(), {"mask": Mask(segments_BT=packed(6))}, "splash"),
-        (On(), {"length": 100}, "blocks"),
-        (On(), {"only_xla": True}, "blocks"),
+        (OnTpu(), {}, "paired"),
+        (OnTpu(), {"heads": 25}, "splash"),
+        (OnTpu(), {"head_size": 96}, "splash"),
+        (OnTpu(), {"length": 2048}, "splash"),
+        (OnTpu(), {"mask": Mask(window=3)}, "splash"),
+        (OnTpu(mesh_of(MeshConfig(data=2, tensor=4), jax.devices()[:8])), {}, "splash"),
+        (OnTpu(), {"dtype": "float32"}, "splash"),
+        (OnTpu(), {"mask": Mask(segments_BT=packed(6))}, "splash"),
+        (OnTpu(), {"length": 100}, "blocks"),
+        (OnTpu(), {"only_xla": True}, "blocks"),
         (OnGpu(), {}, "cudnn"),
         (OnGpu(), {"dtype": "float32"}, "blocks"),
         (OnGpu(), {"head_size": 60}, "blocks"),
@@ -329,7 +320,7 @@ def test_a_model_for_a_tpu_mesh_calls_a_kernel(gpt: tuple) -> None:
     """
     config, params, tokens = gpt
     mesh = mesh_of(MeshConfig(data=2, tensor=2), jax.devices()[:4])
-    for placement, called in ((On(), "paired_attention_forward"), (On(mesh), "splash_mha")):
+    for placement, called in ((OnTpu(), "paired_attention_forward"), (OnTpu(mesh), "splash_mha")):
         model = define(config, unrolled=True, placement=placement)
         text = jax.jit(model.apply).trace(params, tokens).lower(lowering_platforms=("tpu",)).as_text()
         assert "@tpu_custom_call" in text and called in text

@@ -96,8 +96,8 @@ def test_impossible_models_are_refused_with_the_value(settings: dict, message: s
         (MeshConfig, {"fsdp": "8"}, "fsdp = '8' is not int"),
         (DataConfig, {"stride": 1.5}, "stride = 1.5 is not"),
         (TrainConfig, {"model": None}, "model = None is not GPTConfig"),
-        (OptimConfig, {"clip_norm": math.inf}, "clip_norm is infinite, or too large"),
-        (TrainConfig, {"steps": 1 << 63}, "steps is infinite, or too large"),
+        (OptimConfig, {"clip_norm": math.inf}, "clip_norm is not finite, or too large"),
+        (TrainConfig, {"steps": 1 << 63}, "steps is not finite, or too large"),
     ],
 )
 def test_settings_of_another_type_are_refused_also_in_python(kind: Any, settings: dict, message: str) -> None:

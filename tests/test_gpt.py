@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import shaken
+from placements import OnTpu
 
 from jaxgpt.config import GPTConfig, Keeps, MeshConfig, TrainConfig, load_recipe, preset_names
 from jaxgpt.model.cache import lengthened
@@ -160,12 +161,6 @@ def test_the_backward_pass_computes_again_what_is_not_kept(
 
     assert products("products") == products("all")
     assert products("nothing") == products("all") + 5
-
-
-class OnTpu(Placement):
-    """A placement that takes its devices for TPUs."""
-
-    platform = "tpu"
 
 
 @pytest.mark.parametrize("keeps", ["products", "nothing"])

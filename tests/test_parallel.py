@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from placements import OnTpu
 
 from jaxgpt.config import GPTConfig, MeshConfig, OptimConfig
 from jaxgpt.errors import ConfigError
@@ -70,12 +71,6 @@ def test_rows_are_read_once_and_land_in_order() -> None:
     assert sorted(spans) == [(0, 3), (3, 6), (6, 9), (9, 12)]
     np.testing.assert_array_equal(placed["x"][:, 2], np.arange(12))
     assert placed["none"] is None and placed["x"].sharding.spec == P(("data", "fsdp"))
-
-
-class OnTpu(Placement):
-    """A placement that takes its devices for TPUs."""
-
-    platform = "tpu"
 
 
 @pytest.mark.parametrize(("sizes", "by_hand"), [((2, 2, 2), True), ((1, 8, 1), True), ((4, 1, 2), False)])

@@ -18,7 +18,7 @@ def check_types(settings: Any) -> None:
     kinds = field_types(type(settings))
     values = {name: getattr(settings, name) for name in kinds}
     wrong = [f"{n} = {v!r} is not {spelled(kinds[n])}" for n, v in values.items() if not fits(v, kinds[n])]
-    wrong += [f"{n} is infinite, or too large" for n, v in values.items() if _beyond(v)]
+    wrong += [f"{n} is not finite, or too large" for n, v in values.items() if _beyond(v)]
     if wrong:
         kind = type(settings).__name__
         raise ConfigError(

@@ -11,7 +11,7 @@ It is Dao et al. 2022, "FlashAttention", section 3, without its blocks of keys.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,16 @@ LONGEST = 1024  # positions: of longer sequences the fast memory does not hold w
 # Dimensions of a product: a b^T, and a^T b.
 NT = ((1,), (1,)), ((), ())
 TN = ((0,), (0,)), ((), ())
+
+
+class _Settings(NamedTuple):
+    """What the kernels are compiled for. See `paired`."""
+
+    head_size: int
+    scale: float
+    causal: bool
+    name: str
+    interpret: bool
 
 
 def suits(heads: int, head_size: int, length: int) -> bool:
@@ -55,39 +65,25 @@ def paired(
 
     def each(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array) -> Array:
         q_BTD, k_BTD, v_BTD = (x.reshape(*x.shape[:2], -1) for x in (q_BTHK, k_BTHK, v_BTHK))
-        context_BTD: Array = _attention(q_BTD, k_BTD, v_BTD, q_BTHK.shape[-1], scale, causal, name, interpret)
+        context_BTD: Array = _attention(q_BTD, k_BTD, v_BTD, settings)
         return context_BTD.reshape(q_BTHK.shape)
 
+    settings = _Settings(q_BTHK.shape[-1], scale, causal, name, interpret)
     given = q_BTHK, k_BTHK, v_BTHK
     context_BTHK: Array = placement.on_each_device(each, ("heads",) * 3, "heads", given)(*given)
     return context_BTHK
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6, 7))
-def _attention(
-    q_BTD: Array,
-    k_BTD: Array,
-    v_BTD: Array,
-    head_size: int,
-    scale: float,
-    causal: bool,
-    name: str,
-    interpret: bool,
-) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attention(q_BTD: Array, k_BTD: Array, v_BTD: Array, settings: _Settings) -> Array:
     """Attention [B, T, D]."""
-    return _forward(q_BTD, k_BTD, v_BTD, head_size, scale, causal, name, interpret)[0]
+    return _forward(q_BTD, k_BTD, v_BTD, settings)[0]
 
 
 def _forward(
-    q_BTD: Array,
-    k_BTD: Array,
-    v_BTD: Array,
-    head_size: int,
-    scale: float,
-    causal: bool,
-    name: str,
-    interpret: bool,
+    q_BTD: Array, k_BTD: Array, v_BTD: Array, settings: _Settings
 ) -> tuple[Array, tuple[Array, ...]]:
+    head_size, scale, causal, name, interpret = settings
     B, T, D = q_BTD.shape
     context_BTD, sums_BH1T = pl.pallas_call(
         functools.partial(_forward_kernel, head_size=head_size, scale=scale, causal=causal),
@@ -104,15 +100,8 @@ def _forward(
     return context_BTD, (q_BTD, k_BTD, v_BTD, sums_BH1T)
 
 
-def _backward(
-    head_size: int,
-    scale: float,
-    causal: bool,
-    _: str,
-    interpret: bool,
-    kept: tuple[Array, ...],
-    grad_BTD: Array,
-) -> tuple[Array, ...]:
+def _backward(settings: _Settings, kept: tuple[Array, ...], grad_BTD: Array) -> tuple[Array, ...]:
+    head_size, scale, causal, _, interpret = settings
     q_BTD, k_BTD, v_BTD, sums_BH1T = kept
     B, T, D = q_BTD.shape
     grads: tuple[Array, ...] = pl.pallas_call(

@@ -146,7 +146,7 @@ def _folder_texts(folder: Path) -> list[Text]:
             "not texts",
             path=folder,
             why="it holds tokens that `jaxgpt prepare` wrote",
-            fix=f"give its texts; to train on it, let prepare end, which writes {MANIFEST_FILE}",
+            fix=f"give the texts; or run `jaxgpt prepare` again to its end, which writes {MANIFEST_FILE}",
         )
     return [Text(path.as_posix(), path) for path in files]
 
